@@ -1,0 +1,120 @@
+"""What can go wrong with a call, named for what the caller can do next.
+
+Owns the error tree and the one table from gRPC status to error class. Never retries: a resent observation is a stale one.
+"""
+
+from __future__ import annotations
+
+import grpc
+
+from premotor.v1 import policy_pb2
+from premotor.wire import WireError, decode_duration, read_error_metadata
+
+
+class PolicyError(Exception):
+    """Any failed call. No chunk came: hold the robot, do not play zeros."""
+
+    def __init__(self, message: str, *, code: grpc.StatusCode | None = None, request_id: str = "") -> None:
+        super().__init__(message)
+        self.code = code
+        self.request_id = request_id
+
+
+class FixRequestError(PolicyError):
+    """The same call will fail again: change it. `field` is the path at fault, "" when no single field is."""
+
+    def __init__(
+        self, message: str, *, field: str = "", code: grpc.StatusCode | None = None, request_id: str = ""
+    ) -> None:
+        super().__init__(message, code=code, request_id=request_id)
+        self.field = field
+
+
+class RetryableError(PolicyError):
+    """The service cannot answer now: ask again, with a fresh observation. `retry_delay_s` is None when it names no wait."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_delay_s: float | None = None,
+        code: grpc.StatusCode | None = None,
+        request_id: str = "",
+    ) -> None:
+        super().__init__(message, code=code, request_id=request_id)
+        self.retry_delay_s = retry_delay_s
+
+
+class DeadlineExceededError(PolicyError):
+    """The chunk did not come in time, and would be stale by now: hold, then ask with a fresh observation."""
+
+
+class ServerFailureError(PolicyError):
+    """The service failed on this request: hold, and tell its operator the request id."""
+
+
+class ProtocolError(PolicyError):
+    """An answer came that is not an answer to this request, or not a usable one: hold, and do not trust this server."""
+
+
+class ClosedError(PolicyError):
+    """The client or the stream has been closed by its owner."""
+
+
+_CLASSES: dict[grpc.StatusCode, type[PolicyError]] = {
+    grpc.StatusCode.INVALID_ARGUMENT: FixRequestError,
+    grpc.StatusCode.NOT_FOUND: FixRequestError,
+    grpc.StatusCode.FAILED_PRECONDITION: FixRequestError,
+    grpc.StatusCode.OUT_OF_RANGE: FixRequestError,
+    grpc.StatusCode.ALREADY_EXISTS: FixRequestError,
+    grpc.StatusCode.UNAUTHENTICATED: FixRequestError,
+    grpc.StatusCode.PERMISSION_DENIED: FixRequestError,
+    grpc.StatusCode.UNAVAILABLE: RetryableError,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: RetryableError,
+    grpc.StatusCode.ABORTED: RetryableError,
+    grpc.StatusCode.CANCELLED: RetryableError,
+    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceededError,
+    grpc.StatusCode.INTERNAL: ServerFailureError,
+    grpc.StatusCode.UNKNOWN: ServerFailureError,
+    grpc.StatusCode.DATA_LOSS: ServerFailureError,
+    grpc.StatusCode.UNIMPLEMENTED: ProtocolError,
+}
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
+# What gRPC itself answers, with RESOURCE_EXHAUSTED and no details, to a message beyond either side's cap.
+_TOO_LARGE = "larger than max"
+
+
+def error_from_call(error: grpc.Call | grpc.aio.AioRpcError, *, request_id: str = "") -> PolicyError:
+    """The error for a call that ended with a status, from its details where it carries them."""
+    details = read_error_metadata(error.trailing_metadata())
+    if details is not None:
+        return error_from_details(details, request_id=request_id)
+    return _error(error.code(), error.details() or "", request_id=request_id)
+
+
+def error_from_details(details: policy_pb2.RequestError, *, request_id: str = "") -> PolicyError:
+    """The error that a RequestError describes."""
+    code = _CODES.get(details.code)
+    if code is None or code is grpc.StatusCode.OK:
+        return ProtocolError(f"an error with status {details.code} came: {details.message}", request_id=request_id)
+    retry_delay_s = None
+    if details.HasField("retry_delay"):
+        try:
+            retry_delay_s = max(decode_duration(details.retry_delay, field="retry_delay"), 0.0)
+        except WireError as error:
+            return ProtocolError(str(error), code=code, request_id=request_id)
+    return _error(code, details.message, request_id=request_id, field=details.field, retry_delay_s=retry_delay_s)
+
+
+def _error(
+    code: grpc.StatusCode, message: str, *, request_id: str, field: str = "", retry_delay_s: float | None = None
+) -> PolicyError:
+    error_class = _CLASSES[code]
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and _TOO_LARGE in message:
+        error_class = FixRequestError
+    text = f"{code.name}: {message}" if message else code.name
+    if error_class is FixRequestError:
+        return FixRequestError(text, field=field, code=code, request_id=request_id)
+    if error_class is RetryableError:
+        return RetryableError(text, retry_delay_s=retry_delay_s, code=code, request_id=request_id)
+    return error_class(text, code=code, request_id=request_id)

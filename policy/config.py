@@ -1,0 +1,101 @@
+"""What a model is made of, as frozen data: everything needed to build it before its weights are read.
+
+Owns the config of the whole VLA, its JSON form, and the named sizes. Builds no module (vla.py does).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, TypeVar
+
+from policy.images import Interpolation
+from policy.trunk import TrunkConfig
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvolutionalSettings:
+    """The convolutional backbone's own numbers (convolutional.py)."""
+
+    kind: Literal["convolutional"] = "convolutional"
+    vocabulary: int
+    num_keypoints: int
+    channels: tuple[int, int, int, int]
+    trunk: TrunkConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class VlmSettings:
+    """A Hugging Face image-text-to-text model (vlm.py); `hugging_face` is its own config, `model_type` included."""
+
+    kind: Literal["vlm"] = "vlm"
+    hugging_face: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    size: str
+    num_embodiments: int
+    max_cameras: int
+    max_state_dim: int
+    max_action_dim: int
+    image_size: int
+    interpolation: Interpolation
+    action_horizon: int
+    execution_horizon: int
+    history_steps: int
+    num_inference_steps: int
+    max_inference_steps: int
+    latent_dim: int
+    num_soft_tokens: int
+    encoder: TrunkConfig
+    decoder: TrunkConfig
+    backbone: ConvolutionalSettings | VlmSettings
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.execution_horizon <= self.action_horizon:
+            raise ValueError(
+                f"execution_horizon is {self.execution_horizon}, expected 1 to action_horizon {self.action_horizon}"
+            )
+        if not 1 <= self.num_inference_steps <= self.max_inference_steps:
+            raise ValueError(
+                f"num_inference_steps is {self.num_inference_steps}, expected 1 to max_inference_steps {self.max_inference_steps}"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        return json.loads(json.dumps(asdict(self)))
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> ModelConfig:
+        """Raises ValueError that names an unknown, missing or impossible key."""
+        values = dict(values)
+        values["encoder"] = _build(TrunkConfig, values.get("encoder"), "encoder")
+        values["decoder"] = _build(TrunkConfig, values.get("decoder"), "decoder")
+        values["backbone"] = _backbone(values.get("backbone"))
+        return _build(cls, values, "model")
+
+
+def _backbone(values: Any) -> ConvolutionalSettings | VlmSettings:
+    kind = values.get("kind") if isinstance(values, Mapping) else None
+    if kind == "vlm":
+        return _build(VlmSettings, values, "backbone")
+    if kind == "convolutional":
+        trunk = _build(TrunkConfig, values.get("trunk"), "backbone.trunk")
+        channels = tuple(values.get("channels", ()))
+        return _build(ConvolutionalSettings, {**values, "trunk": trunk, "channels": channels}, "backbone")
+    raise ValueError(f"backbone.kind is {kind!r}, expected 'convolutional' or 'vlm'")
+
+
+def _build(cls: type[_T], values: Any, where: str) -> _T:
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{where} is {type(values).__name__}, expected an object")
+    known = {field.name for field in fields(cls)}  # type: ignore[arg-type]
+    if unknown := sorted(set(values) - known):
+        raise ValueError(f"{where} has unknown keys {unknown}, expected {sorted(known)}")
+    try:
+        return cls(**values)
+    except TypeError as error:
+        raise ValueError(f"{where}: {error}") from None

@@ -1,0 +1,161 @@
+"""What a robot body is to a policy: its cameras, its named state and action groups, its rate.
+
+Owns the declarative EmbodimentSpec and its JSON form. Does not own statistics (normalization.py) or pixels (images.py),
+and imports nothing but the standard library, so that any process may read a spec.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any
+
+
+class GroupKind(StrEnum):
+    JOINT_POSITION = "joint_position"
+    JOINT_VELOCITY = "joint_velocity"
+    END_EFFECTOR_POSITION = "end_effector_position"
+    END_EFFECTOR_ROTATION = "end_effector_rotation"
+    GRIPPER = "gripper"
+    BASE = "base"
+    OTHER = "other"
+
+
+class Normalization(StrEnum):
+    """How a group is brought to about [-1, 1]."""
+
+    IDENTITY = "identity"
+    MIN_MAX = "min_max"
+    MEAN_STD = "mean_std"
+    QUANTILE = "q01_q99"
+
+
+class Representation(StrEnum):
+    """What an action's numbers mean; states are always absolute."""
+
+    ABSOLUTE = "absolute"
+    DELTA = "delta"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """A named run of dimensions of a state or action vector.
+
+    `relative_to` names a state group of the same width: the model then sees an absolute action minus that group's value
+    at the observation, while data, wire and robot keep the absolute one.
+    """
+
+    name: str
+    dim: int
+    kind: GroupKind
+    unit: str
+    representation: Representation = Representation.ABSOLUTE
+    normalization: Normalization = Normalization.QUANTILE
+    relative_to: str | None = None
+    lower_limit: tuple[float, ...] = ()
+    upper_limit: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.dim < 1:
+            raise ValueError(f"group {self.name!r} has dim {self.dim}, expected at least 1")
+        for side, limit in (("lower_limit", self.lower_limit), ("upper_limit", self.upper_limit)):
+            if limit and len(limit) != self.dim:
+                raise ValueError(f"group {self.name!r}: {side} has {len(limit)} values, expected {self.dim} or none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Camera:
+    """A camera's name and the resolution of its recorded frames."""
+
+    name: str
+    height: int
+    width: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbodimentSpec:
+    """One robot body. Equal specs have equal digests; any change is another body to the statistics."""
+
+    name: str
+    cameras: tuple[Camera, ...]
+    state: tuple[Group, ...]
+    action: tuple[Group, ...]
+    control_rate_hz: float
+
+    def __post_init__(self) -> None:
+        if not self.cameras or not self.state or not self.action:
+            raise ValueError(f"embodiment {self.name!r} needs at least one camera, state group and action group")
+        if not self.control_rate_hz > 0:
+            raise ValueError(f"embodiment {self.name!r} has control_rate_hz {self.control_rate_hz}, expected more than 0")
+        for part, names in (
+            ("camera", [camera.name for camera in self.cameras]),
+            ("state group", [group.name for group in self.state]),
+            ("action group", [group.name for group in self.action]),
+        ):
+            if len(set(names)) != len(names):
+                raise ValueError(f"embodiment {self.name!r} names a {part} twice: {names}")
+        state_groups = {group.name: group for group in self.state}
+        for group in self.state:
+            if group.relative_to is not None:
+                raise ValueError(f"embodiment {self.name!r}: state group {group.name!r} cannot be relative")
+        for group in self.action:
+            if group.relative_to is None:
+                continue
+            target = state_groups.get(group.relative_to)
+            if target is None or target.dim != group.dim or group.representation is not Representation.ABSOLUTE:
+                raise ValueError(
+                    f"embodiment {self.name!r}: action group {group.name!r} must be absolute and as wide as the state group "
+                    f"{group.relative_to!r} it is relative to"
+                )
+
+    @property
+    def camera_names(self) -> tuple[str, ...]:
+        return tuple(camera.name for camera in self.cameras)
+
+    @property
+    def state_dim(self) -> int:
+        return sum(group.dim for group in self.state)
+
+    @property
+    def action_dim(self) -> int:
+        return sum(group.dim for group in self.action)
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the canonical JSON form, as hex."""
+        canonical = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        return json.loads(json.dumps(asdict(self)))
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> EmbodimentSpec:
+        """Raises TypeError for an unknown or missing key, ValueError for a value that cannot be."""
+        fields = dict(fields)
+        fields["cameras"] = tuple(Camera(**camera) for camera in fields["cameras"])
+        fields["state"] = tuple(_group(group) for group in fields["state"])
+        fields["action"] = tuple(_group(group) for group in fields["action"])
+        return cls(**fields)
+
+
+def group_slices(groups: tuple[Group, ...]) -> Iterator[tuple[Group, slice]]:
+    """Each group with the columns it owns."""
+    start = 0
+    for group in groups:
+        yield group, slice(start, start + group.dim)
+        start += group.dim
+
+
+def _group(fields: Mapping[str, Any]) -> Group:
+    fields = dict(fields)
+    fields["kind"] = GroupKind(fields["kind"])
+    for key, kind in (("representation", Representation), ("normalization", Normalization)):
+        if key in fields:
+            fields[key] = kind(fields[key])
+    for key in ("lower_limit", "upper_limit"):
+        fields[key] = tuple(fields.get(key, ()))
+    return Group(**fields)

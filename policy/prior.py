@@ -1,0 +1,152 @@
+"""The action prior: motion encoder E, action decoder D (paper A, section 1.1; arXiv 2606.26095).
+
+E reads a window of states and actions and returns one motion latent; D is a flow-matching velocity field over a chunk of
+action tokens given that latent. Both work in model units (normalised, zero-padded) and read no image or text. Every
+embodiment has its own projections in and out and its own soft tokens; the trunks are shared.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from policy.flow import integrate
+from policy.trunk import Trunk, TrunkConfig
+
+_TIME_FEATURES = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorConfig:
+    num_embodiments: int
+    max_state_dim: int
+    max_action_dim: int
+    latent_dim: int
+    num_soft_tokens: int
+    encoder: TrunkConfig
+    decoder: TrunkConfig
+
+
+class EmbodimentLinear(nn.Module):
+    """One affine map per embodiment."""
+
+    def __init__(self, num_embodiments: int, in_dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(num_embodiments, in_dim, out_dim) * in_dim**-0.5)
+        self.bias = nn.Parameter(torch.zeros(num_embodiments, out_dim))
+
+    def forward(
+        self, x: Float[Tensor, "batch length in_dim"], embodiment: Int[Tensor, " batch"]
+    ) -> Float[Tensor, "batch length out_dim"]:
+        return torch.bmm(x, self.weight[embodiment].to(x.dtype)) + self.bias[embodiment].to(x.dtype)[:, None]
+
+
+def normalize_latent(z: Float[Tensor, "*batch latent_dim"]) -> Float[Tensor, "*batch latent_dim"]:
+    """Unit root mean square, so that z of the encoder and z' of the VLM live on one sphere."""
+    return F.rms_norm(z.float(), (z.shape[-1],), eps=1e-6)
+
+
+class MotionEncoder(nn.Module):
+    """E: `[cls, p_k, s_1, a_1, ..., s_T, a_T]` with bidirectional attention; z is the normalised output at cls."""
+
+    def __init__(self, config: PriorConfig) -> None:
+        super().__init__()
+        width = config.encoder.width
+        self.num_soft_tokens = config.num_soft_tokens
+        self.cls = nn.Parameter(torch.randn(width) * 0.02)
+        self.soft_tokens = nn.Parameter(torch.randn(config.num_embodiments, config.num_soft_tokens, width) * 0.02)
+        self.kind = nn.Parameter(torch.randn(2, width) * 0.02)  # state, action
+        self.state_in = EmbodimentLinear(config.num_embodiments, config.max_state_dim, width)
+        self.action_in = EmbodimentLinear(config.num_embodiments, config.max_action_dim, width)
+        self.trunk = Trunk(config.encoder)
+        self.latent = nn.Linear(width, config.latent_dim)
+
+    def forward(
+        self,
+        states: Float[Tensor, "batch steps max_state_dim"],
+        actions: Float[Tensor, "batch steps max_action_dim"],
+        step_mask: Bool[Tensor, "batch steps"],
+        embodiment: Int[Tensor, " batch"],
+    ) -> Float[Tensor, "batch latent_dim"]:
+        """Steps with a False mask are not read."""
+        batch, steps = step_mask.shape
+        state_tokens = self.state_in(states, embodiment) + self.kind[0]
+        action_tokens = self.action_in(actions, embodiment) + self.kind[1]
+        pairs = torch.stack([state_tokens, action_tokens], 2).flatten(1, 2)  # B 2T D
+        head = torch.cat([self.cls.expand(batch, 1, -1), self.soft_tokens[embodiment]], 1)
+        x = torch.cat([head.to(pairs.dtype), pairs], 1)
+        readable = torch.cat(
+            [step_mask.new_ones(batch, 1 + self.num_soft_tokens), step_mask.repeat_interleave(2, dim=1)], 1
+        )
+        h = self.trunk(x, readable[:, None].expand(-1, x.shape[1], -1))
+        return normalize_latent(self.latent(h[:, 0]))
+
+
+class ActionDecoder(nn.Module):
+    """D: velocity of a noisy chunk at a flow time, given one latent. Sees no state and no image (paper A, Figure 1)."""
+
+    def __init__(self, config: PriorConfig) -> None:
+        super().__init__()
+        width = config.decoder.width
+        self.max_action_dim = config.max_action_dim
+        self.num_context = 1 + config.num_soft_tokens
+        self.latent_in = nn.Linear(config.latent_dim, width)
+        self.soft_tokens = nn.Parameter(torch.randn(config.num_embodiments, config.num_soft_tokens, width) * 0.02)
+        self.noisy_in = EmbodimentLinear(config.num_embodiments, config.max_action_dim, width)
+        self.time = nn.Sequential(nn.Linear(_TIME_FEATURES, width), nn.SiLU(), nn.Linear(width, width))
+        self.condition = nn.Linear(config.latent_dim, width)
+        self.trunk = Trunk(config.decoder, condition_width=width)
+        self.velocity_out = EmbodimentLinear(config.num_embodiments, width, config.max_action_dim)
+        nn.init.zeros_(self.velocity_out.weight)
+
+    def forward(
+        self,
+        noisy: Float[Tensor, "batch horizon max_action_dim"],
+        time: Float[Tensor, " batch"],
+        latent: Float[Tensor, "batch latent_dim"],
+        embodiment: Int[Tensor, " batch"],
+    ) -> Float[Tensor, "batch horizon max_action_dim"]:
+        context = torch.cat([self.latent_in(latent)[:, None], self.soft_tokens[embodiment].to(noisy.dtype)], 1)
+        x = torch.cat([context.to(noisy.dtype), self.noisy_in(noisy, embodiment).to(noisy.dtype)], 1)
+        condition = F.silu(self.time(time_features(time).to(latent.dtype)) + self.condition(latent))
+        h = self.trunk(x, condition=condition)
+        return self.velocity_out(h[:, self.num_context :], embodiment)
+
+    def sample(
+        self,
+        noise: Float[Tensor, "batch horizon max_action_dim"],
+        latent: Float[Tensor, "batch latent_dim"],
+        embodiment: Int[Tensor, " batch"],
+        action_mask: Bool[Tensor, "batch max_action_dim"],
+        num_steps: Sequence[int],
+    ) -> Float[Tensor, "batch horizon max_action_dim"]:
+        """Actions in model units; padded dimensions are 0 from noise to output."""
+        real = action_mask[:, None]
+        return integrate(
+            lambda x, time: torch.where(real, self(x, time, latent, embodiment).to(x.dtype), 0),
+            torch.where(real, noise, 0),
+            num_steps,
+        )
+
+
+class ActionPrior(nn.Module):
+    """E and D together: what stage 1 trains and stage 2 reuses."""
+
+    def __init__(self, config: PriorConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = MotionEncoder(config)
+        self.decoder = ActionDecoder(config)
+
+
+def time_features(time: Float[Tensor, " batch"]) -> Float[Tensor, "batch features"]:
+    """Sines and cosines of flow time, periods from about 6 down to about 0.006."""
+    frequencies = torch.exp(torch.linspace(0, math.log(1000.0), _TIME_FEATURES // 2, device=time.device))
+    angles = time.float()[:, None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], -1)

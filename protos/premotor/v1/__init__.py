@@ -1,0 +1,1 @@
+"""The wire contract of premotor, version 1: policy.proto and the code generated from it."""

@@ -1,0 +1,82 @@
+"""What the gateway asks of whatever computes chunks.
+
+Owns the request and answer that cross from the gateway to a backend, the protocol a backend speaks and the ways it may
+fail. Does not own validation (the gateway has done it), routing or any model; knows nothing of gRPC or torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BackendRequest:
+    """One observation, checked against the policy it is for. The arrays may be read-only views of the wire's bytes."""
+
+    # Position in the checkpoint's embodiments.json.
+    embodiment_index: int
+    # uint8 [height, width, 3], RGB, C-contiguous, in the order of the embodiment's cameras.
+    images: tuple[np.ndarray, ...]
+    # float32 [state_dim]
+    state: np.ndarray
+    instruction: str
+    # float32 [num_steps, state_dim], oldest first; num_steps is 0 without history.
+    history_states: np.ndarray
+    # float32 [num_steps, action_dim], the same num_steps.
+    history_actions: np.ndarray
+    seed: int
+    num_inference_steps: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BackendChunk:
+    """One chunk and where its time went."""
+
+    # float32 [action_horizon, action_dim]
+    actions: np.ndarray
+    # The forward passes of the batch this request was in.
+    inference_s: float
+    # Everything else between `predict` being called and returning: waiting for a batch, crossing to the model and back.
+    queue_s: float
+
+
+class Backend(Protocol):
+    """Where chunks are computed: Triton, or the same Policy in process."""
+
+    async def predict(self, revision: str, request: BackendRequest, *, timeout_s: float) -> BackendChunk:
+        """Raises BackendUnavailableError, BackendFailedError or BackendDeadlineError, and nothing else.
+
+        Returns or raises within `timeout_s`. A cancelled call gives its place up.
+        """
+        ...
+
+    async def ready(self, revision: str) -> bool:
+        """Whether the revision's probe has passed and its model answers. Cheap: the last known state; never raises."""
+        ...
+
+    async def close(self) -> None:
+        """Releases what the backend holds; a call in progress ends in BackendUnavailableError."""
+        ...
+
+
+class BackendError(Exception):
+    """A backend gave no chunk. The message is for the log: it never leaves the process."""
+
+
+class BackendUnavailableError(BackendError):
+    """The backend is starting, restarting or gone, or does not have the revision: the same request may succeed later."""
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class BackendFailedError(BackendError):
+    """The backend took the request and failed on it."""
+
+
+class BackendDeadlineError(BackendError):
+    """The time given to the request passed before the backend answered."""

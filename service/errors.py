@@ -1,0 +1,132 @@
+"""How a request can fail, and which status each way ends in.
+
+Owns the tree of errors that the service raises about a request, and the one table from an error's class to its gRPC
+status. Does not own what a backend raises (backend.py), nor how a status is put on the wire (gateway/refusal.py).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection
+
+import grpc
+
+from service.backend import BackendDeadlineError, BackendFailedError, BackendUnavailableError
+
+_MAX_QUOTED_CHARS = 64
+
+
+class ServiceError(Exception):
+    """A request has no chunk. The message is for the caller: it names no path, no class and nothing of this machine."""
+
+    def __init__(self, message: str, *, field: str = "", retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+        self.retry_after_s = retry_after_s
+
+
+class InvalidRequestError(ServiceError):
+    """A field does not fit the policy: the same request can never succeed."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}" if field else message, field=field)
+
+
+class UnknownPolicyError(ServiceError):
+    """No policy of that name is served."""
+
+    def __init__(self, name: str, known: Collection[str]) -> None:
+        hint = nearest_name(name, known)
+        served = f"the nearest name is {quoted(hint)}" if hint is not None else "no policy is served"
+        super().__init__(f"policy: there is no policy {quoted(name)}; {served}", field="policy")
+
+
+class UnknownRevisionError(ServiceError):
+    """The policy is served, the pinned revision of it is not."""
+
+    def __init__(self, policy: str, revision: str, loaded: Collection[str]) -> None:
+        names = ", ".join(quoted(name) for name in loaded)
+        message = f"revision: {quoted(revision)} of policy {quoted(policy)} is not loaded; loaded: {names}"
+        super().__init__(message, field="revision")
+
+
+class OverloadedError(ServiceError):
+    """More requests are in flight than the gateway keeps: try again a little later."""
+
+
+class DeadlineExpiredError(ServiceError):
+    """The caller's deadline passed before the chunk was ready."""
+
+
+class NotReadyError(ServiceError):
+    """No revision of the policy is ready yet."""
+
+
+class DrainingError(ServiceError):
+    """The gateway is stopping and takes no new requests: ask another replica."""
+
+
+class InvalidChunkError(ServiceError):
+    """The model's answer failed the output check; it is not sent."""
+
+
+STATUS_CODES: dict[type[Exception], grpc.StatusCode] = {
+    InvalidRequestError: grpc.StatusCode.INVALID_ARGUMENT,
+    UnknownPolicyError: grpc.StatusCode.NOT_FOUND,
+    UnknownRevisionError: grpc.StatusCode.NOT_FOUND,
+    OverloadedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    DeadlineExpiredError: grpc.StatusCode.DEADLINE_EXCEEDED,
+    NotReadyError: grpc.StatusCode.UNAVAILABLE,
+    DrainingError: grpc.StatusCode.UNAVAILABLE,
+    InvalidChunkError: grpc.StatusCode.INTERNAL,
+    BackendUnavailableError: grpc.StatusCode.UNAVAILABLE,
+    BackendDeadlineError: grpc.StatusCode.DEADLINE_EXCEEDED,
+    BackendFailedError: grpc.StatusCode.INTERNAL,
+}
+
+# What a caller is told about an error whose own message may describe this machine.
+_PUBLIC_MESSAGES: dict[type[Exception], str] = {
+    BackendUnavailableError: "the backend is starting or restarting; retry, or ask another replica",
+    BackendDeadlineError: "the deadline passed before the backend answered",
+    BackendFailedError: "the backend failed on this request",
+}
+_UNFORESEEN_MESSAGE = "the gateway failed on this request"
+
+
+def status_code(error: Exception) -> grpc.StatusCode:
+    """The status of an error's nearest listed class; INTERNAL for an error nobody foresaw."""
+    for cls in type(error).__mro__:
+        if cls in STATUS_CODES:
+            return STATUS_CODES[cls]
+    return grpc.StatusCode.INTERNAL
+
+
+def public_message(error: Exception) -> str:
+    """What the caller may read about an error."""
+    if isinstance(error, ServiceError):
+        return error.message
+    for cls in type(error).__mro__:
+        if cls in _PUBLIC_MESSAGES:
+            return _PUBLIC_MESSAGES[cls]
+    return _UNFORESEEN_MESSAGE
+
+
+def retry_after_s(error: Exception) -> float | None:
+    """How long to wait before the same request is worth sending again; None when that cannot help or is not known."""
+    if isinstance(error, ServiceError | BackendUnavailableError):
+        return error.retry_after_s
+    return None
+
+
+def quoted(text: str) -> str:
+    """A caller's text as it may appear in a message: printable ASCII, quoted, of bounded length."""
+    clipped = text if len(text) <= _MAX_QUOTED_CHARS else text[: _MAX_QUOTED_CHARS - 3] + "..."
+    return ascii(clipped)
+
+
+def nearest_name(name: str, known: Collection[str]) -> str | None:
+    """The known name that looks most like `name`; None when nothing is known."""
+    # The cost grows with the square of the length, which the caller chooses.
+    matches = difflib.get_close_matches(name[:_MAX_QUOTED_CHARS], sorted(known), n=1, cutoff=0.0)
+    return matches[0] if matches else None

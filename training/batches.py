@@ -1,0 +1,152 @@
+"""From memory-mapped packs to the tensors a stage reads: the same normalizers as serving, padded to the model's widths."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from policy.backbone import ObservationBatch
+from policy.config import ModelConfig
+from policy.normalization import Normalizer
+from policy.vla import HistoryBatch
+from training.data.pack import Pack
+from training.data.windows import Windows, gather_windows
+from training.objective import Landmarks, MotionBatch, VLABatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """Packs of any embodiments, with what it takes to bring each to model units.
+
+    `embodiments` gives each embodiment's index in the model; every pack's must be there.
+    """
+
+    packs: Sequence[Pack]
+    normalizers: Mapping[str, Normalizer]
+    embodiments: Mapping[str, int]
+    config: ModelConfig
+    landmark_scales: Sequence[tuple[np.ndarray, np.ndarray]] = field(default=())  # mean and std per pack
+
+    @property
+    def max_landmarks(self) -> int:
+        return max(len(mean) for mean, _ in self.landmark_scales)
+
+    def motion(self, picks: Sequence[tuple[int, np.ndarray]]) -> MotionBatch:
+        return _cat_motion([self._motion(index, self._windows(index, frames)) for index, frames in picks])
+
+    def vla(self, picks: Sequence[tuple[int, np.ndarray]], state_mask: Tensor) -> VLABatch:
+        """`picks` are (pack, frames); `state_mask` [batch] hides the state of the samples where it is False."""
+        parts = [(index, frames, self._windows(index, frames)) for index, frames in picks]
+        histories = [self._history(index, windows) for index, _, windows in parts]
+        return VLABatch(
+            observation=self._observation(parts, state_mask),
+            history=HistoryBatch(
+                states=torch.cat([history.states for history in histories]),
+                actions=torch.cat([history.actions for history in histories]),
+                step_mask=torch.cat([history.step_mask for history in histories]),
+            ),
+            motion=_cat_motion([self._motion(index, windows) for index, _, windows in parts]),
+            landmarks=self._landmarks(parts) if self.landmark_scales else None,
+        )
+
+    def _windows(self, index: int, frames: np.ndarray) -> Windows:
+        return gather_windows(
+            self.packs[index], frames, horizon=self.config.action_horizon, history_steps=self.config.history_steps
+        )
+
+    def _motion(self, index: int, windows: Windows) -> MotionBatch:
+        pack = self.packs[index]
+        normalizer = self.normalizers[pack.spec.name]
+        batch = len(windows.states)
+        states, actions = torch.from_numpy(windows.states), torch.from_numpy(windows.actions)
+        action_mask = torch.zeros(batch, self.config.max_action_dim, dtype=torch.bool)
+        action_mask[:, : pack.spec.action_dim] = True
+        return MotionBatch(
+            states=self._pad(normalizer.normalize_state(states), self.config.max_state_dim),
+            actions=self._pad(normalizer.normalize_action(actions, states[:, 0]), self.config.max_action_dim),
+            step_mask=torch.from_numpy(windows.chunk_mask),
+            action_mask=action_mask,
+            embodiment=torch.full((batch,), self.embodiments[pack.spec.name]),
+        )
+
+    def _history(self, index: int, windows: Windows) -> HistoryBatch:
+        normalizer = self.normalizers[self.packs[index].spec.name]
+        states, actions = torch.from_numpy(windows.history_states), torch.from_numpy(windows.history_actions)
+        now = torch.from_numpy(windows.states[:, 0])
+        return HistoryBatch(
+            states=self._pad(normalizer.normalize_state(states), self.config.max_state_dim),
+            actions=self._pad(normalizer.normalize_action(actions, now), self.config.max_action_dim),
+            step_mask=torch.from_numpy(windows.history_mask),
+        )
+
+    def _observation(self, parts: Sequence[tuple[int, np.ndarray, Windows]], state_mask: Tensor) -> ObservationBatch:
+        config = self.config
+        total = sum(len(frames) for _, frames, _ in parts)
+        images = torch.zeros(total, config.max_cameras, config.image_size, config.image_size, 3, dtype=torch.uint8)
+        camera_mask = torch.zeros(total, config.max_cameras, dtype=torch.bool)
+        states, instructions, embodiment, start = [], [], [], 0
+        for index, frames, windows in parts:
+            pack = self.packs[index]
+            rows = slice(start, start + len(frames))
+            for camera, name in enumerate(pack.spec.camera_names):
+                images[rows, camera] = torch.from_numpy(pack.images[name][frames])
+                camera_mask[rows, camera] = True
+            now = self.normalizers[pack.spec.name].normalize_state(torch.from_numpy(windows.states[:, 0]))
+            states.append(self._pad(now, config.max_state_dim))
+            instructions += [pack.instruction] * len(frames)
+            embodiment += [self.embodiments[pack.spec.name]] * len(frames)
+            start = rows.stop
+        return ObservationBatch(
+            images=images,
+            camera_mask=camera_mask,
+            state=torch.cat(states),
+            state_mask=state_mask,
+            instructions=tuple(instructions),
+            embodiment=torch.tensor(embodiment),
+        )
+
+    def _landmarks(self, parts: Sequence[tuple[int, np.ndarray, Windows]]) -> Landmarks:
+        total = sum(len(frames) for _, frames, _ in parts)
+        values, mask = torch.zeros(total, self.max_landmarks), torch.zeros(total, self.max_landmarks, dtype=torch.bool)
+        task, start = [], 0
+        for index, frames, _ in parts:
+            positions = self.packs[index].environment_state
+            if positions is None:
+                raise ValueError(f"pack {self.packs[index].directory} has no environment_state; set landmark_weight to 0")
+            mean, std = self.landmark_scales[index]
+            scaled = torch.from_numpy(((positions[frames] - mean) / std).astype(np.float32))
+            values[start : start + len(frames), : scaled.shape[1]] = scaled
+            mask[start : start + len(frames), : scaled.shape[1]] = True
+            task += [index] * len(frames)
+            start += len(frames)
+        return Landmarks(values=values, mask=mask, task=torch.tensor(task))
+
+    @staticmethod
+    def _pad(values: Tensor, dim: int) -> Tensor:
+        return torch.nn.functional.pad(values, (0, dim - values.shape[-1]))
+
+
+def landmark_scales(packs: Sequence[Pack]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Mean and standard deviation of every landmark coordinate, per pack; one that never moves gets 1."""
+    scales = []
+    for pack in packs:
+        if pack.environment_state is None:
+            raise ValueError(f"pack {pack.directory} has no environment_state; set landmark_weight to 0")
+        positions = np.asarray(pack.environment_state, dtype=np.float64)
+        std = positions.std(0)
+        scales.append((positions.mean(0), np.where(std < 1e-4, 1.0, std)))
+    return scales
+
+
+def _cat_motion(parts: Sequence[MotionBatch]) -> MotionBatch:
+    return MotionBatch(
+        states=torch.cat([part.states for part in parts]),
+        actions=torch.cat([part.actions for part in parts]),
+        step_mask=torch.cat([part.step_mask for part in parts]),
+        action_mask=torch.cat([part.action_mask for part in parts]),
+        embodiment=torch.cat([part.embodiment for part in parts]),
+    )

@@ -1,0 +1,232 @@
+"""One training loop for both stages: schedule, clipping, averaging of weights, logs, and exact resume.
+
+Everything random is a function of (seed, step), so a run that is killed and resumed sees the same batches and noise and
+prints the same losses. Owns the training state on disk (torch's distributed checkpoint: local, trusted, never served).
+Knows no model: a stage hands it modules and a loss.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from torch import Tensor, nn
+from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+
+LossFunction = Callable[[int, torch.Generator], Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Linear warm-up to `learning_rate`, then cosine to `final_fraction` of it."""
+
+    num_steps: int
+    learning_rate: float = 1e-3
+    warmup_steps: int = 200
+    final_fraction: float = 0.02
+    weight_decay: float = 1e-4
+    clip_norm: float = 1.0
+    ema_decay: float = 0.998
+    save_every: int = 500
+    log_every: int = 20
+
+    def rate(self, step: int) -> float:
+        if step < self.warmup_steps:
+            return self.learning_rate * (step + 1) / self.warmup_steps
+        progress = (step - self.warmup_steps) / max(1, self.num_steps - self.warmup_steps)
+        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        return self.learning_rate * (self.final_fraction + (1 - self.final_fraction) * cosine)
+
+
+class AveragedWeights:
+    """Exponential moving average of a module's parameters; early steps average over fewer."""
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self._decay = decay
+        self._module = module
+        self.values = {name: value.detach().clone() for name, value in module.named_parameters()}
+
+    def update(self, step: int) -> None:
+        decay = min(self._decay, (1 + step) / (10 + step))
+        current = [value.detach() for _, value in self._module.named_parameters()]
+        torch._foreach_lerp_(list(self.values.values()), current, 1 - decay)
+
+    def copy_to(self, module: nn.Module) -> None:
+        with torch.no_grad():
+            for name, value in module.named_parameters():
+                value.copy_(self.values[name])
+
+
+class MetricsLog:
+    """`metrics.jsonl` always, TensorBoard where installed, a progress line on stderr. A resumed run drops lines past its step."""
+
+    def __init__(self, directory: Path, first_step: int) -> None:
+        path = directory / "metrics.jsonl"
+        kept = [line for line in _lines(path) if json.loads(line)["step"] < first_step]
+        staged = path.with_suffix(".tmp")
+        staged.write_text("".join(kept))
+        staged.replace(path)
+        self._file: TextIO = path.open("a")
+        self._board = _tensorboard(directory, first_step)
+
+    def write(self, step: int, values: Mapping[str, float], num_steps: int) -> None:
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        print(f"step {step}/{num_steps}  {shown}", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def run(
+    *,
+    directory: Path,
+    modules: nn.ModuleDict,
+    averaged: str,
+    schedule: Schedule,
+    seed: int,
+    loss: LossFunction,
+    identity: Mapping[str, Any],
+    device: torch.device | str = "cpu",
+    autocast: bool = False,
+    until: int | None = None,
+) -> AveragedWeights:
+    """Train `modules` from where `directory` stopped, to the end or to step `until`; the module named `averaged` has its
+    weights averaged.
+
+    `identity` describes the run (recipe, data); resuming with another one is refused. Returns the averaged weights.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    _check_identity(directory, {**identity, "schedule": asdict(schedule), "seed": seed})
+    optimizer = torch.optim.AdamW(
+        modules.parameters(), lr=schedule.learning_rate, betas=(0.9, 0.95), weight_decay=schedule.weight_decay
+    )
+    ema = AveragedWeights(modules[averaged], schedule.ema_decay)
+    first_step = restore(directory, modules, optimizer, ema)
+    last_step = schedule.num_steps if until is None else min(until, schedule.num_steps)
+    log = MetricsLog(directory, first_step)
+    generator = torch.Generator(device=device)
+    started, seen = time.monotonic(), 0
+    modules.train()
+    try:
+        for step in range(first_step, last_step):
+            for group in optimizer.param_groups:
+                group["lr"] = schedule.rate(step)
+            generator.manual_seed(step_seed(seed, step))
+            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=autocast):
+                losses = loss(step, generator)
+            optimizer.zero_grad(set_to_none=True)
+            losses["loss"].backward()
+            norm = nn.utils.clip_grad_norm_(modules.parameters(), schedule.clip_norm)
+            optimizer.step()
+            ema.update(step)
+            seen += 1
+            if step % schedule.log_every == 0 or step + 1 == last_step:
+                values = {name: value.item() for name, value in losses.items()}
+                if not math.isfinite(values["loss"]):
+                    raise FloatingPointError(f"loss is {values['loss']} at step {step}; lower the learning rate or check the data")
+                per_second = seen / (time.monotonic() - started)
+                log.write(
+                    step,
+                    {**values, "gradient_norm": norm.item(), "learning_rate": schedule.rate(step), "steps_per_s": per_second},
+                    schedule.num_steps,
+                )
+            if (step + 1) % schedule.save_every == 0 or step + 1 == last_step:
+                save(directory, step + 1, modules, optimizer, ema)
+    finally:
+        log.close()
+    return ema
+
+
+def step_seed(seed: int, step: int) -> int:
+    """One seed per (seed, step); a fixed mix, so that runs with near seeds share no noise."""
+    mixed = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) % 2**64
+    mixed ^= mixed >> 31
+    return mixed % 2**63
+
+
+def save(
+    directory: Path, step: int, modules: nn.ModuleDict, optimizer: torch.optim.Optimizer, ema: AveragedWeights
+) -> None:
+    """Write `state/step_NNNNNN` beside the old one, then point `state/latest` at it, then drop the old."""
+    state_root = directory / "state"
+    target, staged = state_root / f"step_{step:08d}", state_root / f"step_{step:08d}.tmp"
+    shutil.rmtree(staged, ignore_errors=True)
+    staged.mkdir(parents=True)
+    weights, optimizer_state = get_state_dict(modules, optimizer, options=StateDictOptions(full_state_dict=True))
+    dcp.save(
+        {"weights": weights, "optimizer": optimizer_state, "averaged": ema.values, "step": step},
+        checkpoint_id=staged,
+        no_dist=True,
+    )
+    shutil.rmtree(target, ignore_errors=True)
+    staged.rename(target)
+    pointer = state_root / "latest.tmp"
+    pointer.write_text(target.name)
+    os.replace(pointer, state_root / "latest")
+    for old in state_root.glob("step_*"):
+        if old != target:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def restore(
+    directory: Path, modules: nn.ModuleDict, optimizer: torch.optim.Optimizer, ema: AveragedWeights
+) -> int:
+    """The step to go on from: 0 when nothing was saved."""
+    pointer = directory / "state" / "latest"
+    if not pointer.exists():
+        return 0
+    weights, optimizer_state = get_state_dict(modules, optimizer, options=StateDictOptions(full_state_dict=True))
+    state: dict[str, Any] = {"weights": weights, "optimizer": optimizer_state, "averaged": ema.values, "step": 0}
+    dcp.load(state, checkpoint_id=directory / "state" / pointer.read_text().strip(), no_dist=True)
+    set_state_dict(
+        modules, optimizer, model_state_dict=state["weights"], optim_state_dict=state["optimizer"],
+        options=StateDictOptions(full_state_dict=True),
+    )
+    for name, value in state["averaged"].items():
+        ema.values[name].copy_(value)
+    return int(state["step"])
+
+
+def _check_identity(directory: Path, identity: Mapping[str, Any]) -> None:
+    path = directory / "run.json"
+    wanted = json.loads(json.dumps(identity))
+    if not path.exists():
+        staged = path.with_suffix(".tmp")
+        staged.write_text(json.dumps(wanted, indent=2) + "\n")
+        staged.replace(path)
+        return
+    found = json.loads(path.read_text())
+    different = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
+    if different:
+        raise ValueError(
+            f"{directory} holds another run: {', '.join(different)} differ; choose another directory or delete it"
+        )
+
+
+def _lines(path: Path) -> Iterable[str]:
+    return path.read_text().splitlines(keepends=True) if path.exists() else []
+
+
+def _tensorboard(directory: Path, first_step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(directory / "tensorboard"), purge_step=first_step)

@@ -1,0 +1,124 @@
+"""What the two stages minimise (paper A, sections 1.1 and 1.2; arXiv 2606.26095). Pure functions of model, batch and generator.
+
+Stage 1: L_recon on trajectories alone. Stage 2: L_pred + lambda(k) (||z' - sg(z)||^2 + L_recon), averaged over a pass with
+and a pass without history that share the prefix. Losses count real dimensions and real steps only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from policy.backbone import ObservationBatch
+from policy.flow import interpolate, masked_mean, sample_time
+from policy.prior import ActionDecoder, ActionPrior
+from policy.vla import VLA, HistoryBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class MotionBatch:
+    """Windows of future motion in model units: what stage 1 reads, and stage 2's target."""
+
+    states: Tensor  # float32 [batch, horizon, max_state_dim]
+    actions: Tensor  # float32 [batch, horizon, max_action_dim]
+    step_mask: Tensor  # bool [batch, horizon]
+    action_mask: Tensor  # bool [batch, max_action_dim]
+    embodiment: Tensor  # int64 [batch]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Landmarks:
+    """Privileged positions of objects and goals, standardised per task: only ever a training signal for the eyes."""
+
+    values: Tensor  # float32 [batch, max_landmarks]
+    mask: Tensor  # bool [batch, max_landmarks]
+    task: Tensor  # int64 [batch]
+
+
+@dataclass(frozen=True, kw_only=True)
+class VLABatch:
+    observation: ObservationBatch
+    history: HistoryBatch | None
+    motion: MotionBatch
+    landmarks: Landmarks | None
+
+
+class LandmarkHead(nn.Module):
+    """From what the eyes alone report to where things are, one output map per task. Not part of the checkpoint."""
+
+    def __init__(self, visual_dim: int, num_tasks: int, max_landmarks: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(visual_dim, 256)
+        self.out = nn.Parameter(torch.randn(num_tasks, 256, max_landmarks) * 256**-0.5)
+
+    def forward(self, visual: Tensor, task: Tensor) -> Tensor:
+        h = nn.functional.silu(self.hidden(visual))
+        return torch.bmm(h[:, None], self.out[task].to(h.dtype))[:, 0]
+
+
+def prior_decay(step: int, decay_steps: int) -> float:
+    """lambda(k) = max(0, 1 - k / N_decay); 0 steps means no distillation at all."""
+    return max(0.0, 1.0 - step / decay_steps) if decay_steps > 0 else 0.0
+
+
+def flow_loss(
+    decoder: ActionDecoder, latent: Tensor, motion: MotionBatch, generator: torch.Generator, num_draws: int = 1
+) -> Tensor:
+    """E ||D(x_r, r, z) - (actions - noise)||^2 over `num_draws` draws of noise and time per chunk."""
+    device = motion.actions.device
+    actions = motion.actions.repeat(num_draws, 1, 1)
+    mask = (motion.step_mask[:, :, None] & motion.action_mask[:, None]).repeat(num_draws, 1, 1)
+    real_dims = motion.action_mask[:, None].repeat(num_draws, 1, 1)
+    noise = torch.randn(actions.shape, generator=generator, device=device) * real_dims
+    time = sample_time(len(actions), generator, device)
+    velocity = decoder(
+        interpolate(noise, actions, time), time, latent.repeat(num_draws, 1), motion.embodiment.repeat(num_draws)
+    )
+    return masked_mean((velocity.float() - (actions - noise)).square(), mask)
+
+
+def encode_motion(prior: ActionPrior, motion: MotionBatch) -> Tensor:
+    return prior.encoder(motion.states, motion.actions, motion.step_mask, motion.embodiment)
+
+
+def stage1_losses(
+    prior: ActionPrior, motion: MotionBatch, generator: torch.Generator, num_draws: int
+) -> dict[str, Tensor]:
+    """"loss" is what to minimise."""
+    reconstruction = flow_loss(prior.decoder, encode_motion(prior, motion), motion, generator, num_draws)
+    return {"loss": reconstruction, "reconstruction": reconstruction}
+
+
+def stage2_losses(
+    vla: VLA,
+    batch: VLABatch,
+    generator: torch.Generator,
+    *,
+    distillation: float,
+    num_draws: int,
+    landmark_head: LandmarkHead | None = None,
+    landmark_weight: float = 0.0,
+) -> dict[str, Tensor]:
+    """"loss" is what to minimise; `distillation` is lambda(k), at 0 of which E's pass over the future is skipped."""
+    output = vla.observe(batch.observation, batch.history)
+    queries = [output.without_history] if output.with_history is None else [output.without_history, output.with_history]
+    latents = [vla.to_latent(query) for query in queries]
+    losses = {
+        "prediction": torch.stack(
+            [flow_loss(vla.prior.decoder, latent, batch.motion, generator, num_draws) for latent in latents]
+        ).mean()
+    }
+    loss = losses["prediction"]
+    if distillation > 0:
+        z = encode_motion(vla.prior, batch.motion)
+        losses["alignment"] = torch.stack([(latent - z.detach()).square().mean() for latent in latents]).mean()
+        losses["reconstruction"] = flow_loss(vla.prior.decoder, z, batch.motion, generator)
+        loss = loss + distillation * (losses["alignment"] + losses["reconstruction"])
+    if landmark_head is not None and batch.landmarks is not None and output.visual is not None:
+        predicted = landmark_head(output.visual, batch.landmarks.task).float()
+        error = (predicted - batch.landmarks.values).square()
+        losses["landmarks"] = torch.where(batch.landmarks.mask, error, 0).sum() / batch.landmarks.mask.sum().clamp(min=1)
+        loss = loss + landmark_weight * losses["landmarks"]
+    return {"loss": loss, **losses}

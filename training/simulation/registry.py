@@ -1,0 +1,48 @@
+"""The tasks by name. Importing this module imports no simulator: each is imported when one of its tasks is made."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from dataclasses import dataclass
+
+from training.simulation.task import Simulation
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Entry:
+    module: str
+    simulation: str
+    extra: str
+
+
+_METAWORLD = _Entry(module="training.simulation.metaworld", simulation="MetaWorldSimulation", extra="metaworld")
+_ALOHA = _Entry(module="training.simulation.aloha", simulation="AlohaSimulation", extra="gym-aloha")
+_PANDA = _Entry(module="training.simulation.panda", simulation="PandaSimulation", extra="robosuite")
+_TASKS = {
+    "pick-place": _METAWORLD,
+    "drawer-open": _METAWORLD,
+    "button-press": _METAWORLD,
+    "transfer-cube": _ALOHA,
+    "lift": _PANDA,
+}
+TASK_NAMES = tuple(_TASKS)
+
+
+class MissingSimulatorError(ImportError):
+    """The simulator of a task is not installed."""
+
+
+def make_simulation(task: str) -> Simulation:
+    """Raises ValueError for an unknown task, MissingSimulatorError with the remedy for a simulator that is not installed."""
+    if task not in _TASKS:
+        nearest = difflib.get_close_matches(task, TASK_NAMES, n=1, cutoff=0.0)[0]
+        raise ValueError(f"unknown task {task!r}, did you mean {nearest!r}? The tasks are {', '.join(TASK_NAMES)}")
+    entry = _TASKS[task]
+    try:
+        module = importlib.import_module(entry.module)
+        return getattr(module, entry.simulation)(task)
+    except ModuleNotFoundError as error:
+        raise MissingSimulatorError(
+            f"task {task!r} needs {entry.extra}, and the module {error.name!r} is not installed: pip install 'premotor[sim]'"
+        ) from error

@@ -1,0 +1,61 @@
+"""What a simulated task on one body is: the protocol that recording, evaluation and the demo drive, and the frame they get.
+
+Owns no simulator: each body's module implements `Simulation`, and registry.py names the tasks. Nothing here imports a simulator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from policy.embodiment import EmbodimentSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """One instant of a task.
+
+    `environment_state` is privileged (object and goal positions, metres): for auxiliary losses and checks, never for a policy.
+    """
+
+    images: Mapping[str, npt.NDArray[np.uint8]]  # camera name -> [128, 128, 3], RGB, upright
+    state: npt.NDArray[np.float32]  # [state_dim]
+    environment_state: npt.NDArray[np.float32]  # [num names]
+
+
+class Simulation(Protocol):
+    """One task on one body. Not thread-safe: one instance per process or thread."""
+
+    task: str
+    instruction: str
+    spec: EmbodimentSpec
+    max_steps: int
+    environment_state_names: tuple[str, ...]
+
+    def reset(self, seed: int) -> None:
+        """Set the scene of this seed: the same one in any process, whatever ran before."""
+        ...
+
+    def observe(self) -> Frame:
+        """Render every camera and read the state."""
+        ...
+
+    def step(self, action: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Play one action, float32 [action_dim] in the spec's units; returns the action as executed (clipped)."""
+        ...
+
+    def succeeded(self) -> bool:
+        """Whether the task was solved, now or at an earlier step since the reset."""
+        ...
+
+    def expert(self) -> Iterator[npt.NDArray[np.float32]]:
+        """The scripted expert, from a reset on: each `next` gives its action for the true state of that moment, without end."""
+        ...
+
+    def close(self) -> None:
+        """Free the renderer and the simulator."""
+        ...
