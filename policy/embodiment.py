@@ -64,6 +64,8 @@ class Group:
         for side, limit in (("lower_limit", self.lower_limit), ("upper_limit", self.upper_limit)):
             if limit and len(limit) != self.dim:
                 raise ValueError(f"group {self.name!r}: {side} has {len(limit)} values, expected {self.dim} or none")
+            # One number has one JSON form: 1 and 1.0 are equal and must not differ in the digest.
+            object.__setattr__(self, side, tuple(float(value) for value in limit))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +92,7 @@ class EmbodimentSpec:
             raise ValueError(f"embodiment {self.name!r} needs at least one camera, state group and action group")
         if not self.control_rate_hz > 0:
             raise ValueError(f"embodiment {self.name!r} has control_rate_hz {self.control_rate_hz}, expected more than 0")
+        object.__setattr__(self, "control_rate_hz", float(self.control_rate_hz))
         for part, names in (
             ("camera", [camera.name for camera in self.cameras]),
             ("state group", [group.name for group in self.state]),

@@ -38,7 +38,7 @@ def generate(protos: Path = PROTOS) -> dict[Path, bytes]:
 
 
 def stale_files(protos: Path = PROTOS) -> list[Path]:
-    """Paths relative to `protos` that are missing, differ from what the .proto files say, or that none of them makes."""
+    """Paths relative to `protos` that are missing, not what the .proto files say, or made by none of them."""
     expected = generate(protos)
     present = {path.relative_to(protos) for pattern in _GENERATED for path in protos.rglob(pattern)}
     differing = [path for path in expected if path not in present or (protos / path).read_bytes() != expected[path]]
@@ -58,7 +58,7 @@ def write(protos: Path = PROTOS) -> list[Path]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python protos/generate.py", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="python protos/generate.py", description="Generates the wire's Python code.")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a generated file is stale")
     check = parser.parse_args(arguments).check
     try:
@@ -81,7 +81,8 @@ def _protoc():
         installed = "absent"
     if installed != GRPCIO_TOOLS_VERSION:
         raise GenerationError(
-            f"grpcio-tools is {installed}, expected {GRPCIO_TOOLS_VERSION}: pip install grpcio-tools=={GRPCIO_TOOLS_VERSION}"
+            f"grpcio-tools is {installed}, expected {GRPCIO_TOOLS_VERSION}: "
+            f"pip install grpcio-tools=={GRPCIO_TOOLS_VERSION}"
         )
     from grpc_tools import protoc
 

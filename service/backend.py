@@ -67,7 +67,7 @@ class BackendError(Exception):
 
 
 class BackendUnavailableError(BackendError):
-    """The backend is starting, restarting or gone, or does not have the revision: the same request may succeed later."""
+    """The backend is starting, restarting or gone, or lacks the revision: the same request may succeed later."""
 
     def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
         super().__init__(message)

@@ -68,7 +68,11 @@ class DrainingError(ServiceError):
 
 
 class InvalidChunkError(ServiceError):
-    """The model's answer failed the output check; it is not sent."""
+    """The model's answer failed the output check and is not sent. `detail` is for the log."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__("the model's answer failed the output check and was not sent")
+        self.detail = detail
 
 
 STATUS_CODES: dict[type[Exception], grpc.StatusCode] = {

@@ -27,7 +27,8 @@ class ServedPolicies:
             for revision in revisions:
                 if revision.description.name != name:
                     raise ValueError(
-                        f"revision {revision.revision} was read as policy {revision.description.name!r}, listed as {name!r}"
+                        f"revision {revision.revision} was read for policy {revision.description.name!r}, "
+                        f"listed under {name!r}"
                     )
         self._policies = {name: tuple(policies[name]) for name in sorted(policies)}
 

@@ -255,7 +255,7 @@ def _regular_file_bytes(path: Path, name: str) -> int:
 
 
 def _check_file(root: Path, name: str, entry: _FileEntry, content: bytes | None) -> None:
-    """`content` is given for what has been read already, so that the bytes that are used are those that were checked."""
+    """`content` is what has been read already: the bytes that are used must be the bytes that were checked."""
     path = root / name
     num_bytes = _regular_file_bytes(path, name)
     if num_bytes != entry.num_bytes:

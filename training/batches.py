@@ -38,17 +38,15 @@ class Mixture:
     def motion(self, picks: Sequence[tuple[int, np.ndarray]]) -> MotionBatch:
         return _cat_motion([self._motion(index, self._windows(index, frames)) for index, frames in picks])
 
-    def vla(self, picks: Sequence[tuple[int, np.ndarray]], state_mask: Tensor) -> VLABatch:
+    def vla(
+        self, picks: Sequence[tuple[int, np.ndarray]], state_mask: Tensor, *, history: bool = True
+    ) -> VLABatch:
         """`picks` are (pack, frames); `state_mask` [batch] hides the state of the samples where it is False."""
         parts = [(index, frames, self._windows(index, frames)) for index, frames in picks]
-        histories = [self._history(index, windows) for index, _, windows in parts]
+        histories = [self._history(index, windows) for index, _, windows in parts] if history else []
         return VLABatch(
             observation=self._observation(parts, state_mask),
-            history=HistoryBatch(
-                states=torch.cat([history.states for history in histories]),
-                actions=torch.cat([history.actions for history in histories]),
-                step_mask=torch.cat([history.step_mask for history in histories]),
-            ),
+            history=_cat_history(histories) if histories else None,
             motion=_cat_motion([self._motion(index, windows) for index, _, windows in parts]),
             landmarks=self._landmarks(parts) if self.landmark_scales else None,
         )
@@ -140,6 +138,14 @@ def landmark_scales(packs: Sequence[Pack]) -> list[tuple[np.ndarray, np.ndarray]
         std = positions.std(0)
         scales.append((positions.mean(0), np.where(std < 1e-4, 1.0, std)))
     return scales
+
+
+def _cat_history(parts: Sequence[HistoryBatch]) -> HistoryBatch:
+    return HistoryBatch(
+        states=torch.cat([part.states for part in parts]),
+        actions=torch.cat([part.actions for part in parts]),
+        step_mask=torch.cat([part.step_mask for part in parts]),
+    )
 
 
 def _cat_motion(parts: Sequence[MotionBatch]) -> MotionBatch:

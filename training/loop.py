@@ -122,7 +122,7 @@ def run(
     last_step = schedule.num_steps if until is None else min(until, schedule.num_steps)
     log = MetricsLog(directory, first_step)
     generator = torch.Generator(device=device)
-    started, seen = time.monotonic(), 0
+    logged_at, seen = time.monotonic(), 0
     modules.train()
     try:
         for step in range(first_step, last_step):
@@ -141,12 +141,11 @@ def run(
                 values = {name: value.item() for name, value in losses.items()}
                 if not math.isfinite(values["loss"]):
                     raise FloatingPointError(f"loss is {values['loss']} at step {step}; lower the learning rate or check the data")
-                per_second = seen / (time.monotonic() - started)
-                log.write(
-                    step,
-                    {**values, "gradient_norm": norm.item(), "learning_rate": schedule.rate(step), "steps_per_s": per_second},
-                    schedule.num_steps,
-                )
+                seconds = time.monotonic() - logged_at
+                measured = {"gradient_norm": norm.item(), "learning_rate": schedule.rate(step)}
+                speed = {"steps_per_s": seen / seconds, "seconds": seconds}
+                log.write(step, {**values, **measured, **speed}, schedule.num_steps)
+                logged_at, seen = time.monotonic(), 0
             if (step + 1) % schedule.save_every == 0 or step + 1 == last_step:
                 save(directory, step + 1, modules, optimizer, ema)
     finally:
@@ -230,3 +229,12 @@ def _tensorboard(directory: Path, first_step: int) -> Any:
     except ImportError:
         return None
     return SummaryWriter(str(directory / "tensorboard"), purge_step=first_step)
+
+
+def seconds_spent(directory: Path) -> float:
+    """Wall-clock seconds of all sittings of a run so far, by its log; restarts' repeated steps not counted twice."""
+    total = 0.0
+    for line in _lines(directory / "metrics.jsonl"):
+        values = json.loads(line)
+        total += values.get("seconds", 0.0)
+    return total

@@ -6,7 +6,8 @@ and a pass without history that share the prefix. Losses count real dimensions a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,22 @@ from policy.backbone import ObservationBatch
 from policy.flow import interpolate, masked_mean, sample_time
 from policy.prior import ActionDecoder, ActionPrior
 from policy.vla import VLA, HistoryBatch
+
+
+_Batch = TypeVar("_Batch")
+
+
+def to_device(batch: _Batch, device: str | torch.device) -> _Batch:
+    """The same batch with every tensor on `device`; nested batches too."""
+    moved: dict[str, Any] = {}
+    for field in fields(batch):  # type: ignore[arg-type]
+        value = getattr(batch, field.name)
+        if isinstance(value, Tensor):
+            value = value.to(device, non_blocking=True)
+        elif is_dataclass(value):
+            value = to_device(value, device)
+        moved[field.name] = value
+    return type(batch)(**moved)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
-"""Disturbed demonstrations: the arm is pushed off its path in bursts while the recorded label stays the expert's, so that a
-policy sees how to come back (DART, arXiv 1703.09327). Owns the seeded process; does not know any task.
+"""Disturbed demonstrations: the arm is pushed off its path in bursts while the label stays the expert's.
+
+A policy then sees how to come back (DART, arXiv 1703.09327). Owns the seeded process; does not know any task.
 """
 
 from __future__ import annotations
@@ -9,20 +10,22 @@ import numpy.typing as npt
 
 from policy.embodiment import EmbodimentSpec, Group, GroupKind, group_slices
 
-SCALES = {"sawyer": 0.5, "panda": 0.5, "aloha": 0.04}  # of one offset, in the action's own unit
+SCALES = {"sawyer": 0.5, "panda": 0.4, "aloha": 0.04}  # of one offset, in the action's own unit
 BURST_STEPS = (4, 12)
 QUIET_STEPS = (8, 32)
 SMOOTHING = 0.6
 
 
 class Disturbance:
-    """Offsets for one episode: bursts of one random direction, faded in and out, with quiet stretches between. Never on a gripper."""
+    """Offsets for one episode: bursts in a random direction, faded in and out, quiet in between; never on a gripper."""
 
     def __init__(self, rng: np.random.Generator, spec: EmbodimentSpec, *, scale: float | None = None) -> None:
         """`scale` is the standard deviation of a burst's offset per dimension, in the action's unit."""
         self._rng = rng
         self._scale = SCALES[spec.name] if scale is None else scale
-        self._mask = np.concatenate([np.full(group.dim, _moves(group), np.float32) for group, _ in group_slices(spec.action)])
+        self._mask = np.concatenate(
+            [np.full(group.dim, _moves(group), np.float32) for group, _ in group_slices(spec.action)]
+        )
         self._offset = np.zeros(spec.action_dim)
         self._target = np.zeros(spec.action_dim)
         self._steps_left = int(rng.integers(0, QUIET_STEPS[1]))

@@ -31,7 +31,9 @@ SAWYER = EmbodimentSpec(
     cameras=tuple(Camera(name=name, height=IMAGE_SIZE, width=IMAGE_SIZE) for name in VIEWS),
     state=(
         Group(name="hand", dim=3, kind=GroupKind.END_EFFECTOR_POSITION, unit="m", normalization=Normalization.MIN_MAX),
-        Group(name="gripper", dim=1, kind=GroupKind.GRIPPER, unit="fraction open", normalization=Normalization.IDENTITY),
+        Group(
+            name="gripper", dim=1, kind=GroupKind.GRIPPER, unit="fraction open", normalization=Normalization.IDENTITY
+        ),
     ),
     action=(
         Group(
@@ -103,7 +105,10 @@ def pick_and_place(scene: Scene) -> Vector:
 
 
 def _funnel(offset_m: float, height_m: float) -> float:
-    """How far to stay back while off the axis by `offset_m`: a slope instead of phases, so that a disturbed hand is corrected smoothly."""
+    """How far to stay back while off the axis by `offset_m`.
+
+    A slope instead of phases, so that a disturbed hand is corrected smoothly.
+    """
     return float(np.clip(5.0 * offset_m, 0.0, height_m))
 
 
@@ -191,9 +196,13 @@ class MetaWorldSimulation:
         objects = np.concatenate([scene.thing, scene.goal]) if self._definition.has_goal else scene.thing
         return Frame(
             images=self._renderer.render(self._environment.data),
-            state=np.append(scene.hand, scene.opening).astype(np.float32),
+            state=self.state(),
             environment_state=objects.astype(np.float32),
         )
+
+    def state(self) -> npt.NDArray[np.float32]:
+        scene = self._scene()
+        return np.append(scene.hand, scene.opening).astype(np.float32)
 
     def _make_renderer(self) -> FastRenderer:
         return FastRenderer(
@@ -205,7 +214,9 @@ class MetaWorldSimulation:
 
     def _scene(self) -> Scene:
         readings = self._environment._get_curr_obs_combined_no_goal()
-        return Scene(hand=readings[:3], opening=float(readings[3]), thing=readings[4:7], goal=self._environment._target_pos)
+        return Scene(
+            hand=readings[:3], opening=float(readings[3]), thing=readings[4:7], goal=self._environment._target_pos
+        )
 
     def step(self, action: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         executed = np.clip(action, -1.0, 1.0).astype(np.float32)

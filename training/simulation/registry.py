@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.metadata
 from dataclasses import dataclass
 
 from training.simulation.task import Simulation
@@ -13,12 +14,12 @@ from training.simulation.task import Simulation
 class _Entry:
     module: str
     simulation: str
-    extra: str
+    package: str
 
 
-_METAWORLD = _Entry(module="training.simulation.metaworld", simulation="MetaWorldSimulation", extra="metaworld")
-_ALOHA = _Entry(module="training.simulation.aloha", simulation="AlohaSimulation", extra="gym-aloha")
-_PANDA = _Entry(module="training.simulation.panda", simulation="PandaSimulation", extra="robosuite")
+_METAWORLD = _Entry(module="training.simulation.metaworld", simulation="MetaWorldSimulation", package="metaworld")
+_ALOHA = _Entry(module="training.simulation.aloha", simulation="AlohaSimulation", package="gym-aloha")
+_PANDA = _Entry(module="training.simulation.panda", simulation="PandaSimulation", package="robosuite")
 _TASKS = {
     "pick-place": _METAWORLD,
     "drawer-open": _METAWORLD,
@@ -34,15 +35,25 @@ class MissingSimulatorError(ImportError):
 
 
 def make_simulation(task: str) -> Simulation:
-    """Raises ValueError for an unknown task, MissingSimulatorError with the remedy for a simulator that is not installed."""
-    if task not in _TASKS:
-        nearest = difflib.get_close_matches(task, TASK_NAMES, n=1, cutoff=0.0)[0]
-        raise ValueError(f"unknown task {task!r}, did you mean {nearest!r}? The tasks are {', '.join(TASK_NAMES)}")
-    entry = _TASKS[task]
+    """Raises ValueError for an unknown task, MissingSimulatorError, with the remedy, for an absent simulator."""
+    entry = _entry(task)
     try:
         module = importlib.import_module(entry.module)
         return getattr(module, entry.simulation)(task)
     except ModuleNotFoundError as error:
         raise MissingSimulatorError(
-            f"task {task!r} needs {entry.extra}, and the module {error.name!r} is not installed: pip install 'premotor[sim]'"
+            f"task {task!r} needs {entry.package}, and the module {error.name!r} is not installed: "
+            "pip install 'premotor[sim]'"
         ) from error
+
+
+def simulator_versions(task: str) -> dict[str, str]:
+    """The installed versions that a task's scenes and images depend on."""
+    return {package: importlib.metadata.version(package) for package in ("mujoco", _entry(task).package)}
+
+
+def _entry(task: str) -> _Entry:
+    if task not in _TASKS:
+        nearest = difflib.get_close_matches(task, TASK_NAMES, n=1, cutoff=0.0)[0]
+        raise ValueError(f"unknown task {task!r}, did you mean {nearest!r}? The tasks are {', '.join(TASK_NAMES)}")
+    return _TASKS[task]

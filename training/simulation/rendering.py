@@ -1,11 +1,14 @@
 """Camera images from MuJoCo at a few milliseconds each on a CPU, and the check that refuses a noise frame.
 
 Owns the render settings (no shadows, no reflections, no multisampling: the defaults cost ten times more) and where a
-camera stands. Does not own which cameras a body has. Needs `MUJOCO_GL` (egl or osmesa) set before mujoco is first imported.
+camera stands. Does not own which cameras a body has. Needs `MUJOCO_GL` (egl or osmesa) set before mujoco is imported.
 """
+
+# pyright: reportAttributeAccessIssue=false  (mujoco is a C extension: pyright sees few of its names)
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +19,6 @@ import numpy.typing as npt
 
 IMAGE_SIZE = 128
 NOISE_LIMIT = 25.0
-RENDERER_NAME = f"mujoco-{mujoco.__version__}-gl-fast"
 
 
 class NoisyFrameError(RuntimeError):
@@ -93,6 +95,11 @@ def _camera(view: View) -> Any:
     return camera
 
 
+def renderer_name() -> str:
+    """What made the images, for a dataset's metadata: frames of different renderers are different visual domains."""
+    return f"mujoco {mujoco.__version__} {os.environ.get('MUJOCO_GL', 'default GL')}, no shadows, no multisampling"
+
+
 def pixel_noise(image: npt.NDArray[np.uint8]) -> float:
     """Mean absolute difference of horizontal neighbours: 1 to 12 for a rendered scene, about 85 for noise."""
     return float(np.abs(np.diff(image.astype(np.int16), axis=1)).mean())
@@ -104,5 +111,6 @@ def check_frame(images: Mapping[str, npt.NDArray[np.uint8]]) -> None:
         noise = pixel_noise(image)
         if noise > NOISE_LIMIT:
             raise NoisyFrameError(
-                f"camera {name!r} has pixel noise {noise:.1f}, expected at most {NOISE_LIMIT:.0f}: the GL context is broken, restart the process"
+                f"camera {name!r} has pixel noise {noise:.1f}, expected at most {NOISE_LIMIT:.0f}: "
+                "the GL context is broken, restart the process"
             )

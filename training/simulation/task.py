@@ -1,6 +1,6 @@
-"""What a simulated task on one body is: the protocol that recording, evaluation and the demo drive, and the frame they get.
+"""What a simulated task on one body is: the protocol that recording, evaluation and the demo drive, and its frames.
 
-Owns no simulator: each body's module implements `Simulation`, and registry.py names the tasks. Nothing here imports a simulator.
+Owns no simulator and imports none: each body's module implements `Simulation`, and registry.py names the tasks.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from policy.embodiment import EmbodimentSpec
 class Frame:
     """One instant of a task.
 
-    `environment_state` is privileged (object and goal positions, metres): for auxiliary losses and checks, never for a policy.
+    `environment_state` is privileged (object and goal positions, metres): for auxiliary losses and checks, never for
+    a policy.
     """
 
     images: Mapping[str, npt.NDArray[np.uint8]]  # camera name -> [128, 128, 3], RGB, upright
@@ -44,6 +45,10 @@ class Simulation(Protocol):
         """Render every camera and read the state."""
         ...
 
+    def state(self) -> npt.NDArray[np.float32]:
+        """The state alone, float32 [state_dim], without rendering: what a robot logs between two observations."""
+        ...
+
     def step(self, action: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Play one action, float32 [action_dim] in the spec's units; returns the action as executed (clipped)."""
         ...
@@ -53,7 +58,7 @@ class Simulation(Protocol):
         ...
 
     def expert(self) -> Iterator[npt.NDArray[np.float32]]:
-        """The scripted expert, from a reset on: each `next` gives its action for the true state of that moment, without end."""
+        """The scripted expert, after a reset: each `next` gives its action for the true state of that moment."""
         ...
 
     def close(self) -> None:

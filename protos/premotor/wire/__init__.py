@@ -6,7 +6,14 @@ declare. Does not own what a policy expects (the gateway's validation) nor image
 
 from premotor.wire.durations import decode_duration, encode_duration
 from premotor.wire.errors import WireError
-from premotor.wire.images import MAX_COMPRESSED_BYTES, MAX_PIXELS, compressed_format, decode_image, encode_image
+from premotor.wire.images import (
+    MAX_COMPRESSED_BYTES,
+    MAX_PIXELS,
+    compressed_format,
+    decode_image,
+    encode_image,
+    require_frame,
+)
 from premotor.wire.request_errors import ERROR_METADATA_KEY, error_metadata, read_error_metadata
 from premotor.wire.tensors import MAX_ELEMENTS, decode_tensor, encode_tensor, require_finite
 
@@ -26,4 +33,5 @@ __all__ = [
     "error_metadata",
     "read_error_metadata",
     "require_finite",
+    "require_frame",
 ]

@@ -25,9 +25,14 @@ def encode_image(frame: np.ndarray | bytes, *, field: str = "image") -> policy_p
     if isinstance(frame, bytes):
         compressed_format(frame, field=field)
         return policy_pb2.Image(compressed=frame)
-    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or 0 in frame.shape:
-        raise WireError(field, f"{frame.dtype} {list(frame.shape)} came, expected uint8 [height, width, 3]")
+    require_frame(frame, field=field)
     return policy_pb2.Image(pixels=encode_tensor(frame, field=field))
+
+
+def require_frame(frame: np.ndarray, *, field: str) -> None:
+    """Raises WireError for anything but uint8 [height, width, 3] with at least one pixel."""
+    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or frame.size == 0:
+        raise WireError(field, f"{frame.dtype} {list(frame.shape)} came, expected uint8 [height, width, 3]")
 
 
 def decode_image(

@@ -46,8 +46,8 @@ def decode_tensor(
 ) -> np.ndarray:
     """The array a message holds, read-only, of `dtype` and `shape`, where None accepts any extent.
 
-    Raises WireError when the message declares another type or shape, more than `max_elements` elements, or holds another
-    number of bytes than it declares.
+    Raises WireError when the message declares another type or shape, more than `max_elements` elements, or holds
+    another number of bytes than it declares.
     """
     expected_type = _DATA_TYPES[np.dtype(dtype).name]
     if tensor.data_type != expected_type:

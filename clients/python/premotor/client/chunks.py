@@ -8,11 +8,12 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import TypedDict
 
 import numpy as np
 
 from premotor.client.description import PolicyDescription
-from premotor.client.errors import FixRequestError, ProtocolError
+from premotor.client.errors import FixRequestError, ProtocolError, fix_request
 from premotor.client.history import HistoryBuffer
 from premotor.client.images import ImageEncoding, encode_frame
 from premotor.v1 import policy_pb2
@@ -49,6 +50,27 @@ class Chunk:
     round_trip_s: float
 
 
+class _RequiredArguments(TypedDict):
+    policy: str
+    robot_id: str
+    episode_id: str
+    images: Mapping[str, np.ndarray | bytes]
+    state: np.ndarray
+    instruction: str
+
+
+class ChunkArguments(_RequiredArguments, total=False):
+    """What `predict_chunk` takes, its timeout apart."""
+
+    embodiment: str
+    history: HistoryBuffer | None
+    capture_time_s: float | None
+    seed: int | None
+    num_inference_steps: int | None
+    revision: str
+    image_encoding: ImageEncoding
+
+
 def build_request(
     *,
     policy: str,
@@ -81,7 +103,7 @@ def build_request(
     observation.state.CopyFrom(_vector(state, field="observation.state"))
     observation.instruction = _required("observation.instruction", instruction)
     if capture_time_s is not None:
-        with _as_fix_request():
+        with fix_request():
             observation.capture_time.CopyFrom(encode_duration(capture_time_s, field="observation.capture_time"))
     if history is not None:
         states, actions, num_valid_steps = history.window()
@@ -193,10 +215,11 @@ def _required(field: str, text: str) -> str:
 
 
 def _vector(values: np.ndarray, *, field: str) -> policy_pb2.Tensor:
-    vector = np.asarray(values, np.float32)
+    with np.errstate(over="ignore"):
+        vector = np.asarray(values, np.float32)
     if vector.ndim != 1 or vector.size == 0:
         raise FixRequestError(f"{field}: shape {list(vector.shape)} came, expected [state_dim]", field=field)
-    with _as_fix_request():
+    with fix_request():
         require_finite(vector, field=field)
     return encode_tensor(vector, field=field)
 

@@ -68,7 +68,7 @@ class PolicyDescription:
     schema_digest: str
 
     def embodiment(self, name: str = "") -> Embodiment:
-        """The body of that name; "" is the only one. Raises FixRequestError when there is none, or more than one for ""."""
+        """The body of that name; "" means the only one. Raises FixRequestError when that names none."""
         if not name and len(self.embodiments) == 1:
             return self.embodiments[0]
         for embodiment in self.embodiments:
@@ -151,9 +151,7 @@ def _group(group: policy_pb2.Group, embodiment: str) -> Group:
     )
 
 
-_KINDS = {
-    number: name.removeprefix("KIND_").lower() for name, number in policy_pb2.Group.Kind.items() if number != 0
-}
+_KINDS = {number: name.removeprefix("KIND_").lower() for name, number in policy_pb2.Group.Kind.items() if number != 0}
 # A delta played as a position moves a robot to nowhere it should be: what is not known to be either is refused.
 _REPRESENTATIONS = {
     policy_pb2.Group.REPRESENTATION_ABSOLUTE: "absolute",

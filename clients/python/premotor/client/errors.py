@@ -1,9 +1,12 @@
 """What can go wrong with a call, named for what the caller can do next.
 
-Owns the error tree and the one table from gRPC status to error class. Never retries: a resent observation is a stale one.
+Owns the error tree and the one table from gRPC status to error class. Never retries: a resent observation is stale.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import grpc
 
@@ -31,7 +34,7 @@ class FixRequestError(PolicyError):
 
 
 class RetryableError(PolicyError):
-    """The service cannot answer now: ask again, with a fresh observation. `retry_delay_s` is None when it names no wait."""
+    """The service cannot answer now: ask again with a fresh observation, after `retry_delay_s` if that is not None."""
 
     def __init__(
         self,
@@ -84,8 +87,18 @@ _CODES = {code.value[0]: code for code in grpc.StatusCode}
 _TOO_LARGE = "larger than max"
 
 
-def error_from_call(error: grpc.Call | grpc.aio.AioRpcError, *, request_id: str = "") -> PolicyError:
+@contextmanager
+def fix_request() -> Iterator[None]:
+    """What the wire refuses inside is the caller's to fix: WireError becomes FixRequestError with its field."""
+    try:
+        yield
+    except WireError as error:
+        raise FixRequestError(str(error), field=error.field) from error
+
+
+def error_from_call(error: grpc.RpcError, *, request_id: str = "") -> PolicyError:
     """The error for a call that ended with a status, from its details where it carries them."""
+    assert isinstance(error, (grpc.Call, grpc.aio.AioRpcError))
     details = read_error_metadata(error.trailing_metadata())
     if details is not None:
         return error_from_details(details, request_id=request_id)

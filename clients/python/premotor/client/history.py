@@ -56,9 +56,10 @@ class HistoryBuffer:
         return self._num_valid_steps
 
     def append(self, state: np.ndarray, action: np.ndarray) -> None:
-        """Adds the state measured at a step, [state_dim], and the command sent then, [action_dim]; the oldest step leaves.
+        """Adds the state measured at a step, [state_dim], and the command sent then, [action_dim].
 
-        Raises FixRequestError for another shape or values that are not finite, and then adds nothing.
+        The oldest step leaves. Raises FixRequestError for another shape or values that are not finite, and
+        then adds nothing.
         """
         new_state = _row(state, self.state_dim, "history.states")
         new_action = _row(action, self.action_dim, "history.actions")
@@ -81,7 +82,8 @@ class HistoryBuffer:
 
 
 def _row(values: np.ndarray, dim: int, field: str) -> np.ndarray:
-    row = np.asarray(values, np.float32)
+    with np.errstate(over="ignore"):
+        row = np.asarray(values, np.float32)
     if row.shape != (dim,):
         raise FixRequestError(f"{field}: a row of shape {list(row.shape)} came, expected [{dim}]", field=field)
     if not np.isfinite(row).all():

@@ -1,7 +1,7 @@
 """Camera frames to what goes on the wire.
 
-Owns the choice of JPEG codec, an optional dependency. The policy was trained on clean frames, so the quality is high and
-chroma is kept in full; a caller with a slow link compresses as it likes and passes bytes.
+Owns the choice of JPEG codec, an optional dependency. The policy was trained on clean frames, so the quality is high
+and chroma is kept in full; a caller with a slow link compresses as it likes and passes bytes.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import Literal
 
 import numpy as np
 
-from premotor.client.errors import FixRequestError
+from premotor.client.errors import FixRequestError, fix_request
 from premotor.v1 import policy_pb2
-from premotor.wire import WireError, encode_image
+from premotor.wire import encode_image, require_frame
 
 ImageEncoding = Literal["jpeg", "raw"]
 IMAGE_ENCODINGS: tuple[ImageEncoding, ...] = ("jpeg", "raw")
@@ -21,7 +21,7 @@ JPEG_QUALITY = 95
 
 
 def encode_frame(frame: np.ndarray | bytes, encoding: ImageEncoding, *, field: str) -> policy_pb2.Image:
-    """The message for RGB pixels, uint8 [height, width, 3], or for the bytes of a JPEG or PNG file, which are sent as is.
+    """The message for RGB pixels, uint8 [height, width, 3], or for the bytes of a JPEG or PNG file, sent as they are.
 
     Raises FixRequestError for anything else, and where "jpeg" is asked for and no codec is installed.
     """
@@ -31,13 +31,11 @@ def encode_frame(frame: np.ndarray | bytes, encoding: ImageEncoding, *, field: s
         )
     if not isinstance(frame, bytes) and not isinstance(frame, np.ndarray):
         raise FixRequestError(f"{field}: {type(frame).__name__} came, expected a numpy array or bytes", field=field)
-    try:
-        raw = encode_image(frame, field=field)
+    with fix_request():
         if encoding == "raw" or isinstance(frame, bytes):
-            return raw
-        return policy_pb2.Image(compressed=encode_jpeg(frame))
-    except WireError as error:
-        raise FixRequestError(str(error), field=error.field) from error
+            return encode_image(frame, field=field)
+        require_frame(frame, field=field)
+    return policy_pb2.Image(compressed=encode_jpeg(frame))
 
 
 def encode_jpeg(frame: np.ndarray) -> bytes:

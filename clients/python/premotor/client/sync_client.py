@@ -1,0 +1,153 @@
+"""The blocking client.
+
+Owns one channel to one gateway. Every call has a deadline and is sent at most once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any
+
+import grpc
+import numpy as np
+
+from premotor.client.channel import CHANNEL_OPTIONS, DEFAULT_STREAM_TIMEOUT_S, DEFAULT_TIMEOUT_S, Deadline
+from premotor.client.chunks import Chunk, build_request, read_response
+from premotor.client.description import PolicyDescription, read_description
+from premotor.client.errors import ClosedError, error_from_call
+from premotor.client.history import HistoryBuffer
+from premotor.client.images import ImageEncoding
+from premotor.client.sync_stream import ChunkStream
+from premotor.v1 import policy_pb2, policy_pb2_grpc
+
+
+class PolicyClient:
+    """Asks a gateway for action chunks. Thread-safe; use one per process after a fork, and close it.
+
+    Raises from every call: FixRequestError, RetryableError, DeadlineExceededError, ServerFailureError, ProtocolError or
+    ClosedError, all of them PolicyError.
+    """
+
+    def __init__(self, address: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+        """`address` is host:port. `timeout_s` bounds every call that names no timeout of its own."""
+        Deadline(timeout_s)
+        self._timeout_s = timeout_s
+        self._channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+        self._stub = policy_pb2_grpc.PolicyServiceStub(self._channel)
+        self._descriptions: dict[str, PolicyDescription] = {}
+        self._closed = False
+
+    def get_policy(self, name: str, *, timeout_s: float | None = None) -> PolicyDescription:
+        """Asks what a policy expects and produces; later chunks of its revision are held to the answer."""
+        request = policy_pb2.GetPolicyRequest(policy=name)
+        response = self._call(self._stub.GetPolicy, request, self._deadline(timeout_s))
+        description = read_description(response.policy)
+        self._descriptions[name] = description
+        return description
+
+    def list_policies(self, *, timeout_s: float | None = None) -> tuple[PolicyDescription, ...]:
+        """Every served policy, ordered by name."""
+        response = self._call(self._stub.ListPolicies, policy_pb2.ListPoliciesRequest(), self._deadline(timeout_s))
+        return tuple(read_description(policy) for policy in response.policies)
+
+    def history_buffer(self, policy: str, embodiment: str = "", *, timeout_s: float | None = None) -> HistoryBuffer:
+        """An empty history of the length and widths that a policy reads; asks the gateway for them."""
+        description = self.get_policy(policy, timeout_s=timeout_s)
+        body = description.embodiment(embodiment)
+        return HistoryBuffer(description.history_steps, body.state_dim, body.action_dim)
+
+    def predict_chunk(
+        self,
+        *,
+        policy: str,
+        robot_id: str,
+        episode_id: str,
+        images: Mapping[str, np.ndarray | bytes],
+        state: np.ndarray,
+        instruction: str,
+        embodiment: str = "",
+        history: HistoryBuffer | None = None,
+        capture_time_s: float | None = None,
+        seed: int | None = None,
+        num_inference_steps: int | None = None,
+        revision: str = "",
+        image_encoding: ImageEncoding = "jpeg",
+        timeout_s: float | None = None,
+    ) -> Chunk:
+        """The next actions for one observation.
+
+        `images` maps camera name to RGB pixels, uint8 [height, width, 3], or to the bytes of a JPEG or PNG file; pixels
+        are sent as `image_encoding` says. `state` is [state_dim] in the embodiment's units. `capture_time_s` is on the
+        caller's monotonic clock and comes back in the chunk. Encoding counts against `timeout_s`.
+        """
+        deadline = self._deadline(timeout_s)
+        request = build_request(
+            policy=policy,
+            robot_id=robot_id,
+            episode_id=episode_id,
+            images=images,
+            state=state,
+            instruction=instruction,
+            embodiment=embodiment,
+            history=history,
+            capture_time_s=capture_time_s,
+            seed=seed,
+            num_inference_steps=num_inference_steps,
+            revision=revision,
+            image_encoding=image_encoding,
+        )
+        started_s = time.perf_counter()
+        response = self._call(self._stub.PredictChunk, request, deadline, request_id=request.request_id)
+        return read_response(
+            request,
+            response,
+            description=self._descriptions.get(policy),
+            round_trip_s=time.perf_counter() - started_s,
+        )
+
+    def stream(self, *, timeout_s: float = DEFAULT_STREAM_TIMEOUT_S) -> ChunkStream:
+        """One bidirectional stream for many requests, to be used in a `with` block; it ends after `timeout_s`."""
+        remaining_s = Deadline(timeout_s).require_time()
+        self._require_open()
+        return ChunkStream(
+            lambda requests: self._stub.StreamChunks(requests, timeout=remaining_s),
+            descriptions=self._descriptions,
+            timeout_s=self._timeout_s,
+            client_is_closed=lambda: self._closed,
+        )
+
+    def close(self) -> None:
+        """Ends every call in flight. Closing twice is harmless."""
+        self._closed = True
+        self._channel.close()
+
+    def __enter__(self) -> PolicyClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _deadline(self, timeout_s: float | None) -> Deadline:
+        return Deadline(self._timeout_s if timeout_s is None else timeout_s)
+
+    def _call(self, method: Callable[..., Any], request: Any, deadline: Deadline, *, request_id: str = "") -> Any:
+        self._require_open()
+        try:
+            return method(request, timeout=deadline.require_time(request_id=request_id))
+        except grpc.RpcError as error:
+            if self._closed:
+                raise ClosedError("the client was closed during the call", request_id=request_id) from error
+            raise error_from_call(error, request_id=request_id) from None
+        except ValueError as error:
+            # gRPC's answer where another thread closed the channel since the check above.
+            if self._closed:
+                raise ClosedError("the client is closed", request_id=request_id) from error
+            raise
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise ClosedError("the client is closed")

@@ -1,0 +1,292 @@
+"""The checkpoint: a directory that describes itself, proves itself by a probe, and holds nothing executable.
+
+config.json, embodiments.json, tokenizer/, model.safetensors, probe.npz and manifest.json (the sha256 of every other
+file). Its revision is the first 12 hex digits of the manifest's sha256, so equal revisions are equal bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from policy.config import ModelConfig
+from policy.embodiment import EmbodimentSpec
+from policy.normalization import Statistics
+from policy.policy import ChunkRequest, Dtype, Policy
+from policy.vla import VLA, build_vla
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+REQUIRED_FILES = ("config.json", "embodiments.json", "model.safetensors", "probe.npz", "tokenizer/tokenizer.json")
+# How far the probe may be off, per unit of action: other processors round differently, a wrong model is far outside.
+PROBE_TOLERANCE: Mapping[Dtype, float] = {"fp32": 1e-3, "bf16": 0.15}
+
+Probe = list[tuple[ChunkRequest, Tensor]]
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be served; the message names the file and what is wrong with it."""
+
+
+def write_checkpoint(
+    directory: Path,
+    *,
+    vla: VLA,
+    specs: Sequence[EmbodimentSpec],
+    statistics: Sequence[Statistics],
+    probe_requests: Sequence[ChunkRequest],
+    manifest: Mapping[str, Any],
+) -> str:
+    """Write beside `directory` and rename; returns the revision. `manifest` adds method, variant, data, training, ...
+
+    Raises FileExistsError when the directory exists: a checkpoint is immutable.
+    """
+    if directory.exists():
+        raise FileExistsError(f"{directory} exists; a checkpoint is immutable, choose another directory")
+    if not probe_requests:
+        raise ValueError("a checkpoint needs at least one probe request")
+    staged = directory.with_name(directory.name + ".tmp")
+    shutil.rmtree(staged, ignore_errors=True)
+    (staged / "tokenizer").mkdir(parents=True)
+    config = vla.config
+    _write_json(staged / "config.json", {"format_version": FORMAT_VERSION, **_summary(config), "model": config.to_json()})
+    embodiments = [
+        {"spec": spec.to_json(), "digest": spec.digest, "statistics": values}
+        for spec, values in zip(specs, statistics, strict=True)
+    ]
+    _write_json(staged / "embodiments.json", {"embodiments": embodiments})
+    vla.backbone.save_tokenizer(str(staged / "tokenizer"))
+    save_file(
+        {name: value.detach().cpu().contiguous() for name, value in vla.state_dict().items()},
+        staged / "model.safetensors",
+    )
+    policy = Policy(vla=vla, specs=specs, statistics=statistics, manifest={}, revision="")
+    default_steps = config.num_inference_steps
+    probes = [replace(probe, num_inference_steps=probe.num_inference_steps or default_steps) for probe in probe_requests]
+    _write_probe(staged / "probe.npz", probes, policy.predict_chunk(probes))
+    num_parameters = sum(value.numel() for value in vla.parameters())
+    described = {
+        "format_version": FORMAT_VERSION,
+        "size": config.size,
+        "num_parameters": num_parameters,
+        **manifest,
+        "files": {name: _describe(staged / name) for name in _file_names(staged)},
+    }
+    _write_json(staged / MANIFEST, described)
+    staged.rename(directory)
+    return revision_of(directory)
+
+
+def revision_of(directory: Path) -> str:
+    """The content digest that names this checkpoint: 12 hex digits."""
+    path = directory / MANIFEST
+    if not path.is_file():
+        raise CheckpointError(f"{MANIFEST} is missing in {directory}")
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+
+
+def load_policy(directory: Path, *, device: str | torch.device, dtype: Dtype, verify_probe: bool) -> Policy:
+    """Every file is checked against the manifest before anything is read from it. Raises CheckpointError."""
+    manifest = verify_files(directory)
+    config = _config(_read_json(directory / "config.json"))
+    specs, statistics = _embodiments(_read_json(directory / "embodiments.json"))
+    if len(specs) != config.num_embodiments:
+        raise CheckpointError(
+            f"embodiments.json has {len(specs)} embodiments, config.json says {config.num_embodiments}"
+        )
+    try:
+        tokenizer = Tokenizer.from_file(str(directory / "tokenizer" / "tokenizer.json"))
+    except Exception as error:  # tokenizers raises bare Exception
+        raise CheckpointError(f"tokenizer/tokenizer.json cannot be read: {error}") from None
+    vla = build_vla(config, tokenizer)
+    _load_weights(vla, directory / "model.safetensors")
+    try:
+        policy = Policy(
+            vla=vla, specs=specs, statistics=statistics, manifest=manifest, revision=revision_of(directory),
+            device=device, dtype=dtype,
+        )  # fmt: skip
+    except ValueError as error:
+        raise CheckpointError(f"embodiments.json: {error}") from None
+    if verify_probe:
+        check_probe(policy, load_probe(directory))
+    return policy
+
+
+def verify_files(directory: Path) -> dict[str, Any]:
+    """The manifest, once every file in it has its recorded size and sha256 and none that is required is absent."""
+    if not directory.is_dir():
+        raise CheckpointError(f"{directory} is not a directory")
+    if not (directory / MANIFEST).is_file():
+        raise CheckpointError(f"{MANIFEST} is missing in {directory}")
+    manifest = _read_json(directory / MANIFEST)
+    if manifest.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{MANIFEST} has format_version {manifest.get('format_version')!r}, this code reads {FORMAT_VERSION}"
+        )
+    files = manifest.get("files")
+    if not isinstance(files, dict):
+        raise CheckpointError(f"{MANIFEST} has no table of files")
+    for name in sorted({*REQUIRED_FILES, *files}):
+        path = directory / name
+        if name not in files:
+            raise CheckpointError(f"{name} is not in {MANIFEST}")
+        if not path.resolve().is_relative_to(directory.resolve()):
+            raise CheckpointError(f"{MANIFEST} names {name}, which lies outside the checkpoint")
+        if not path.is_file():
+            raise CheckpointError(f"{name} is missing in {directory}")
+        found = _describe(path)
+        if found != files[name]:
+            raise CheckpointError(f"{name} has changed: {found}, {MANIFEST} says {files[name]}")
+    return manifest
+
+
+def check_probe(policy: Policy, probe: Probe) -> None:
+    """Raises CheckpointError when the recorded observations no longer give their recorded chunks."""
+    chunks = policy.predict_chunk([request for request, _ in probe])
+    tolerance = PROBE_TOLERANCE[policy.dtype]
+    for (request, expected), chunk in zip(probe, chunks, strict=True):
+        error = (chunk.cpu() - expected).abs() / (1 + expected.abs())
+        worst = float(error.max())
+        if not worst <= tolerance:
+            raise CheckpointError(
+                f"probe.npz: the chunk of embodiment {request.embodiment!r} is off by {worst:.3g}, expected at most {tolerance}"
+            )
+
+
+def load_probe(directory: Path) -> Probe:
+    """The recorded requests and the chunks they must give (fp32, CPU)."""
+    try:
+        with np.load(directory / "probe.npz", allow_pickle=False) as arrays:
+            return [_probe(arrays, index) for index in range(int(arrays["num_requests"]))]
+    except (OSError, KeyError, ValueError) as error:
+        raise CheckpointError(f"probe.npz cannot be read: {error}") from None
+
+
+def _probe(arrays: Mapping[str, np.ndarray], index: int) -> tuple[ChunkRequest, Tensor]:
+    prefix = f"{index}/"
+    own = {name.removeprefix(prefix): arrays[name] for name in arrays if name.startswith(prefix)}
+    images = {
+        name.removeprefix("images/"): torch.from_numpy(frame) for name, frame in own.items() if name.startswith("images/")
+    }
+    history = "history_states" in own
+    request = ChunkRequest(
+        embodiment=str(own["embodiment"]),
+        images=images,
+        state=torch.from_numpy(own["state"]),
+        instruction=str(own["instruction"]),
+        history_states=torch.from_numpy(own["history_states"]) if history else None,
+        history_actions=torch.from_numpy(own["history_actions"]) if history else None,
+        seed=int(own["seed"]),
+        num_inference_steps=int(own["num_inference_steps"]),
+    )
+    return request, torch.from_numpy(own["expected"])
+
+
+def _write_probe(path: Path, requests: Sequence[ChunkRequest], chunks: Sequence[Tensor]) -> None:
+    arrays: dict[str, np.ndarray] = {"num_requests": np.array(len(requests))}
+    for index, (request, chunk) in enumerate(zip(requests, chunks, strict=True)):
+        own: dict[str, Any] = {
+            "embodiment": request.embodiment,
+            "instruction": request.instruction,
+            "seed": request.seed,
+            "num_inference_steps": request.num_inference_steps,
+            "state": request.state.cpu().numpy(),
+            "expected": chunk.cpu().numpy(),
+            **{f"images/{name}": frame.cpu().numpy() for name, frame in request.images.items()},
+        }
+        if request.history_states is not None and request.history_actions is not None:
+            own["history_states"] = request.history_states.cpu().numpy()
+            own["history_actions"] = request.history_actions.cpu().numpy()
+        arrays |= {f"{index}/{name}": np.asarray(value) for name, value in own.items()}
+    np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
+
+
+def _load_weights(vla: VLA, path: Path) -> None:
+    try:
+        weights = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path.name} cannot be read: {error}") from None
+    for name, value in weights.items():
+        if not torch.isfinite(value).all():
+            raise CheckpointError(f"{path.name}: weight {name} holds NaN or infinity")
+    try:
+        vla.load_state_dict(weights, strict=True)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path.name} does not fit config.json: {error}") from None
+
+
+def _config(values: Mapping[str, Any]) -> ModelConfig:
+    if values.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"config.json has format_version {values.get('format_version')!r}, this code reads {FORMAT_VERSION}"
+        )
+    try:
+        return ModelConfig.from_json(values["model"])
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"config.json: {error}") from None
+
+
+def _embodiments(values: Mapping[str, Any]) -> tuple[list[EmbodimentSpec], list[Statistics]]:
+    specs, statistics = [], []
+    try:
+        for entry in values["embodiments"]:
+            spec = EmbodimentSpec.from_json(entry["spec"])
+            if spec.digest != entry["digest"]:
+                raise ValueError(f"digest of {spec.name!r} is {entry['digest']}, its spec gives {spec.digest}")
+            specs.append(spec)
+            statistics.append(entry["statistics"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"embodiments.json: {error}") from None
+    return specs, statistics
+
+
+def _summary(config: ModelConfig) -> dict[str, Any]:
+    """What a server that cannot build the model must still know."""
+    return {
+        "size": config.size,
+        "action_horizon": config.action_horizon,
+        "execution_horizon": config.execution_horizon,
+        "history_steps": config.history_steps,
+        "num_inference_steps": config.num_inference_steps,
+        "max_inference_steps": config.max_inference_steps,
+        "image_size": config.image_size,
+    }
+
+
+def _file_names(directory: Path) -> list[str]:
+    return sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return {"sha256": digest.hexdigest(), "num_bytes": os.path.getsize(path)}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path.name} cannot be read: {error}") from None
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path.name} holds {type(values).__name__}, expected an object")
+    return values
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n")

@@ -1,0 +1,211 @@
+"""A policy as its callers see it: observations in physical units in, action chunks in physical units out.
+
+transforms -> model -> transforms, the same objects in training and serving. A chunk is a function of its own request and
+the weights: what else is in the batch changes it only by floating-point rounding. Keeps no state between calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from policy.backbone import ObservationBatch
+from policy.config import ModelConfig
+from policy.embodiment import EmbodimentSpec
+from policy.images import resize_frames
+from policy.normalization import Normalizer, Statistics
+from policy.vla import VLA, HistoryBatch
+
+Dtype = Literal["fp32", "bf16"]
+
+
+class InvalidObservationError(ValueError):
+    """A request does not fit the policy; the message names the field, what came and what was expected."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChunkRequest:
+    """One robot's question. Tensors may live on any device.
+
+    images: camera name -> uint8 [height, width, 3], any resolution. state: float32 [state_dim]. history_*: float32
+    [n, state_dim] and [n, action_dim], oldest first, ending with the step before the observation, n at most
+    `history_steps`; None or n = 0 is no history. seed draws the initial noise.
+    """
+
+    embodiment: str
+    images: Mapping[str, Tensor]
+    state: Tensor
+    instruction: str
+    history_states: Tensor | None = None
+    history_actions: Tensor | None = None
+    seed: int = 0
+    num_inference_steps: int | None = None
+
+
+class Policy:
+    """Weights, specs and statistics, ready to answer. Build it with `from_checkpoint`."""
+
+    def __init__(
+        self,
+        *,
+        vla: VLA,
+        specs: Sequence[EmbodimentSpec],
+        statistics: Sequence[Statistics],
+        manifest: Mapping[str, Any],
+        revision: str,
+        device: str | torch.device = "cpu",
+        dtype: Dtype = "fp32",
+    ) -> None:
+        if dtype not in ("fp32", "bf16"):
+            raise ValueError(f"dtype is {dtype!r}, expected 'fp32' or 'bf16'")
+        self.config: ModelConfig = vla.config
+        self.embodiments: dict[str, EmbodimentSpec] = {spec.name: spec for spec in specs}
+        self.manifest = manifest
+        self.revision = revision
+        self.device = torch.device(device)
+        self.dtype: Dtype = dtype
+        self._vla = vla.to(self.device).eval().requires_grad_(False)
+        self._index = {spec.name: index for index, spec in enumerate(specs)}
+        self._normalizers = {
+            spec.name: Normalizer(spec, values) for spec, values in zip(specs, statistics, strict=True)
+        }
+        self._limits = {spec.name: _limits(spec) for spec in specs}
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        directory: str | Path,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: Dtype = "fp32",
+        verify_probe: bool = True,
+    ) -> Policy:
+        """Raises CheckpointError that says which file is missing, changed or unusable, or how far the probe is off."""
+        from policy.checkpoint import load_policy
+
+        return load_policy(Path(directory), device=device, dtype=dtype, verify_probe=verify_probe)
+
+    def predict_chunk(self, batch: Sequence[ChunkRequest]) -> list[Tensor]:
+        """One float32 [action_horizon, action_dim] per request, on the policy's device, in the embodiment's units."""
+        if not batch:
+            return []
+        for request in batch:
+            self._check(request)
+        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == "bf16"):
+            normalized = self._vla.sample(
+                self._observe(batch),
+                self._history(batch),
+                self._noise(batch),
+                self._action_mask(batch),
+                [request.num_inference_steps or self.config.num_inference_steps for request in batch],
+            )
+            return [self._to_actions(request, chunk.float()) for request, chunk in zip(batch, normalized, strict=True)]
+
+    def _to_actions(self, request: ChunkRequest, normalized: Tensor) -> Tensor:
+        spec = self.embodiments[request.embodiment]
+        actions = self._normalizers[spec.name].unnormalize_action(
+            normalized[:, : spec.action_dim].cpu(), request.state.cpu()
+        )
+        low, high = self._limits[spec.name]
+        return actions.clamp(low, high).to(self.device)
+
+    def _observe(self, batch: Sequence[ChunkRequest]) -> ObservationBatch:
+        config = self.config
+        size = config.image_size
+        images = torch.zeros(len(batch), config.max_cameras, size, size, 3, dtype=torch.uint8)
+        camera_mask = torch.zeros(len(batch), config.max_cameras, dtype=torch.bool)
+        state = torch.zeros(len(batch), config.max_state_dim)
+        for row, request in enumerate(batch):
+            spec = self.embodiments[request.embodiment]
+            for camera, name in enumerate(spec.camera_names):
+                frame = request.images[name][None]
+                images[row, camera] = resize_frames(frame, size, config.interpolation)[0]
+                camera_mask[row, camera] = True
+            state[row, : spec.state_dim] = self._normalizers[spec.name].normalize_state(request.state.cpu().float())
+        return ObservationBatch(
+            images=images.to(self.device),
+            camera_mask=camera_mask.to(self.device),
+            state=state.to(self.device),
+            state_mask=torch.ones(len(batch), dtype=torch.bool, device=self.device),
+            instructions=tuple(request.instruction for request in batch),
+            embodiment=torch.tensor([self._index[request.embodiment] for request in batch], device=self.device),
+        )
+
+    def _history(self, batch: Sequence[ChunkRequest]) -> HistoryBatch | None:
+        lengths = [0 if request.history_states is None else len(request.history_states) for request in batch]
+        if not any(lengths):
+            return None
+        config = self.config
+        states = torch.zeros(len(batch), config.history_steps, config.max_state_dim)
+        actions = torch.zeros(len(batch), config.history_steps, config.max_action_dim)
+        mask = torch.zeros(len(batch), config.history_steps, dtype=torch.bool)
+        for row, (request, length) in enumerate(zip(batch, lengths, strict=True)):
+            if not length or request.history_states is None or request.history_actions is None:
+                continue
+            spec, normalizer = self.embodiments[request.embodiment], self._normalizers[request.embodiment]
+            past = normalizer.normalize_state(request.history_states.cpu().float())
+            commands = normalizer.normalize_action(request.history_actions.cpu().float(), request.state.cpu().float())
+            states[row, -length:, : spec.state_dim] = past
+            actions[row, -length:, : spec.action_dim] = commands
+            mask[row, -length:] = True
+        return HistoryBatch(
+            states=states.to(self.device), actions=actions.to(self.device), step_mask=mask.to(self.device)
+        )
+
+    def _noise(self, batch: Sequence[ChunkRequest]) -> Tensor:
+        shape = (self.config.action_horizon, self.config.max_action_dim)
+        # Drawn on the CPU whatever the device, so that a seed means the same noise everywhere.
+        draws = [torch.randn(shape, generator=torch.Generator().manual_seed(request.seed)) for request in batch]
+        return torch.stack(draws).to(self.device)
+
+    def _action_mask(self, batch: Sequence[ChunkRequest]) -> Tensor:
+        dims = torch.tensor([self.embodiments[request.embodiment].action_dim for request in batch])
+        return (torch.arange(self.config.max_action_dim) < dims[:, None]).to(self.device)
+
+    def _check(self, request: ChunkRequest) -> None:
+        spec = self.embodiments.get(request.embodiment)
+        if spec is None:
+            raise InvalidObservationError(
+                f"embodiment is {request.embodiment!r}, expected one of {sorted(self.embodiments)}"
+            )
+        if set(request.images) != set(spec.camera_names):
+            raise InvalidObservationError(f"images are {sorted(request.images)}, expected {sorted(spec.camera_names)}")
+        _check_vector("state", request.state, (spec.state_dim,))
+        if not request.instruction.strip():
+            raise InvalidObservationError("instruction is blank, expected what to do in plain language")
+        if (request.history_states is None) != (request.history_actions is None):
+            raise InvalidObservationError("history_states and history_actions must come together")
+        if request.history_states is not None and request.history_actions is not None:
+            steps = len(request.history_states)
+            if steps > self.config.history_steps:
+                raise InvalidObservationError(f"history has {steps} steps, expected at most {self.config.history_steps}")
+            _check_vector("history_states", request.history_states, (steps, spec.state_dim))
+            _check_vector("history_actions", request.history_actions, (steps, spec.action_dim))
+        steps = request.num_inference_steps
+        if steps is not None and not 1 <= steps <= self.config.max_inference_steps:
+            raise InvalidObservationError(
+                f"num_inference_steps is {steps}, expected 1 to {self.config.max_inference_steps}"
+            )
+        if not 0 <= request.seed < 2**63:
+            raise InvalidObservationError(f"seed is {request.seed}, expected 0 to 2**63 - 1")
+
+
+def _check_vector(name: str, values: Tensor, shape: tuple[int, ...]) -> None:
+    if tuple(values.shape) != shape:
+        raise InvalidObservationError(f"{name} has shape {tuple(values.shape)}, expected {shape}")
+    if not torch.isfinite(values).all():
+        raise InvalidObservationError(f"{name} holds a value that is not finite")
+
+
+def _limits(spec: EmbodimentSpec) -> tuple[Tensor, Tensor]:
+    """Commands saturate at the declared limits, as the training labels did; unlimited groups are left alone."""
+    low, high = [], []
+    for group in spec.action:
+        low += list(group.lower_limit or [-torch.inf] * group.dim)
+        high += list(group.upper_limit or [torch.inf] * group.dim)
+    return torch.tensor(low), torch.tensor(high)

@@ -1,0 +1,249 @@
+"""`python -m service`: serve policies, check a checkpoint, measure the service.
+
+Owns flags and exit statuses: 2 for a wrong call, 1 for a failed one. Results go to stdout, logs to stderr. Imports a
+verb's module when the verb is called, so that `serve` does not wait for torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from service.logs import configure_logging
+from service.model_settings import ModelSettings
+
+if TYPE_CHECKING:
+    from service.serve import ServeConfig
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit status. argparse exits with 2 by itself when a flag is wrong."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    configure_logging(logging.getLevelNamesMapping()[options.log_level.upper()])
+    try:
+        run = options.verb(options)
+    except ValueError as error:
+        parser.error(str(error))
+    return run()
+
+
+def _serve(options: argparse.Namespace) -> Callable[[], int]:
+    from service.serve import ServeConfig
+
+    config = ServeConfig(
+        policies=tuple(options.policy),
+        backend=options.backend,
+        host=options.host,
+        port=options.port,
+        admin_port=options.admin_port,
+        triton_address=options.triton_address,
+        triton_repository=options.triton_repository,
+        drain_s=options.drain_s,
+        model=_model_settings(options, batching=options.batching == "on"),
+    )
+    return partial(_run_serve, config)
+
+
+def _run_serve(config: ServeConfig) -> int:
+    from service.backend import BackendError
+    from service.revision import RevisionError
+    from service.serve import serve
+    from service.triton.installation import TritonNotFoundError
+    from service.triton.server import TritonStartError
+
+    try:
+        asyncio.run(serve(config))
+    except (RevisionError, TritonNotFoundError, TritonStartError, BackendError, OSError) as error:
+        print(f"cannot serve: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _check(options: argparse.Namespace) -> Callable[[], int]:
+    return partial(_run_check, options.directory, options.device, options.dtype)
+
+
+def _run_check(directory: Path, device: str, dtype: Literal["fp32", "bf16"]) -> int:
+    from policy.checkpoint import CheckpointError
+    from policy.policy import Policy
+    from service.revision import RevisionError, read_revision
+
+    try:
+        revision = read_revision(directory, policy="checked")
+        policy = Policy.from_checkpoint(directory, device=device, dtype=dtype)
+    except (RevisionError, CheckpointError) as error:
+        print(f"{directory}: {error}", file=sys.stderr)
+        return 1
+    result = {
+        "revision": revision.revision,
+        "variant": revision.description.variant,
+        "embodiments": list(policy.embodiments),
+        "probe": "passed",
+    }
+    print(json.dumps(result))
+    return 0
+
+
+def _bench_overhead(options: argparse.Namespace) -> Callable[[], int]:
+    from service.bench.overhead import OverheadSettings, format_overhead, measure_overhead
+
+    settings = OverheadSettings(
+        checkpoint=options.policy,
+        embodiment=options.embodiment,
+        iterations=options.iterations,
+        model=_model_settings(options, batching=True),
+    )
+    return partial(_report, partial(measure_overhead, settings), format_overhead, options.json)
+
+
+def _bench_batching(options: argparse.Namespace) -> Callable[[], int]:
+    from service.bench.batching import BatchingSettings, format_batching, measure_batching
+
+    settings = BatchingSettings(
+        checkpoint=options.policy,
+        concurrency=options.concurrency,
+        rounds=options.rounds,
+        block_s=options.block_s,
+        model=_model_settings(options, batching=True),
+    )
+    return partial(_report, partial(measure_batching, settings), format_batching, options.json)
+
+
+def _report(
+    measure: Callable[[], dict[str, Any]], format_result: Callable[[dict[str, Any]], str], json_path: Path | None
+) -> int:
+    from service.bench.served import ServiceStartError
+    from service.revision import RevisionError
+
+    try:
+        result = measure()
+    except (RevisionError, ServiceStartError) as error:
+        print(f"cannot measure: {error}", file=sys.stderr)
+        return 1
+    print(format_result(result))
+    if json_path is not None:
+        json_path.parent.mkdir(parents=True, exist_ok=True)
+        json_path.write_text(json.dumps(result, indent=2) + "\n")
+    return 0
+
+
+def _model_settings(options: argparse.Namespace, *, batching: bool) -> ModelSettings:
+    return ModelSettings(
+        device=options.device,
+        dtype=options.dtype,
+        threads=options.threads,
+        batching=batching,
+        max_batch_size=options.max_batch_size,
+        max_queue_delay_us=options.max_queue_delay_us,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m service", description="Serve premotor policies.")
+    parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+    _add_serve(verbs)
+    _add_check(verbs)
+    _add_bench(verbs)
+    return parser
+
+
+def _add_serve(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    verb = verbs.add_parser("serve", help="serve checkpoints until SIGTERM", formatter_class=_HelpFormatter)
+    verb.set_defaults(verb=_serve)
+    verb.add_argument(
+        "--policy",
+        action="append",
+        required=True,
+        type=_named_directory,
+        metavar="NAME=DIR",
+        help="a policy and its checkpoint; may come again, for other policies or for more revisions of the same",
+    )
+    verb.add_argument("--backend", choices=("triton", "local"), default="triton", help="where chunks are computed")
+    verb.add_argument("--host", default="127.0.0.1", help="address of the gateway and the admin plane")
+    verb.add_argument("--port", type=_port, default=50051, help="gRPC; 0 picks a free one")
+    verb.add_argument("--admin-port", type=_port, default=8080, help="HTTP; 0 picks a free one")
+    verb.add_argument("--batching", choices=("on", "off"), default="on", help="join requests of several robots")
+    verb.add_argument("--drain-s", type=float, default=10.0, help="time that requests in flight get after SIGTERM")
+    verb.add_argument("--triton-address", metavar="HOST:PORT", help="use this tritonserver instead of starting one")
+    verb.add_argument(
+        "--triton-repository", type=Path, metavar="DIR", help="its model repository, as seen from this machine"
+    )
+    _add_model_flags(verb)
+
+
+def _add_check(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    verb = verbs.add_parser("check", help="verify a checkpoint and its probe", formatter_class=_HelpFormatter)
+    verb.set_defaults(verb=_check)
+    verb.add_argument("directory", type=Path)
+    verb.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    verb.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
+
+
+def _add_bench(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    benches = verbs.add_parser("bench", help="measure the service").add_subparsers(required=True, metavar="WHAT")
+    overhead = benches.add_parser(
+        "overhead", help="round trips beside the bare forward, interleaved", formatter_class=_HelpFormatter
+    )
+    overhead.set_defaults(verb=_bench_overhead)
+    overhead.add_argument("--embodiment", default="", help="the body that asks; the first of the checkpoint's probe")
+    overhead.add_argument("--iterations", type=int, default=200, help="calls of each kind")
+    batching = benches.add_parser(
+        "batching", help="chunks per second with batching on and off, interleaved", formatter_class=_HelpFormatter
+    )
+    batching.set_defaults(verb=_bench_batching)
+    batching.add_argument("--concurrency", type=int, default=8, help="robots that ask at the same time")
+    batching.add_argument("--rounds", type=int, default=6, help="blocks of each kind")
+    batching.add_argument("--block-s", type=float, default=3.0, help="length of a block")
+    for verb in (overhead, batching):
+        verb.add_argument("--policy", type=Path, required=True, metavar="DIR", help="a checkpoint")
+        verb.add_argument("--json", type=Path, metavar="FILE", help="write the result there as well")
+        _add_model_flags(verb)
+
+
+def _add_model_flags(verb: argparse.ArgumentParser) -> None:
+    defaults = ModelSettings()
+    verb.add_argument("--device", choices=("cpu", "cuda"), default=defaults.device)
+    verb.add_argument("--dtype", choices=("fp32", "bf16"), default=defaults.dtype)
+    verb.add_argument("--threads", type=int, default=defaults.threads, help="torch threads per model")
+    verb.add_argument("--max-batch-size", type=int, default=defaults.max_batch_size)
+    verb.add_argument(
+        "--max-queue-delay-us",
+        type=int,
+        default=defaults.max_queue_delay_us,
+        help="hold a request back this long for company",
+    )
+
+
+def _named_directory(text: str) -> tuple[str, Path]:
+    name, separator, directory = text.partition("=")
+    if not (name and separator and directory):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=DIR, for example tabletop=checkpoints/tabletop")
+    return name, Path(directory)
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65_535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port, expected 0 to 65535")
+    return int(text)
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Defaults in the help, but no "(default: None)"."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None or action.required:
+            return action.help
+        return super()._get_help_string(action)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

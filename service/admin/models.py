@@ -1,0 +1,145 @@
+"""What the admin plane answers, as JSON.
+
+Owns the shape of its responses and their making from what the gateway publishes. Does not own the facts.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict
+
+from premotor.v1 import policy_pb2
+from service.revision import Revision
+
+
+class _Response(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Liveness(_Response):
+    status: Literal["live"] = "live"
+
+
+class PolicyReadiness(_Response):
+    policy: str
+    # The revision that answers requests which pin none.
+    revision: str
+    ready: bool
+
+
+class Readiness(_Response):
+    # True when every policy is.
+    ready: bool
+    policies: list[PolicyReadiness]
+
+
+class CameraDescription(_Response):
+    name: str
+    height: int
+    width: int
+
+
+class GroupDescription(_Response):
+    name: str
+    dim: int
+    unit: str
+    # Per dimension; empty means unbounded.
+    lower_limit: list[float]
+    upper_limit: list[float]
+
+    @classmethod
+    def of(cls, group: policy_pb2.Group) -> Self:
+        return cls(
+            name=group.name,
+            dim=group.dim,
+            unit=group.unit,
+            lower_limit=list(group.lower_limit),
+            upper_limit=list(group.upper_limit),
+        )
+
+
+class EmbodimentDescription(_Response):
+    name: str
+    cameras: list[CameraDescription]
+    state: list[GroupDescription]
+    action: list[GroupDescription]
+    control_rate_hz: float
+
+    @classmethod
+    def of(cls, embodiment: policy_pb2.Embodiment) -> Self:
+        return cls(
+            name=embodiment.name,
+            cameras=[
+                CameraDescription(name=camera.name, height=camera.height, width=camera.width)
+                for camera in embodiment.cameras
+            ],
+            state=[GroupDescription.of(group) for group in embodiment.state],
+            action=[GroupDescription.of(group) for group in embodiment.action],
+            control_rate_hz=embodiment.control_rate_hz,
+        )
+
+
+class PolicyDescription(_Response):
+    name: str
+    revision: str
+    variant: str
+    schema_digest: str
+    embodiments: list[EmbodimentDescription]
+    history_steps: int
+    action_horizon: int
+    execution_horizon: int
+    num_inference_steps: int
+    max_inference_steps: int
+
+    @classmethod
+    def of(cls, description: policy_pb2.Policy) -> Self:
+        return cls(
+            name=description.name,
+            revision=description.revision,
+            variant=description.variant,
+            schema_digest=description.schema_digest,
+            embodiments=[EmbodimentDescription.of(embodiment) for embodiment in description.embodiments],
+            history_steps=description.history_steps,
+            action_horizon=description.action_horizon,
+            execution_horizon=description.execution_horizon,
+            num_inference_steps=description.num_inference_steps,
+            max_inference_steps=description.max_inference_steps,
+        )
+
+
+class PolicyList(_Response):
+    # Ordered by name.
+    policies: list[PolicyDescription]
+
+
+class RevisionDescription(_Response):
+    revision: str
+    variant: str
+    schema_digest: str
+    # Whether it answers requests that pin no revision.
+    serving: bool
+    ready: bool
+
+    @classmethod
+    def of(cls, revision: Revision, *, serving: bool, ready: bool) -> Self:
+        return cls(
+            revision=revision.revision,
+            variant=revision.description.variant,
+            schema_digest=revision.description.schema_digest,
+            serving=serving,
+            ready=ready,
+        )
+
+
+class RevisionList(_Response):
+    # The serving one first.
+    revisions: list[RevisionDescription]
+
+
+class Problem(_Response):
+    """Why a request has no answer."""
+
+    message: str
+    # The parameter at fault; empty when none is.
+    field: str

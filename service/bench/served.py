@@ -1,0 +1,83 @@
+"""A service in a process of its own, for as long as a block lasts.
+
+Owns starting `python -m service serve`, waiting for its ready line and stopping it. Does not own what is asked of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from service.model_settings import ModelSettings
+
+POLICY = "measured"
+_TAIL_BYTES = 4000
+
+
+class ServiceStartError(Exception):
+    """The service did not become ready. The message ends with what it last logged."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """Where a running service listens: host:port for gRPC, a URL for the admin plane."""
+
+    grpc_address: str
+    admin_url: str
+    process: subprocess.Popen[bytes]
+
+
+@contextlib.contextmanager
+def served(
+    checkpoint: Path, model: ModelSettings, *, flags: Sequence[str] = (), start_timeout_s: float = 120.0
+) -> Iterator[Served]:
+    """Serves `checkpoint` as the policy POLICY on free loopback ports; SIGTERM at the end. Raises ServiceStartError."""
+    command = [
+        *(sys.executable, "-m", "service", "--log-level", "warning", "serve"),
+        *("--policy", f"{POLICY}={checkpoint}", "--port", "0", "--admin-port", "0"),
+        *("--device", model.device, "--dtype", model.dtype, "--threads", str(model.threads)),
+        *("--max-batch-size", str(model.max_batch_size), "--max-queue-delay-us", str(model.max_queue_delay_us)),
+        *("--batching", "on" if model.batching else "off", *flags),
+    ]
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log)
+        try:
+            assert process.stdout is not None
+            ready = _ready_line(process, process.stdout, log, time.monotonic() + start_timeout_s)
+            yield Served(grpc_address=ready["grpc"], admin_url=ready["admin"], process=process)
+        finally:
+            _stop(process)
+
+
+def _ready_line(
+    process: subprocess.Popen[bytes], output: IO[bytes], log: IO[bytes], give_up_at_s: float
+) -> dict[str, str]:
+    with selectors.DefaultSelector() as selector:
+        selector.register(output, selectors.EVENT_READ)
+        readable = selector.select(max(0.0, give_up_at_s - time.monotonic()))
+    line = output.readline() if readable else b""
+    if not line:
+        status = "ended" if readable else "did not become ready in time"
+        log.seek(0)
+        tail = log.read()[-_TAIL_BYTES:].decode(errors="replace")
+        raise ServiceStartError(f"the service (pid {process.pid}) {status}\n{tail}")
+    return json.loads(line)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    with process:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(timeout=30.0)
+        except subprocess.TimeoutExpired:
+            process.kill()

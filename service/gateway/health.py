@@ -1,0 +1,110 @@
+"""grpc.health.v1 over the backend's readiness.
+
+Owns the health of the whole gateway and of each policy, and the loop that follows the backend. Does not own probing.
+The servicer that ships with grpcio-health-checking is not used: when one of two watchers of a name leaves, the other is
+never told of a change again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from service.backend import Backend
+from service.gateway.limits import GatewayLimits
+from service.gateway.servicer import SERVICE_NAME
+from service.policies import ServedPolicies
+from service.readiness import revision_ready
+
+_Status = health_pb2.HealthCheckResponse
+
+
+def policy_service(policy: str) -> str:
+    """The name under which one policy's health is asked for."""
+    return f"{SERVICE_NAME}/{policy}"
+
+
+class HealthServicer(health_pb2_grpc.HealthServicer):
+    """Answers Check and Watch for names whose state is set from inside."""
+
+    def __init__(self, services: list[str]) -> None:
+        self._serving = dict.fromkeys(services, False)
+        self._changed: set[asyncio.Event] = set()
+        self._closed = False
+
+    def set(self, service: str, serving: bool) -> None:
+        """Wakes watchers. After `close` nothing serves any more."""
+        self._serving[service] = serving and not self._closed
+        self._wake()
+
+    def close(self) -> None:
+        """Reports everything as not serving, for good, and ends the watches."""
+        self._closed = True
+        self._serving = dict.fromkeys(self._serving, False)
+        self._wake()
+
+    async def Check(  # noqa: N802  (the generated name)
+        self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext
+    ) -> health_pb2.HealthCheckResponse:
+        status = self._status(request.service)
+        if status == _Status.SERVICE_UNKNOWN:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "no such service")
+        return _Status(status=status)
+
+    async def Watch(  # noqa: N802  (the generated name)
+        self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
+        changed, last = asyncio.Event(), None
+        self._changed.add(changed)
+        try:
+            while True:
+                changed.clear()
+                status = self._status(request.service)
+                if status != last:
+                    yield _Status(status=status)
+                    last = status
+                if self._closed:
+                    return
+                await changed.wait()
+        finally:
+            self._changed.discard(changed)
+
+    def _status(self, service: str) -> _Status.ServingStatus:
+        if service not in self._serving:
+            return _Status.SERVICE_UNKNOWN
+        return _Status.SERVING if self._serving[service] else _Status.NOT_SERVING
+
+    def _wake(self) -> None:
+        for changed in self._changed:
+            changed.set()
+
+
+class HealthFollower:
+    """Keeps a HealthServicer in step with the backend."""
+
+    def __init__(self, *, policies: ServedPolicies, backend: Backend, limits: GatewayLimits) -> None:
+        self._policies = policies
+        self._backend = backend
+        self._limits = limits
+        self.servicer = HealthServicer(["", SERVICE_NAME, *(policy_service(policy) for policy in policies)])
+
+    async def refresh(self) -> None:
+        """Asks the backend once. The whole is serving when every policy is."""
+        ready = await asyncio.gather(*(self._ready(policy) for policy in self._policies))
+        for policy, is_ready in zip(self._policies, ready, strict=True):
+            self.servicer.set(policy_service(policy), is_ready)
+        for service in ("", SERVICE_NAME):
+            self.servicer.set(service, all(ready))
+
+    async def run(self) -> None:
+        """Refreshes until it is cancelled."""
+        while True:
+            await self.refresh()
+            await asyncio.sleep(self._limits.readiness_interval_s)
+
+    async def _ready(self, policy: str) -> bool:
+        revision = self._policies.serving(policy).revision
+        return await revision_ready(self._backend, revision, timeout_s=self._limits.readiness_timeout_s)

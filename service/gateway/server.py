@@ -1,0 +1,115 @@
+"""The gateway's gRPC server: start, serve, drain, stop.
+
+Owns the listening socket, the decode threads and the health loop. Does not own the backend or the metrics registry,
+which are given to it and outlive it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import CollectorRegistry
+
+from service.backend import Backend
+from service.gateway.answers import ChunkAnswerer, draw_seed
+from service.gateway.health import HealthFollower
+from service.gateway.limits import GatewayLimits
+from service.gateway.metrics import GatewayMetrics
+from service.gateway.servicer import SERVICE_NAME, PolicyServicer
+from service.policies import ServedPolicies
+
+# What calls that have their answer, and streams that nobody uses, get to end by themselves once nothing is in flight.
+_CLOSE_GRACE_S = 0.5
+
+_logger = logging.getLogger(__name__)
+
+
+class GatewayServer:
+    """Serves PolicyService, health and reflection. Starts once and stops once."""
+
+    def __init__(
+        self,
+        *,
+        policies: ServedPolicies,
+        backend: Backend,
+        metrics_registry: CollectorRegistry,
+        limits: GatewayLimits | None = None,
+        draw_seed: Callable[[], int] = draw_seed,
+    ) -> None:
+        self._limits = limits or GatewayLimits()
+        self._policies = policies
+        self._backend = backend
+        self._decode_threads = ThreadPoolExecutor(self._limits.num_decode_threads, thread_name_prefix="decode")
+        self._answerer = ChunkAnswerer(
+            policies=policies,
+            backend=backend,
+            limits=self._limits,
+            metrics=GatewayMetrics(metrics_registry),
+            decode_threads=self._decode_threads,
+            draw_seed=draw_seed,
+        )
+        self._health = HealthFollower(policies=policies, backend=backend, limits=self._limits)
+        self._server: grpc.aio.Server | None = None
+        self._health_task: asyncio.Task[None] | None = None
+
+    async def start(self, host: str = "127.0.0.1", port: int = 0) -> int:
+        """Listens and returns the port, which the system picks for 0. Raises OSError when it cannot listen."""
+        if self._server is not None:
+            raise RuntimeError("the gateway has been started before, it starts once")
+        self._server = self._build_server()
+        address = f"[{host}]" if ":" in host else host
+        try:
+            bound_port = self._server.add_insecure_port(f"{address}:{port}")
+        except RuntimeError:
+            raise OSError(f"cannot listen on {address}:{port}: is the port taken, the address of this host?") from None
+        await self._health.refresh()
+        await self._server.start()
+        self._health_task = asyncio.create_task(self._health.run(), name="gateway-health")
+        _logger.info("gateway started", extra={"fields": {"host": host, "port": bound_port}})
+        return bound_port
+
+    async def stop(self, grace_s: float) -> None:
+        """Refuses new requests, gives those in flight up to `grace_s` to end, then cancels them and closes."""
+        if self._server is None:
+            return
+        deadline_s = time.perf_counter() + grace_s
+        self._health.servicer.close()
+        if self._health_task is not None:
+            self._health_task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._health_task
+        drained = await self._answerer.drain(timeout_s=grace_s)
+        await self._server.stop(max(0.0, min(_CLOSE_GRACE_S, deadline_s - time.perf_counter())))
+        self._decode_threads.shutdown(wait=False, cancel_futures=True)
+        _logger.info("gateway stopped", extra={"fields": {"drained": drained}})
+
+    def _build_server(self) -> grpc.aio.Server:
+        server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", self._limits.max_message_bytes),
+                ("grpc.max_send_message_length", self._limits.max_message_bytes),
+                # Two gateways on one port would share its connections at random.
+                ("grpc.so_reuseport", 0),
+                # A robot that loses power must not leave its stream behind; a robot may ask whether we are there.
+                ("grpc.keepalive_time_ms", 60_000),
+                ("grpc.keepalive_timeout_ms", 20_000),
+                ("grpc.keepalive_permit_without_calls", 1),
+                ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+            ]
+        )
+        servicer = PolicyServicer(
+            policies=self._policies, backend=self._backend, answerer=self._answerer, limits=self._limits
+        )
+        server.add_generic_rpc_handlers((servicer.handlers(),))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, server)
+        health_service = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+        reflection.enable_server_reflection((SERVICE_NAME, health_service, reflection.SERVICE_NAME), server)
+        return server

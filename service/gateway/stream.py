@@ -1,0 +1,106 @@
+"""One StreamChunks call: many requests at a time, each answered once, in whatever order they finish.
+
+Owns reading, the bound on requests in flight on the stream and the writing of answers. Does not own the answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import grpc
+
+from premotor.v1 import policy_pb2
+from premotor.wire import WireError, decode_duration
+from service.errors import InvalidRequestError, OverloadedError
+from service.gateway.answers import Answer, ChunkAnswerer
+from service.gateway.limits import GatewayLimits
+
+
+class ChunkStream:
+    """Runs one bidirectional stream to its end."""
+
+    def __init__(
+        self,
+        *,
+        messages: AsyncIterator[policy_pb2.StreamChunksRequest | None],
+        context: grpc.aio.ServicerContext,
+        answerer: ChunkAnswerer,
+        limits: GatewayLimits,
+    ) -> None:
+        """`messages` yields None for bytes that are not a message."""
+        self._messages = messages
+        self._context = context
+        self._answerer = answerer
+        self._limits = limits
+        self._num_in_flight = 0
+        # gRPC takes one message at a time.
+        self._writing = asyncio.Lock()
+
+    async def run(self) -> None:
+        """Returns once the client has sent its last request and read its last answer, or the gateway drains."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                reader = tasks.create_task(self._read(tasks))
+                draining = tasks.create_task(self._answerer.draining.wait())
+                await asyncio.wait({reader, draining}, return_when=asyncio.FIRST_COMPLETED)
+                reader.cancel()
+                draining.cancel()
+        except* TimeoutError:
+            await self._context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the answers on this stream are not read")
+        if self._answerer.draining.is_set():
+            await self._context.abort(grpc.StatusCode.UNAVAILABLE, "the gateway is stopping; ask another replica")
+
+    async def _read(self, tasks: asyncio.TaskGroup) -> None:
+        async for message in self._messages:
+            if self._num_in_flight >= self._limits.max_in_flight_per_stream:
+                # Written from here, so that a client which does not read is not read from either.
+                await self._write(self._overloaded(message))
+                continue
+            self._num_in_flight += 1
+            tasks.create_task(self._answer(message))
+
+    async def _answer(self, message: policy_pb2.StreamChunksRequest | None) -> None:
+        try:
+            await self._write(await self._answer_to(message))
+        finally:
+            self._num_in_flight -= 1
+
+    async def _answer_to(self, message: policy_pb2.StreamChunksRequest | None) -> Answer:
+        if message is None:
+            return await self._answerer.answer(None, timeout_s=None)
+        if not message.HasField("request"):
+            return self._answerer.refuse(InvalidRequestError("request", "none came, it is required"), None)
+        try:
+            timeout_s = self._timeout_s(message)
+        except InvalidRequestError as error:
+            return self._answerer.refuse(error, message.request)
+        return await self._answerer.answer(message.request, timeout_s=timeout_s)
+
+    def _timeout_s(self, message: policy_pb2.StreamChunksRequest) -> float | None:
+        """How long this request is worth waiting for: its own timeout and the stream's, whichever is less."""
+        stream_s = self._context.time_remaining()
+        if not message.HasField("timeout"):
+            return stream_s
+        try:
+            timeout_s = decode_duration(message.timeout, field="timeout")
+        except WireError as error:
+            raise InvalidRequestError(error.field, error.message) from None
+        if timeout_s < 0:
+            raise InvalidRequestError("timeout", f"{timeout_s} s came, expected no negative span")
+        return timeout_s if stream_s is None else min(timeout_s, stream_s)
+
+    def _overloaded(self, message: policy_pb2.StreamChunksRequest | None) -> policy_pb2.RequestError:
+        error = OverloadedError(
+            f"{self._num_in_flight} requests of this stream are in flight, the most that are taken",
+            retry_after_s=self._limits.overload_retry_s,
+        )
+        return self._answerer.refuse(error, message.request if message is not None else None)
+
+    async def _write(self, answer: Answer) -> None:
+        if isinstance(answer, policy_pb2.RequestError):
+            response = policy_pb2.StreamChunksResponse(error=answer)
+        else:
+            response = policy_pb2.StreamChunksResponse(chunk=answer)
+        async with asyncio.timeout(self._limits.max_timeout_s), self._writing:
+            await self._context.write(response)

@@ -1,0 +1,50 @@
+"""One batch through a Policy, however the requests came: the same few lines inside Triton and in process.
+
+Owns what a failure inside a batch does to its neighbours, which is nothing. Does not own how requests are collected.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from policy.policy import ChunkRequest, Policy
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BatchAnswer:
+    """What became of each request, in order, how long the forward passes took and how many requests shared them."""
+
+    # float32 [action_horizon, action_dim] on the CPU, or why there is none.
+    chunks: tuple[Tensor | Exception, ...]
+    inference_ns: int
+    batch_size: int
+
+
+def predict_batch(policy: Policy, requests: Sequence[Callable[[], ChunkRequest]]) -> BatchAnswer:
+    """Reads each request and runs one forward for all that could be read. Never raises an Exception."""
+    answers: dict[int, Tensor | Exception] = {}
+    batch: dict[int, ChunkRequest] = {}
+    for position, request in enumerate(requests):
+        try:
+            batch[position] = request()
+        except Exception as error:  # the edge of the model: a request that cannot be read is answered by its own error
+            answers[position] = error
+    started_ns = time.perf_counter_ns()
+    answers |= zip(batch, _forward(policy, list(batch.values())), strict=True)
+    return BatchAnswer(
+        chunks=tuple(answers[position] for position in range(len(requests))),
+        inference_ns=time.perf_counter_ns() - started_ns,
+        batch_size=len(batch),
+    )
+
+
+def _forward(policy: Policy, requests: list[ChunkRequest]) -> list[Tensor | Exception]:
+    """One forward; when that fails, one each, so that a request which cannot be answered fails alone."""
+    try:
+        return [chunk.to("cpu") for chunk in policy.predict_chunk(requests)]
+    except Exception as error:  # the edge of the model: whatever it raises is an answer, never the end of the process
+        return [error] if len(requests) == 1 else [_forward(policy, [request])[0] for request in requests]

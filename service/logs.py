@@ -1,0 +1,35 @@
+"""Structured logs: one JSON object a line on stderr, an event and its fields.
+
+Owns the format and where it goes. Does not own what is logged; callers pass fields as `extra={"fields": {...}}` and
+never pass images, states or instructions.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from datetime import UTC, datetime
+
+
+class JsonFormatter(logging.Formatter):
+    """{"time", "level", "logger", "event", ...fields, "exception"}; a field cannot replace one of the fixed keys."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            **getattr(record, "fields", {}),
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "event": record.getMessage(),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+def configure_logging(level: int = logging.INFO) -> None:
+    """Sends everything at `level` and above to stderr as JSON lines. For an entry point to call, once."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter())
+    logging.basicConfig(level=level, handlers=[handler], force=True)

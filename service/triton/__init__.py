@@ -1,0 +1,1 @@
+"""Triton's side of the service: what runs inside it, its model repository, its process, the backend that calls it."""

@@ -1,0 +1,84 @@
+"""What runs inside Triton: requests become one `Policy.predict_chunk` call, chunks become responses.
+
+Owns the way from Triton's tensors to ChunkRequest and back. Tensors cross as DLPack only: the stub of the pytriton
+wheel corrupts numpy arrays silently under numpy 2, and a BYTES tensor is a numpy array. Does not own batching (Triton),
+limits (the gateway) or the model (policy/). Imported by the model.py that repository.py writes; only Triton can import
+it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import triton_python_backend_utils as pb_utils  # pyright: ignore[reportMissingImports]  # comes with Triton's python backend
+from torch import Tensor
+from torch.utils.dlpack import from_dlpack, to_dlpack
+
+from policy.embodiment import EmbodimentSpec
+from policy.policy import ChunkRequest, Policy
+from service.inference import predict_batch
+from service.triton.tensors import ACTIONS, FLOATS, INSTRUCTION, META, META_FIELDS, PIXELS, TIMING
+
+
+class TritonPythonModel:
+    """One revision. Triton calls `initialize` once, then `execute` with the requests of a batch, on one thread."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Raises CheckpointError, which Triton answers the load call with."""
+        parameters = json.loads(args["model_config"])["parameters"]
+        settings = {name: value["string_value"] for name, value in parameters.items()}
+        torch.set_num_threads(int(settings["threads"]))
+        device = settings["device"]
+        if args["model_instance_kind"] == "GPU":
+            device = f"cuda:{args['model_instance_device_id']}"
+        self._policy = Policy.from_checkpoint(settings["checkpoint"], device=device, dtype=settings["dtype"])
+        self._specs = tuple(self._policy.embodiments.values())
+
+    def execute(self, requests: Sequence[Any]) -> list[Any]:
+        answer = predict_batch(self._policy, [partial(_read, request, self._specs) for request in requests])
+        timing = torch.tensor([[answer.inference_ns, answer.batch_size]], dtype=torch.int64)
+        return [_failure(chunk) if isinstance(chunk, Exception) else _answer(chunk, timing) for chunk in answer.chunks]
+
+
+def _read(request: Any, specs: Sequence[EmbodimentSpec]) -> ChunkRequest:
+    tensors = {tensor.name(): from_dlpack(tensor.to_dlpack())[0] for tensor in request.inputs()}
+    meta = tensors[META].tolist()
+    embodiment_index, seed, num_inference_steps, num_history_steps = meta[: len(META_FIELDS)]
+    sizes = meta[len(META_FIELDS) :]
+    spec = specs[embodiment_index]
+    heights, widths = sizes[::2], sizes[1::2]
+    pixels = tensors[PIXELS].split([height * width * 3 for height, width in zip(heights, widths, strict=True)])
+    state, history_states, history_actions = tensors[FLOATS].split(
+        [spec.state_dim, num_history_steps * spec.state_dim, num_history_steps * spec.action_dim]
+    )
+    return ChunkRequest(
+        embodiment=spec.name,
+        images={
+            name: frame.view(height, width, 3)
+            for name, frame, height, width in zip(spec.camera_names, pixels, heights, widths, strict=True)
+        },
+        state=state,
+        instruction=bytes(tensors[INSTRUCTION].tolist()).decode(),
+        history_states=history_states.view(num_history_steps, spec.state_dim),
+        history_actions=history_actions.view(num_history_steps, spec.action_dim),
+        seed=seed,
+        num_inference_steps=num_inference_steps,
+    )
+
+
+def _answer(chunk: Tensor, timing: Tensor) -> Any:
+    actions = chunk.float().contiguous()[None]
+    return pb_utils.InferenceResponse(
+        [
+            pb_utils.Tensor.from_dlpack(ACTIONS, to_dlpack(actions)),
+            pb_utils.Tensor.from_dlpack(TIMING, to_dlpack(timing)),
+        ]
+    )
+
+
+def _failure(error: Exception) -> Any:
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(f"{type(error).__name__}: {error}"))

@@ -1,0 +1,100 @@
+"""A small process between the service and tritonserver that leaves nothing behind, however either of them ends.
+
+Owns tritonserver's end: its process group, its shared memory, the directory of the run. Runs as a script with the
+standard library alone (`python -I -S guard.py CONTROL_FD SHM_PREFIX DIRECTORY GRACE_S COMMAND...`) and stops when the
+write end of CONTROL_FD closes, which is both how the service asks for it and what the kernel does when the service is
+killed. A byte written before tells that the service is alive and keeps the directory.
+
+Triton's python backend leaves three things when it ends badly: stubs that live on for seconds, zombies, and regions in
+/dev/shm that nobody else knows the names of.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+SHM_PREFIX = "premotor-triton-"
+_SHM = Path("/dev/shm")
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+def main(arguments: list[str]) -> int:
+    """The exit status of the command, 128 + signal when a signal ended it."""
+    control_fd, shm_prefix, directory, grace_s = int(arguments[0]), arguments[1], arguments[2], float(arguments[3])
+    if not shm_prefix.startswith(SHM_PREFIX):
+        raise ValueError(f"shared memory prefix is {shm_prefix!r}, expected it to begin with {SHM_PREFIX!r}")
+    libc = ctypes.CDLL(None)
+    # Stubs whose tritonserver is gone come to this process, which can then wait for their end.
+    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    wake_fd = _wake_on_signals()
+    server = subprocess.Popen(
+        arguments[4:],
+        start_new_session=True,
+        preexec_fn=lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL),
+    )
+    deserted = _wait(server, control_fd, wake_fd, grace_s)
+    _end_group(server.pid)
+    _remove_shared_memory(shm_prefix)
+    if deserted:
+        shutil.rmtree(directory, ignore_errors=True)
+    return server.returncode if server.returncode >= 0 else 128 - server.returncode
+
+
+def _wake_on_signals() -> int:
+    """A descriptor that is readable after SIGCHLD or a signal that asks this process to stop."""
+    read_fd, write_fd = os.pipe()
+    os.set_blocking(write_fd, False)
+    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: None)
+    signal.set_wakeup_fd(write_fd)
+    return read_fd
+
+
+def _wait(server: subprocess.Popen[bytes], control_fd: int, wake_fd: int, grace_s: float) -> bool:
+    """Waits for the server's end and brings it about when asked; true when the service went without a word."""
+    kill_at_s: float | None = None
+    deserted = False
+    while server.poll() is None:
+        watched = [wake_fd] if kill_at_s is not None else [wake_fd, control_fd]
+        remaining_s = None if kill_at_s is None else max(0.0, kill_at_s - time.monotonic())
+        readable, _, _ = select.select(watched, [], [], remaining_s)
+        stop = control_fd in readable
+        if stop:
+            deserted = os.read(control_fd, 1) == b""
+        if wake_fd in readable:
+            stop |= any(number != signal.SIGCHLD for number in os.read(wake_fd, 64))
+        if stop and kill_at_s is None:
+            server.terminate()
+            # Nobody is left to take an answer from a service that was killed.
+            kill_at_s = time.monotonic() + (0.0 if deserted else grace_s)
+        elif kill_at_s is not None and time.monotonic() >= kill_at_s:
+            server.kill()
+            server.wait()
+    return deserted
+
+
+def _end_group(group: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            os.waitpid(-1, 0)
+
+
+def _remove_shared_memory(prefix: str) -> None:
+    for region in _SHM.glob(f"{prefix}*"):
+        region.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,85 @@
+"""The model repository that Triton reads: one model per revision.
+
+Owns model names, config.pbtxt and the two-line model.py. Does not own checkpoints: a model points at the directory of
+its checkpoint and Policy.from_checkpoint verifies it inside Triton.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from service.model_settings import ModelSettings
+from service.triton.tensors import ACTIONS, FLOATS, INSTRUCTION, META, PIXELS, TIMING
+
+# `service` and `policy` are importable here, so they are from this directory; Triton's stub ignores PYTHONPATH.
+_SOURCE_ROOT = Path(__file__).resolve().parents[2]
+_INPUTS = ((PIXELS, "TYPE_UINT8"), (INSTRUCTION, "TYPE_UINT8"), (FLOATS, "TYPE_FP32"), (META, "TYPE_INT64"))
+
+
+def model_name(revision: str) -> str:
+    return f"premotor_{revision}"
+
+
+def write_model(repository: Path, revision: str, checkpoint: Path, settings: ModelSettings) -> None:
+    """Writes, or rewrites, the model of a revision. Triton reloads a model only when one of its files is newer."""
+    directory = repository / model_name(revision)
+    (directory / "1").mkdir(parents=True, exist_ok=True)
+    _replace(directory / "config.pbtxt", model_config(revision, checkpoint, settings))
+    _replace(directory / "1" / "model.py", _model_source())
+
+
+def remove_model(repository: Path, revision: str) -> None:
+    shutil.rmtree(repository / model_name(revision), ignore_errors=True)
+
+
+def model_config(revision: str, checkpoint: Path, settings: ModelSettings) -> str:
+    """The config.pbtxt of a revision."""
+    inputs = ",\n".join(
+        f'  {{ name: "{name}" data_type: {data_type} dims: [ -1 ] allow_ragged_batch: true }}'
+        for name, data_type in _INPUTS
+    )
+    parameters = "\n".join(
+        f"parameters {{ key: {json.dumps(key)} value {{ string_value: {json.dumps(value)} }} }}"
+        for key, value in (
+            ("checkpoint", str(checkpoint.resolve())),
+            ("device", settings.device),
+            ("dtype", settings.dtype),
+            ("threads", str(settings.threads)),
+        )
+    )
+    # No queue policy: with one, 2.51 stalls whole batches for half a second now and then. Deadlines are kept before
+    # Triton.
+    batching = f"dynamic_batching {{ max_queue_delay_microseconds: {settings.max_queue_delay_us} }}\n"
+    return (
+        f"name: {json.dumps(model_name(revision))}\n"
+        'backend: "python"\n'
+        f"max_batch_size: {settings.largest_batch}\n"
+        f"input [\n{inputs}\n]\n"
+        "output [\n"
+        f'  {{ name: "{ACTIONS}" data_type: TYPE_FP32 dims: [ -1, -1 ] }},\n'
+        f'  {{ name: "{TIMING}" data_type: TYPE_INT64 dims: [ 2 ] }}\n'
+        "]\n"
+        f"instance_group [ {{ kind: {'KIND_GPU' if settings.device == 'cuda' else 'KIND_CPU'} count: 1 }} ]\n"
+        f"{batching if settings.batching else ''}"
+        f"{parameters}\n"
+    )
+
+
+def _model_source() -> str:
+    root = repr(str(_SOURCE_ROOT))
+    return (
+        "import sys\n\n"
+        f"if {root} not in sys.path:\n"
+        f"    sys.path.insert(0, {root})\n\n"
+        "from service.triton.adapter import TritonPythonModel\n\n"
+        '__all__ = ["TritonPythonModel"]\n'
+    )
+
+
+def _replace(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    os.replace(partial, path)

@@ -1,0 +1,142 @@
+"""What several parts of the suite share: a headless renderer, calm OpenMP, and a small checkpoint made in seconds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+# Before anything imports MuJoCo or torch; spawned servers inherit both.
+os.environ.setdefault("MUJOCO_GL", "egl")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+import torch
+
+from policy.checkpoint import write_checkpoint
+from policy.config import ConvolutionalSettings, ModelConfig
+from policy.embodiment import Camera, EmbodimentSpec, Group, GroupKind, Normalization
+from policy.normalization import Statistics
+from policy.policy import ChunkRequest
+from policy.trunk import TrunkConfig
+from policy.vla import VLA, build_vla
+from policy.vocabulary import train_tokenizer
+
+torch.set_num_threads(1)
+
+
+def toy_spec(name: str, *, state_dim: int, action_dim: int, cameras: Sequence[str], relative: bool = False) -> EmbodimentSpec:
+    return EmbodimentSpec(
+        name=name,
+        cameras=tuple(Camera(name=camera, height=32, width=32) for camera in cameras),
+        state=(Group(name="joints", dim=state_dim, kind=GroupKind.JOINT_POSITION, unit="rad"),),
+        action=(
+            Group(
+                name="joints",
+                dim=action_dim,
+                kind=GroupKind.JOINT_POSITION,
+                unit="rad",
+                normalization=Normalization.MIN_MAX,
+                relative_to="joints" if relative else None,
+            ),
+        ),
+        control_rate_hz=20.0,
+    )
+
+
+TOY_SPECS = (
+    toy_spec("arm", state_dim=4, action_dim=3, cameras=("front", "wrist")),
+    toy_spec("pair", state_dim=6, action_dim=6, cameras=("top",), relative=True),
+)
+
+
+def toy_statistics(spec: EmbodimentSpec) -> Statistics:
+    def side(dim: int) -> dict[str, list[float]]:
+        low, high = [-1.0 - 0.1 * i for i in range(dim)], [1.0 + 0.2 * i for i in range(dim)]
+        return {
+            "min": low, "max": high, "q01": low, "q99": high, "mean": [0.0] * dim, "std": [1.0] * dim,
+        }  # fmt: skip
+
+    return {"state": side(spec.state_dim), "action": side(spec.action_dim)}
+
+
+def toy_config(specs: Sequence[EmbodimentSpec] = TOY_SPECS, vocabulary: int = 512) -> ModelConfig:
+    trunk = TrunkConfig(
+        width=32, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=16, mlp_width=64, rope_theta=1e4
+    )
+    return ModelConfig(
+        size="toy",
+        num_embodiments=len(specs),
+        max_cameras=max(len(spec.cameras) for spec in specs),
+        max_state_dim=max(spec.state_dim for spec in specs),
+        max_action_dim=max(spec.action_dim for spec in specs),
+        image_size=32,
+        interpolation="bilinear",
+        action_horizon=4,
+        execution_horizon=2,
+        history_steps=3,
+        num_inference_steps=2,
+        max_inference_steps=8,
+        latent_dim=16,
+        num_soft_tokens=1,
+        encoder=trunk,
+        decoder=trunk,
+        backbone=ConvolutionalSettings(vocabulary=vocabulary, num_keypoints=4, channels=(4, 8, 8, 8), trunk=trunk),
+    )
+
+
+def toy_vla(seed: int = 0) -> VLA:
+    tokenizer = train_tokenizer(["move the arm", "hand it over"])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        vla = build_vla(toy_config(vocabulary=tokenizer.get_vocab_size()), tokenizer)
+        # The decoder starts at zero velocity; chunks of an untrained toy must still depend on what it is asked.
+        torch.nn.init.normal_(vla.prior.decoder.velocity_out.weight, std=0.3)
+        return vla
+
+
+def toy_request(spec: EmbodimentSpec, *, seed: int = 0, num_history_steps: int = 0) -> ChunkRequest:
+    generator = torch.Generator().manual_seed(seed)
+
+    def frame(height: int, width: int) -> torch.Tensor:
+        return torch.randint(0, 256, (height, width, 3), generator=generator, dtype=torch.uint8)
+
+    history = num_history_steps > 0
+    return ChunkRequest(
+        embodiment=spec.name,
+        images={camera.name: frame(camera.height, camera.width) for camera in spec.cameras},
+        state=torch.rand(spec.state_dim, generator=generator) - 0.5,
+        instruction="move the arm",
+        history_states=torch.rand(num_history_steps, spec.state_dim, generator=generator) - 0.5 if history else None,
+        history_actions=torch.rand(num_history_steps, spec.action_dim, generator=generator) - 0.5 if history else None,
+        seed=seed,
+    )
+
+
+def write_toy_checkpoint(directory: Path, *, seed: int = 0) -> str:
+    """A checkpoint of random weights for two bodies; returns its revision."""
+    return write_checkpoint(
+        directory,
+        vla=toy_vla(seed),
+        specs=TOY_SPECS,
+        statistics=[toy_statistics(spec) for spec in TOY_SPECS],
+        probe_requests=[toy_request(spec, seed=7, num_history_steps=2) for spec in TOY_SPECS],
+        manifest={"method": "none", "variant": "history", "data": {}, "training": {}, "metrics": {}, "git_commit": ""},
+    )
+
+
+@pytest.fixture(scope="session")
+def toy_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("checkpoints") / "toy"
+    write_toy_checkpoint(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def make_toy_request() -> Callable[..., ChunkRequest]:
+    return toy_request
+
+
+@pytest.fixture(scope="session")
+def toy_specs() -> tuple[EmbodimentSpec, ...]:
+    return TOY_SPECS

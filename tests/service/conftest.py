@@ -1,0 +1,249 @@
+"""A checkpoint that is whole, a backend that does as it is told, and requests that fit: the base of the service's tests."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+import simplejpeg
+from prometheus_client import CollectorRegistry
+
+from policy.embodiment import Camera, EmbodimentSpec, Group, GroupKind
+from premotor.v1 import policy_pb2, policy_pb2_grpc
+from premotor.wire import encode_tensor
+from service.backend import BackendChunk, BackendRequest
+from service.gateway import GatewayLimits, GatewayServer
+from service.policies import ServedPolicies
+from service.revision import Revision, read_revision
+
+POLICY = "tabletop"
+ACTION_HORIZON = 16
+HISTORY_STEPS = 8
+
+SAWYER = EmbodimentSpec(
+    name="sawyer",
+    cameras=(Camera(name="corner", height=96, width=96),),
+    state=(
+        Group(name="hand", dim=3, kind=GroupKind.END_EFFECTOR_POSITION, unit="m"),
+        Group(name="gripper", dim=1, kind=GroupKind.GRIPPER, unit="1"),
+    ),
+    action=(
+        Group(name="hand", dim=3, kind=GroupKind.END_EFFECTOR_POSITION, unit="m", lower_limit=(-1.0,) * 3),
+        Group(name="gripper", dim=1, kind=GroupKind.GRIPPER, unit="1"),
+    ),
+    control_rate_hz=80,
+)
+PANDA = EmbodimentSpec(
+    name="panda",
+    cameras=(Camera(name="front", height=96, width=96), Camera(name="wrist", height=96, width=96)),
+    state=(Group(name="arm", dim=9, kind=GroupKind.JOINT_POSITION, unit="rad"),),
+    action=(Group(name="arm", dim=8, kind=GroupKind.JOINT_POSITION, unit="rad"),),
+    control_rate_hz=20,
+)
+
+
+@dataclass
+class FakeBackend:
+    """Answers with a function of the request; keeps what it was asked; can be told to wait, to fail or to lie."""
+
+    is_ready: bool = True
+    failure: Exception | None = None
+    make_actions: Callable[[BackendRequest], np.ndarray] | None = None
+    # A request whose seed is a key waits for the event.
+    holds: dict[int, asyncio.Event] = field(default_factory=dict)
+    requests: list[BackendRequest] = field(default_factory=list)
+    timeouts_s: list[float] = field(default_factory=list)
+    # Notified after each request that reaches the backend.
+    arrived: asyncio.Condition = field(default_factory=asyncio.Condition)
+    # Set once a request that waits has been cancelled.
+    cancelled: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def predict(self, revision: str, request: BackendRequest, *, timeout_s: float) -> BackendChunk:
+        async with self.arrived:
+            self.requests.append(request)
+            self.timeouts_s.append(timeout_s)
+            self.arrived.notify_all()
+        if request.seed in self.holds:
+            try:
+                await self.holds[request.seed].wait()
+            except asyncio.CancelledError:
+                self.cancelled.set()
+                raise
+        if self.failure is not None:
+            raise self.failure
+        make_actions = self.make_actions or expected_actions
+        return BackendChunk(actions=make_actions(request), inference_s=0.002, queue_s=0.001)
+
+    async def wait_for_requests(self, count: int) -> None:
+        async with asyncio.timeout(5), self.arrived:
+            await self.arrived.wait_for(lambda: len(self.requests) >= count)
+
+    async def ready(self, revision: str) -> bool:
+        return self.is_ready
+
+    async def close(self) -> None:
+        self.is_ready = False
+
+
+def expected_actions(request: BackendRequest) -> np.ndarray:
+    """float32 [horizon, action_dim]: what a fake backend answers, different for different states and seeds."""
+    action_dim = (SAWYER, PANDA)[request.embodiment_index].action_dim
+    return np.full((ACTION_HORIZON, action_dim), float(request.state.sum()) + request.seed % 1000, np.float32)
+
+
+@dataclass(frozen=True)
+class Gateway:
+    """A running gateway and the ways to reach it."""
+
+    server: GatewayServer
+    backend: FakeBackend
+    registry: CollectorRegistry
+    address: str
+    channel: grpc.aio.Channel
+    stub: policy_pb2_grpc.PolicyServiceStub
+
+    def count(self, *, policy: str, status: str) -> float:
+        """Requests that ended in `status` so far."""
+        return self.registry.get_sample_value("premotor_requests_total", {"policy": policy, "status": status}) or 0.0
+
+
+class ServiceKit:
+    """Builds what the service's tests start from."""
+
+    policy = POLICY
+    sawyer = SAWYER
+    panda = PANDA
+    action_horizon = ACTION_HORIZON
+    history_steps = HISTORY_STEPS
+    backend = FakeBackend
+    expected_actions = staticmethod(expected_actions)
+
+    def __init__(self, revision: Revision) -> None:
+        self.revision = revision
+        self.policies = ServedPolicies({POLICY: [revision]})
+
+    @staticmethod
+    def write_checkpoint(directory: Path, *, config: dict[str, Any] | None = None, variant: str = "history") -> Path:
+        """A checkpoint in its format, its weights a few bytes; `config` replaces single fields of config.json."""
+        directory.mkdir(parents=True)
+        (directory / "tokenizer").mkdir()
+        contents = {
+            "config.json": json.dumps(
+                {
+                    "format_version": 1,
+                    "size": "tiny",
+                    "model": {"width": 8},
+                    "action_horizon": ACTION_HORIZON,
+                    "execution_horizon": 8,
+                    "history_steps": HISTORY_STEPS,
+                    "num_inference_steps": 5,
+                    "max_inference_steps": 32,
+                    "image_size": 96,
+                    **(config or {}),
+                }
+            ).encode(),
+            "embodiments.json": json.dumps(
+                {
+                    "embodiments": [
+                        {"spec": spec.to_json(), "digest": spec.digest, "statistics": {}} for spec in (SAWYER, PANDA)
+                    ]
+                }
+            ).encode(),
+            "model.safetensors": b"weights",
+            "probe.npz": b"probe",
+            "tokenizer/tokenizer.json": b"{}",
+        }
+        for name, content in contents.items():
+            (directory / name).write_bytes(content)
+        manifest = {
+            "format_version": 1,
+            "method": "action-prior",
+            "variant": variant,
+            "size": "tiny",
+            "num_parameters": 7,
+            "files": {
+                name: {"sha256": hashlib.sha256(content).hexdigest(), "num_bytes": len(content)}
+                for name, content in contents.items()
+            },
+            "data": {},
+            "training": {},
+            "metrics": {},
+            "git_commit": "0" * 40,
+        }
+        (directory / "manifest.json").write_text(json.dumps(manifest))
+        return directory
+
+    @staticmethod
+    def frame(height: int = 48, width: int = 64) -> np.ndarray:
+        """uint8 [height, width, 3]: smooth, so that JPEG keeps it well."""
+        y, x = np.mgrid[:height, :width]
+        return np.stack([x * 255 // width, y * 255 // height, (x + y) * 255 // (width + height)], -1).astype(np.uint8)
+
+    @classmethod
+    def jpeg(cls, height: int = 48, width: int = 64) -> bytes:
+        return simplejpeg.encode_jpeg(cls.frame(height, width), quality=90)
+
+    @classmethod
+    def request(cls, *, embodiment: str = "panda", request_id: str = "request-1", seed: int | None = 7) -> Any:
+        """A request that fits: panda by JPEG and raw pixels with history, sawyer by JPEG without."""
+        request = policy_pb2.PredictChunkRequest(
+            policy=POLICY,
+            robot_id="robot-1",
+            episode_id="episode-1",
+            request_id=request_id,
+            embodiment=embodiment,
+            seed=seed,
+        )
+        observation = request.observation
+        observation.instruction = "lift the cube"
+        observation.capture_time.FromMilliseconds(1500)
+        if embodiment == "sawyer":
+            observation.images["corner"].compressed = cls.jpeg()
+            observation.state.CopyFrom(encode_tensor(np.linspace(0, 1, 4, dtype=np.float32)))
+            return request
+        observation.images["front"].compressed = cls.jpeg()
+        observation.images["wrist"].pixels.CopyFrom(encode_tensor(cls.frame(24, 32)))
+        observation.state.CopyFrom(encode_tensor(np.linspace(0, 1, 9, dtype=np.float32)))
+        request.history.states.CopyFrom(encode_tensor(np.arange(27, dtype=np.float32).reshape(3, 9)))
+        request.history.actions.CopyFrom(encode_tensor(np.arange(24, dtype=np.float32).reshape(3, 8)))
+        return request
+
+    @asynccontextmanager
+    async def serve(
+        self,
+        *,
+        limits: GatewayLimits | None = None,
+        backend: FakeBackend | None = None,
+        draw_seed: Callable[[], int] = lambda: 11,
+    ) -> AsyncIterator[Gateway]:
+        """A gateway on a free loopback port, with an open channel to it."""
+        backend, registry = backend or FakeBackend(), CollectorRegistry()
+        server = GatewayServer(
+            policies=self.policies, backend=backend, metrics_registry=registry, limits=limits, draw_seed=draw_seed
+        )
+        address = f"127.0.0.1:{await server.start()}"
+        try:
+            # A channel of its own for each test: channels to one address share a connection otherwise.
+            options = [("grpc.use_local_subchannel_pool", 1)]
+            async with grpc.aio.insecure_channel(address, options=options) as channel:
+                stub = policy_pb2_grpc.PolicyServiceStub(channel)
+                yield Gateway(
+                    server=server, backend=backend, registry=registry, address=address, channel=channel, stub=stub
+                )
+        finally:
+            await server.stop(0)
+
+
+@pytest.fixture(scope="session")
+def kit(tmp_path_factory: pytest.TempPathFactory) -> ServiceKit:
+    directory = ServiceKit.write_checkpoint(tmp_path_factory.mktemp("checkpoints") / "tabletop")
+    return ServiceKit(read_revision(directory, policy=POLICY))

@@ -1,0 +1,149 @@
+"""Success on held-out scenes, task by task: a table, results.json and a video each. Processes share the tasks out.
+
+Owns the verb; one episode is rollout.py's. A source is named by data alone (`Target`), so that worker processes can
+build their own.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from policy.policy import Policy
+from premotor.client import PolicyClient
+from training.rollout import ChunkSource, Episode, LocalSource, ServedSource, run_episode, summarise
+from training.simulation.registry import make_simulation
+from training.simulation.task import Frame, Simulation
+from training.video import EpisodeVideo
+
+_FILMED_EPISODES = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """Whom to ask: a checkpoint in process, or a policy's name at a gateway's address. Exactly one is given."""
+
+    checkpoint: Path | None = None
+    address: str = ""
+    policy: str = ""
+    history: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.checkpoint is None) == (not self.address):
+            raise ValueError("a target is either a checkpoint or an address, not both and not neither")
+        if self.address and not self.policy:
+            raise ValueError("an address needs the name of a policy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    target: Target
+    task: str
+    seeds: tuple[int, ...]
+    video: Path | None
+
+
+def evaluate(
+    target: Target,
+    *,
+    tasks: Sequence[str],
+    num_episodes: int,
+    first_seed: int,
+    num_workers: int = 1,
+    video_directory: Path | None = None,
+) -> list[Mapping[str, Any]]:
+    """One row per task, in the order of `tasks`: what `summarise` says."""
+    seeds = tuple(range(first_seed, first_seed + num_episodes))
+    jobs = [
+        Job(target=target, task=task, seeds=seeds, video=video_directory / f"{task}.mp4" if video_directory else None)
+        for task in tasks
+    ]
+    rows: dict[str, Mapping[str, Any]] = {}
+    if num_workers == 1:
+        rows = {job.task: run_job(job) for job in jobs}
+    else:
+        # Spawned, not forked: a forked GL context is broken.
+        with ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+            futures = {pool.submit(run_job, job): job.task for job in jobs}
+            for future in as_completed(futures):
+                rows[futures[future]] = future.result()
+    return [rows[task] for task in tasks]
+
+
+def run_job(job: Job) -> Mapping[str, Any]:
+    """All episodes of one task, its first few filmed."""
+    torch.set_num_threads(1)
+    simulation = make_simulation(job.task)
+    video = EpisodeVideo(job.video, simulation.spec.control_rate_hz) if job.video else None
+    episodes: list[Episode] = []
+    elapsed_s = 0.0
+    try:
+        with open_source(job) as source:
+            for count, seed in enumerate(job.seeds):
+                filmed = video if count < _FILMED_EPISODES else None
+                started = time.perf_counter()
+                episode = _film(simulation, source, seed, filmed)
+                elapsed_s += time.perf_counter() - started
+                episodes.append(episode)
+                solved = sum(episode.succeeded for episode in episodes)
+                print(f"{job.task}: {solved} of {len(episodes)} solved, {len(job.seeds)} to try", file=sys.stderr, flush=True)
+    finally:
+        if video is not None:
+            video.close()
+        simulation.close()
+    return summarise(simulation.spec.name, job.task, episodes, elapsed_s)
+
+
+def _film(simulation: Simulation, source: ChunkSource, seed: int, video: EpisodeVideo | None) -> Episode:
+    if video is None:
+        return run_episode(simulation, source, seed)
+    episode = run_episode(simulation, source, seed, on_frame=video.add_frame)
+    last: Frame = simulation.observe()
+    video.end_episode(last, succeeded=episode.succeeded)
+    return episode
+
+
+@contextmanager
+def open_source(job: Job) -> Iterator[ChunkSource]:
+    target = job.target
+    if target.checkpoint is not None:
+        yield LocalSource(Policy.from_checkpoint(target.checkpoint), history=target.history)
+        return
+    with PolicyClient(target.address) as client:
+        yield ServedSource(client, target.policy, robot_id=f"sim-{job.task}", history=target.history)
+
+
+def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows for a person: success with its interval, latency, rate."""
+    lines = [
+        f"{'body':<8} {'task':<14} {'episodes':>8} {'success':>8} {'95 % interval':>15} "
+        f"{'p50 ms':>8} {'p99 ms':>8} {'chunks/s':>9}"
+    ]
+    for row in rows:
+        rate = row["successes"] / row["episodes"]
+        interval = f"{row['success_low']:.0%} to {row['success_high']:.0%}"
+        lines.append(
+            f"{row['embodiment']:<8} {row['task']:<14} {row['episodes']:>8} {rate:>8.0%} {interval:>15} "
+            f"{row['latency_p50_ms']:>8.1f} {row['latency_p99_ms']:>8.1f} {row['chunks_per_s']:>9.1f}"
+        )
+    mean = sum(row["successes"] / row["episodes"] for row in rows) / len(rows)
+    lines.append(f"{'mean over tasks':<32} {mean:>7.0%}")
+    return "\n".join(lines)
+
+
+def write_results(path: Path, rows: Sequence[Mapping[str, Any]], **context: Any) -> None:
+    """`{"tasks": [a row per task], ...context}`, written beside and renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staged = path.with_name(path.name + ".tmp")
+    staged.write_text(json.dumps({**context, "tasks": list(rows)}, indent=2) + "\n")
+    staged.replace(path)

@@ -1,0 +1,91 @@
+"""From a trained VLA to the checkpoint that is served: weights, specs, statistics, words, a probe and how it was made."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from policy.checkpoint import write_checkpoint
+from policy.policy import ChunkRequest
+from policy.vla import VLA
+from training.corpus import Corpus
+from training.data.pack import Pack
+from training.data.windows import gather_windows
+
+_PROBE_FRAME = 12  # far enough into an episode to have a whole history
+
+
+def export_checkpoint(
+    corpus: Corpus, vla: VLA, directory: Path, *, training: Mapping[str, Any], metrics: Mapping[str, Any]
+) -> str:
+    """Write the checkpoint and return its revision. Raises FileExistsError when `directory` exists."""
+    return write_checkpoint(
+        directory,
+        vla=vla.to("cpu"),
+        specs=corpus.specs,
+        statistics=corpus.statistics,
+        probe_requests=[probe_request(pack, corpus.config.history_steps) for pack in _one_per_body(corpus.packs)],
+        manifest={
+            "method": "action prior from state-action trajectories (arXiv 2606.26095)",
+            "variant": corpus.recipe.variant,
+            "recipe": corpus.recipe.to_json(),
+            "data": {
+                pack.task: {
+                    "embodiment": pack.spec.name,
+                    "instruction": pack.instruction,
+                    "num_episodes": pack.num_episodes,
+                    "num_frames": pack.num_frames,
+                    "first_seed": int(pack.episode_seed.min()),
+                    "last_seed": int(pack.episode_seed.max()),
+                    "dataset_sha256": pack.source_sha256,
+                }
+                for pack in corpus.packs
+            },
+            "training": {**training, "hardware": f"{platform.machine()}, torch {torch.__version__}"},
+            "metrics": dict(metrics),
+            "git_commit": git_commit(),
+        },
+    )
+
+
+def probe_request(pack: Pack, history_steps: int) -> ChunkRequest:
+    """A recorded observation with its history: what the served model must still answer as it did here."""
+    frames = np.array([min(_PROBE_FRAME, pack.num_frames - 1)])
+    windows = gather_windows(pack, frames, horizon=1, history_steps=history_steps)
+    real = windows.history_mask[0]
+    return ChunkRequest(
+        embodiment=pack.spec.name,
+        images={name: torch.from_numpy(np.array(pack.images[name][frames[0]])) for name in pack.spec.camera_names},
+        state=torch.from_numpy(windows.states[0, 0].copy()),
+        instruction=pack.instruction,
+        history_states=torch.from_numpy(windows.history_states[0, real]),
+        history_actions=torch.from_numpy(windows.history_actions[0, real]),
+        seed=1,
+    )
+
+
+def git_commit() -> str:
+    """The commit this code stands on, "-dirty" appended when files differ from it; empty outside a repository."""
+    root = Path(__file__).parent
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return found.stdout.strip()
+
+
+def _one_per_body(packs: Sequence[Pack]) -> list[Pack]:
+    return list({pack.spec.name: pack for pack in reversed(packs)}.values())[::-1]

@@ -1,0 +1,158 @@
+"""What a training run is, as frozen data read from JSON: which demonstrations, which size, how long each stage.
+
+Owns the recipe, its strict JSON form and the layout of a run's directory. Reads no data and builds no model.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from training.loop import Schedule
+
+_T = TypeVar("_T")
+RECIPES = Path(__file__).parent / "recipes"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataRecipe:
+    """Demonstrations: successes only, the first `episodes_per_task` that succeed from `first_seed` on."""
+
+    tasks: tuple[str, ...]
+    episodes_per_task: int
+    disturbed_fraction: float = 0.5
+    first_seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage1Recipe:
+    """The action prior. `num_steps` 0 in its schedule means none: stage 2 starts from a random decoder."""
+
+    schedule: Schedule
+    batch_size: int = 128
+    num_draws: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage2Recipe:
+    """The VLA. `decay_steps` is N_decay of lambda(k); 0 turns distillation off."""
+
+    schedule: Schedule
+    batch_size: int = 64
+    num_draws: int = 1
+    decay_steps: int
+    history: bool = True
+    state_dropout: float = 0.3
+    landmark_weight: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationRecipe:
+    """Held-out scenes: seeds from `first_seed` on, disjoint from every training seed."""
+
+    num_episodes: int = 50
+    first_seed: int = 100_000
+    history: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    name: str
+    size: Literal["tiny", "tiny-vlm", "small"]
+    seed: int = 0
+    autocast: bool = True
+    data: DataRecipe
+    stage1: Stage1Recipe
+    stage2: Stage2Recipe
+    evaluation: EvaluationRecipe = EvaluationRecipe()
+
+    def __post_init__(self) -> None:
+        last_training_seed = self.data.first_seed + 100 * self.data.episodes_per_task
+        if self.data.first_seed <= self.evaluation.first_seed < last_training_seed:
+            raise ValueError(
+                f"evaluation.first_seed is {self.evaluation.first_seed}, expected at least {last_training_seed}: "
+                "held-out scenes must not be training scenes"
+            )
+
+    @property
+    def variant(self) -> str:
+        """The name style.md gives this combination of prior and history."""
+        if self.stage2.history:
+            return "history"
+        return "state-prior" if self.stage1.schedule.num_steps else "no-prior"
+
+    def to_json(self) -> dict[str, Any]:
+        return json.loads(json.dumps(asdict(self)))
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Recipe:
+        """Raises ValueError that names an unknown or missing key."""
+        parts = dict(values)
+        data = dict(parts.get("data", {}))
+        parts["data"] = _build(DataRecipe, {**data, "tasks": tuple(data.get("tasks", ()))}, "data")
+        for name, kind in (("stage1", Stage1Recipe), ("stage2", Stage2Recipe)):
+            stage = dict(parts.get(name, {}))
+            parts[name] = _build(kind, {**stage, "schedule": _build(Schedule, stage.get("schedule", {}), name)}, name)
+        if "evaluation" in parts:
+            parts["evaluation"] = _build(EvaluationRecipe, parts["evaluation"], "evaluation")
+        return _build(cls, parts, "recipe")
+
+    @classmethod
+    def load(cls, name_or_path: str) -> Recipe:
+        """A recipe shipped in training/recipes by its name, or any JSON file by its path."""
+        shipped = {path.stem: path for path in sorted(RECIPES.glob("*.json"))}
+        path = shipped.get(name_or_path, Path(name_or_path))
+        if not path.is_file():
+            raise ValueError(f"recipe is {name_or_path!r}, expected one of {sorted(shipped)} or a JSON file")
+        return cls.from_json(json.loads(path.read_text()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunDirectory:
+    """Where each verb of a run reads and writes."""
+
+    root: Path
+
+    def dataset(self, task: str) -> Path:
+        return self.root / "data" / task
+
+    @property
+    def datasets(self) -> Path:
+        return self.root / "data"
+
+    @property
+    def packs(self) -> Path:
+        return self.root / "packs"
+
+    @property
+    def statistics(self) -> Path:
+        return self.root / "statistics.json"
+
+    @property
+    def stage1(self) -> Path:
+        return self.root / "stage1"
+
+    @property
+    def stage2(self) -> Path:
+        return self.root / "stage2"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.root / "checkpoint"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.root / "evaluation"
+
+
+def _build(kind: type[_T], values: Mapping[str, Any], where: str) -> _T:
+    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    if unknown := sorted(set(values) - known):
+        raise ValueError(f"{where} has unknown keys {unknown}, expected {sorted(known)}")
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise ValueError(f"{where}: {error}") from None

@@ -1,0 +1,173 @@
+"""Closed loop on simulated robots: one code for a policy in process and one served over gRPC.
+
+Receding horizon: observe, ask for a chunk, play its first actions, observe again. Owns rollouts, their figures and the
+Wilson interval; videos are video.py's.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from policy.policy import ChunkRequest, Policy
+from premotor.client import HistoryBuffer, PolicyClient
+from training.simulation.task import Frame, Simulation
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    actions: Floats  # [action_horizon, action_dim]
+    latency_s: float  # from the question to its answer, image encoding excluded
+
+
+class ChunkSource(Protocol):
+    """Whoever answers a robot: keeps nothing between questions but the robot's own history window."""
+
+    execution_horizon: int
+
+    def start_episode(self, simulation: Simulation, episode_id: str) -> None: ...
+
+    def predict(self, simulation: Simulation, frame: Frame, seed: int) -> Answer: ...
+
+    def played(self, state: Floats, action: Floats) -> None:
+        """One control step was played: `state` measured before it, `action` as executed."""
+        ...
+
+
+class LocalSource:
+    """A policy in this process."""
+
+    def __init__(self, policy: Policy, *, history: bool) -> None:
+        self._policy = policy
+        self.execution_horizon = policy.config.execution_horizon
+        self._past: deque[tuple[Floats, Floats]] = deque(maxlen=policy.config.history_steps if history else 0)
+
+    def start_episode(self, simulation: Simulation, episode_id: str) -> None:
+        self._past.clear()
+
+    def predict(self, simulation: Simulation, frame: Frame, seed: int) -> Answer:
+        started = time.perf_counter()
+        chunk = self._policy.predict_chunk([self._request(simulation, frame, seed)])[0]
+        return Answer(actions=chunk.cpu().numpy(), latency_s=time.perf_counter() - started)
+
+    def played(self, state: Floats, action: Floats) -> None:
+        self._past.append((state, action))
+
+    def _request(self, simulation: Simulation, frame: Frame, seed: int) -> ChunkRequest:
+        past = list(self._past)
+        return ChunkRequest(
+            embodiment=simulation.spec.name,
+            images={name: torch.from_numpy(np.ascontiguousarray(image)) for name, image in frame.images.items()},
+            state=torch.from_numpy(frame.state),
+            instruction=simulation.instruction,
+            history_states=torch.from_numpy(np.stack([state for state, _ in past])) if past else None,
+            history_actions=torch.from_numpy(np.stack([action for _, action in past])) if past else None,
+            seed=seed,
+        )
+
+
+class ServedSource:
+    """A policy behind `PredictChunk`; the connection is shared by all episodes of this source."""
+
+    def __init__(self, client: PolicyClient, policy: str, *, robot_id: str, history: bool, timeout_s: float = 10.0) -> None:
+        self._client, self._policy, self._robot_id, self._timeout_s = client, policy, robot_id, timeout_s
+        self._keeps_history = history
+        self._history: HistoryBuffer | None = None
+        self._episode_id = ""
+        self.execution_horizon = client.get_policy(policy).execution_horizon
+
+    def start_episode(self, simulation: Simulation, episode_id: str) -> None:
+        self._episode_id = episode_id
+        self._history = (
+            self._client.history_buffer(self._policy, simulation.spec.name) if self._keeps_history else None
+        )
+
+    def predict(self, simulation: Simulation, frame: Frame, seed: int) -> Answer:
+        chunk = self._client.predict_chunk(
+            policy=self._policy,
+            robot_id=self._robot_id,
+            episode_id=self._episode_id,
+            embodiment=simulation.spec.name,
+            images=frame.images,
+            state=frame.state,
+            instruction=simulation.instruction,
+            history=self._history,
+            seed=seed,
+            timeout_s=self._timeout_s,
+        )
+        return Answer(actions=chunk.actions, latency_s=chunk.round_trip_s)
+
+    def played(self, state: Floats, action: Floats) -> None:
+        if self._history is not None:
+            self._history.append(state, action)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Episode:
+    seed: int
+    succeeded: bool
+    num_steps: int
+    latencies_s: tuple[float, ...]
+
+
+def run_episode(
+    simulation: Simulation, source: ChunkSource, seed: int, on_frame: Callable[[Frame], None] | None = None
+) -> Episode:
+    """One scene until it is solved or the task's step limit. `on_frame` sees a frame before every step (and renders it)."""
+    simulation.reset(seed)
+    source.start_episode(simulation, f"{simulation.task}-{seed}")
+    latencies: list[float] = []
+    step = 0
+    while step < simulation.max_steps and not simulation.succeeded():
+        answer = source.predict(simulation, simulation.observe(), seed=seed * 1_000_003 + step)
+        latencies.append(answer.latency_s)
+        for action in answer.actions[: source.execution_horizon]:
+            if on_frame is not None:
+                on_frame(simulation.observe())
+            state = simulation.state()
+            source.played(state, simulation.step(action))
+            step += 1
+            if simulation.succeeded() or step >= simulation.max_steps:
+                break
+    return Episode(seed=seed, succeeded=simulation.succeeded(), num_steps=step, latencies_s=tuple(latencies))
+
+
+def wilson_interval(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
+    """95 % confidence interval of a success rate (Wilson, 1927); (0, 1) without trials."""
+    if trials == 0:
+        return 0.0, 1.0
+    rate, square = successes / trials, z * z
+    centre = (rate + square / (2 * trials)) / (1 + square / trials)
+    spread = z / (1 + square / trials) * math.sqrt(rate * (1 - rate) / trials + square / (4 * trials * trials))
+    return max(0.0, centre - spread), min(1.0, centre + spread)
+
+
+def summarise(simulation_name: str, task: str, episodes: Sequence[Episode], elapsed_s: float) -> Mapping[str, Any]:
+    """One row of results: what the demo's table and results.json hold for a task."""
+    latencies_ms = np.array([latency for episode in episodes for latency in episode.latencies_s]) * 1e3
+    successes = sum(episode.succeeded for episode in episodes)
+    low, high = wilson_interval(successes, len(episodes))
+    return {
+        "embodiment": simulation_name,
+        "task": task,
+        "episodes": len(episodes),
+        "successes": successes,
+        "success_low": low,
+        "success_high": high,
+        "latency_p50_ms": float(np.percentile(latencies_ms, 50)),
+        "latency_p99_ms": float(np.percentile(latencies_ms, 99)),
+        "chunks_per_s": len(latencies_ms) / elapsed_s,
+        "mean_steps": float(np.mean([episode.num_steps for episode in episodes])),
+        "seeds": [episode.seed for episode in episodes],
+        "solved_seeds": [episode.seed for episode in episodes if episode.succeeded],
+    }

@@ -1,0 +1,86 @@
+"""Stage 2: the VLA learns to look, with stage 1's decoder as its head and a decaying pull towards stage 1's latents."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from policy.config import ConvolutionalSettings
+from policy.prior import ActionPrior
+from policy.vla import VLA
+from training.corpus import Corpus
+from training.loop import run, step_seed
+from training.objective import LandmarkHead, prior_decay, stage2_losses, to_device
+
+
+def train_stage2(
+    corpus: Corpus,
+    prior: ActionPrior | None,
+    directory: Path,
+    *,
+    device: str | torch.device = "cpu",
+    until: int | None = None,
+) -> VLA:
+    """Train to the recipe's end (or to step `until`), resuming what `directory` holds; returns averaged weights.
+
+    `prior` None leaves encoder and decoder at random, the no-prior arm.
+    """
+    recipe = corpus.recipe.stage2
+    vla = corpus.build_model()
+    if prior is not None:
+        vla.prior.load_state_dict(prior.state_dict())
+    vla = vla.to(device)
+    modules: dict[str, nn.Module] = {"vla": vla}
+    landmark_head = _landmark_head(corpus)
+    if landmark_head is not None:
+        modules["landmark_head"] = landmark_head.to(device)
+    mixture = corpus.mixture(landmarks=landmark_head is not None)
+    sampler = corpus.sampler(recipe.batch_size, corpus.recipe.seed + 2)
+
+    def loss(step: int, generator: torch.Generator) -> Mapping[str, Tensor]:
+        picks = sampler.batch(step)
+        coins = torch.Generator().manual_seed(step_seed(corpus.recipe.seed + 3, step))
+        total = sum(len(frames) for _, frames in picks)
+        state_mask = torch.rand(total, generator=coins) >= recipe.state_dropout
+        return stage2_losses(
+            vla,
+            to_device(mixture.vla(picks, state_mask, history=recipe.history), device),
+            generator,
+            distillation=prior_decay(step, recipe.decay_steps),
+            num_draws=recipe.num_draws,
+            landmark_head=landmark_head,
+            landmark_weight=recipe.landmark_weight,
+        )
+
+    settings: dict[str, Any] = {name: value for name, value in asdict(recipe).items() if name != "schedule"}
+    averaged = run(
+        directory=directory,
+        modules=nn.ModuleDict(modules),
+        averaged="vla",
+        schedule=recipe.schedule,
+        seed=corpus.recipe.seed + 2,
+        loss=loss,
+        identity={**corpus.identity(), "stage": 2, **settings},
+        device=device,
+        autocast=corpus.recipe.autocast,
+        until=until,
+    )
+    averaged.copy_to(vla)
+    return vla
+
+
+def _landmark_head(corpus: Corpus) -> LandmarkHead | None:
+    """Only for eyes that report keypoints; its own seed keeps the model's weights independent of it."""
+    backbone = corpus.config.backbone
+    if not corpus.recipe.stage2.landmark_weight or not isinstance(backbone, ConvolutionalSettings):
+        return None
+    visual_dim = corpus.config.max_cameras * backbone.num_keypoints * 3
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(corpus.recipe.seed + 4)
+        max_landmarks = max(len(pack.environment_state_names) for pack in corpus.packs)
+        return LandmarkHead(visual_dim, len(corpus.packs), max_landmarks)
