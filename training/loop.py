@@ -1,16 +1,14 @@
 """One training loop for both stages: schedule, clipping, averaging of weights, logs, and exact resume.
 
 Everything random is a function of (seed, step), so a run that is killed and resumed sees the same batches and noise and
-prints the same losses. Owns the training state on disk (torch's distributed checkpoint: local, trusted, never served).
-Knows no model: a stage hands it modules and a loss.
+prints the same losses. Owns the training state on disk: one safetensors file of weights, moments and averages, so that
+not even a resume runs foreign code. Knows no model: a stage hands it modules and a loss.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -19,9 +17,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.distributed import checkpoint as dcp
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
 LossFunction = Callable[[int, torch.Generator], Mapping[str, Tensor]]
 
@@ -163,25 +161,24 @@ def step_seed(seed: int, step: int) -> int:
 def save(
     directory: Path, step: int, modules: nn.ModuleDict, optimizer: torch.optim.Optimizer, ema: AveragedWeights
 ) -> None:
-    """Write `state/step_NNNNNN` beside the old one, then point `state/latest` at it, then drop the old."""
+    """Write `state/step_NNNNNNNN.safetensors` beside the old one, point `state/latest` at it, then drop the old."""
     state_root = directory / "state"
-    target, staged = state_root / f"step_{step:08d}", state_root / f"step_{step:08d}.tmp"
-    shutil.rmtree(staged, ignore_errors=True)
-    staged.mkdir(parents=True)
-    weights, optimizer_state = get_state_dict(modules, optimizer, options=StateDictOptions(full_state_dict=True))
-    dcp.save(
-        {"weights": weights, "optimizer": optimizer_state, "averaged": ema.values, "step": step},
-        checkpoint_id=staged,
-        no_dist=True,
-    )
-    shutil.rmtree(target, ignore_errors=True)
-    staged.rename(target)
+    state_root.mkdir(exist_ok=True)
+    target = state_root / f"step_{step:08d}.safetensors"
+    staged = target.with_suffix(".tmp")
+    tensors = {f"weights/{name}": value for name, value in modules.state_dict().items()}
+    tensors |= {f"averaged/{name}": value for name, value in ema.values.items()}
+    for name, parameter in modules.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"optimizer/{key}/{name}"] = value
+    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, staged, {"step": str(step)})
+    staged.replace(target)
     pointer = state_root / "latest.tmp"
     pointer.write_text(target.name)
-    os.replace(pointer, state_root / "latest")
+    pointer.replace(state_root / "latest")
     for old in state_root.glob("step_*"):
         if old != target:
-            shutil.rmtree(old, ignore_errors=True)
+            old.unlink()
 
 
 def restore(
@@ -191,16 +188,24 @@ def restore(
     pointer = directory / "state" / "latest"
     if not pointer.exists():
         return 0
-    weights, optimizer_state = get_state_dict(modules, optimizer, options=StateDictOptions(full_state_dict=True))
-    state: dict[str, Any] = {"weights": weights, "optimizer": optimizer_state, "averaged": ema.values, "step": 0}
-    dcp.load(state, checkpoint_id=directory / "state" / pointer.read_text().strip(), no_dist=True)
-    set_state_dict(
-        modules, optimizer, model_state_dict=state["weights"], optim_state_dict=state["optimizer"],
-        options=StateDictOptions(full_state_dict=True),
-    )
-    for name, value in state["averaged"].items():
+    path = directory / "state" / pointer.read_text().strip()
+    with safe_open(path, framework="pt") as file:
+        step = int(file.metadata()["step"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
+    modules.load_state_dict(_under("weights/", tensors))
+    for name, value in _under("averaged/", tensors).items():
         ema.values[name].copy_(value)
-    return int(state["step"])
+    parameters = dict(modules.named_parameters())
+    for name, value in _under("optimizer/", tensors).items():
+        key, parameter_name = name.split("/", 1)
+        parameter = parameters[parameter_name]
+        # AdamW keeps its step counter on the CPU and the moments beside the weights.
+        optimizer.state[parameter][key] = value if key == "step" else value.to(parameter.device)
+    return step
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def _check_identity(directory: Path, identity: Mapping[str, Any]) -> None:

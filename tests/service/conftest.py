@@ -1,4 +1,4 @@
-"""A checkpoint that is whole, a backend that does as it is told, and requests that fit: the base of the service's tests."""
+"""What the service's tests start from: a whole checkpoint, a backend that does as it is told, requests that fit."""
 
 from __future__ import annotations
 

@@ -1,0 +1,220 @@
+"""Both stages at toy size: they learn, a kill and a resume change nothing, and the objective is the paper's."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from policy.embodiment import Camera, EmbodimentSpec, Group, GroupKind
+from training.corpus import Corpus, open_corpus
+from training.data.lerobot.writer import LeRobotWriter
+from training.export import export_checkpoint
+from training.inspection import inspect
+from training.loop import Schedule, step_seed
+from training.objective import encode_motion, flow_loss, prior_decay, stage2_losses
+from training.recipe import DataRecipe, Recipe, RunDirectory, Stage1Recipe, Stage2Recipe
+from training.stage1 import train_stage1
+from training.stage2 import train_stage2
+
+SPEC = EmbodimentSpec(
+    name="slider",
+    cameras=(Camera(name="front", height=32, width=32),),
+    state=(Group(name="position", dim=2, kind=GroupKind.OTHER, unit="m"),),
+    action=(Group(name="position", dim=2, kind=GroupKind.OTHER, unit="m"),),
+    control_rate_hz=10.0,
+)
+RECIPE = Recipe(
+    name="toy",
+    size="tiny-vlm",
+    autocast=False,
+    data=DataRecipe(tasks=("slide",), episodes_per_task=4),
+    stage1=Stage1Recipe(schedule=Schedule(num_steps=12, warmup_steps=2, save_every=4, log_every=1), batch_size=8),
+    stage2=Stage2Recipe(
+        schedule=Schedule(num_steps=8, warmup_steps=2, save_every=3, log_every=1), batch_size=4, decay_steps=4
+    ),
+)
+
+
+def write_demonstrations(root: Path) -> None:
+    generator = np.random.default_rng(0)
+    numeric = {"dtype": "float32", "shape": [2], "names": ["x", "y"]}
+    features = {
+        "observation.images.front": {"dtype": "video", "shape": [32, 32, 3], "names": ["height", "width", "channels"]},
+        "observation.state": numeric,
+        "action": numeric,
+        "executed_action": numeric,
+        "observation.environment_state": numeric,
+    }
+    annotations = {"task": "slide", "embodiment": SPEC.to_json(), "environment_state_names": ["x", "y"]}
+    with LeRobotWriter(root, fps=10.0, features=features, robot_type="slider", annotations=annotations) as writer:
+        for seed in range(4):
+            steps = 20 + seed
+            path = np.cumsum(generator.normal(size=(steps, 2)), 0).astype(np.float32)
+            writer.add_episode(
+                {
+                    "observation.images.front": generator.integers(0, 256, (steps, 32, 32, 3), dtype=np.uint8),
+                    "observation.state": path,
+                    "action": path + 1,
+                    "executed_action": path + 1,
+                    "observation.environment_state": path * 2,
+                },
+                "slide it over",
+                seed=seed,
+            )
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    run = RunDirectory(root=tmp_path_factory.mktemp("run"))
+    write_demonstrations(run.dataset("slide"))
+    return run
+
+
+@pytest.fixture(scope="module")
+def corpus(run: RunDirectory) -> Corpus:
+    return open_corpus(RECIPE, run)
+
+
+def losses(directory: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+class KilledError(Exception):
+    pass
+
+
+def test_stage1_killed_and_resumed_gives_the_losses_of_an_unbroken_run(corpus: Corpus, tmp_path: Path) -> None:
+    unbroken = train_stage1(corpus, tmp_path / "unbroken")
+    train_stage1(corpus, tmp_path / "killed", until=7)
+    resumed = train_stage1(corpus, tmp_path / "killed")
+    assert losses(tmp_path / "killed") == losses(tmp_path / "unbroken")
+    assert len(losses(tmp_path / "killed")) == 12
+    for name, value in unbroken.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("kill_at", [2, 5])
+def test_stage2_killed_between_saves_and_resumed_gives_the_losses_of_an_unbroken_run(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill_at: int
+) -> None:
+    unbroken = train_stage2(corpus, None, tmp_path / "unbroken")
+
+    import training.stage2
+
+    real = training.stage2.stage2_losses
+    calls = iter(range(kill_at + 1))
+
+    def dying(*arguments: object, **options: object) -> object:
+        if next(calls) == kill_at:
+            raise KilledError
+        return real(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(training.stage2, "stage2_losses", dying)
+    with pytest.raises(KilledError):
+        train_stage2(corpus, None, tmp_path / "killed")
+    monkeypatch.setattr(training.stage2, "stage2_losses", real)
+    resumed = train_stage2(corpus, None, tmp_path / "killed")
+    assert losses(tmp_path / "killed") == losses(tmp_path / "unbroken")
+    for name, value in unbroken.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_a_run_directory_of_another_recipe_is_refused(corpus: Corpus, tmp_path: Path) -> None:
+    train_stage1(corpus, tmp_path, until=1)
+    other = replace(corpus, recipe=replace(RECIPE, stage1=replace(RECIPE.stage1, batch_size=4)))
+    with pytest.raises(ValueError, match="batch_size differ"):
+        train_stage1(other, tmp_path)
+
+
+def test_stage1_learns_to_reconstruct(corpus: Corpus, tmp_path: Path) -> None:
+    recipe = replace(
+        RECIPE, stage1=Stage1Recipe(schedule=Schedule(num_steps=80, warmup_steps=5, log_every=5), batch_size=16)
+    )
+    train_stage1(replace(corpus, recipe=recipe), tmp_path)
+    found = losses(tmp_path)
+    assert np.mean(found[-3:]) < 0.6 * found[0]
+
+
+def test_stage2_starts_from_stage_1s_prior(corpus: Corpus, tmp_path: Path) -> None:
+    prior = train_stage1(corpus, tmp_path / "stage1")
+    before = {name: value.clone() for name, value in prior.state_dict().items()}
+    vla = train_stage2(corpus, prior, tmp_path / "stage2", until=0)
+    for name, value in vla.prior.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_the_distillation_decays_to_nothing_and_then_skips_the_encoder(corpus: Corpus) -> None:
+    assert [prior_decay(step, 4) for step in (0, 1, 4, 9)] == [1.0, 0.75, 0.0, 0.0]
+    assert prior_decay(0, 0) == 0.0
+    vla = corpus.build_model()
+    mixture = corpus.mixture(landmarks=False)
+    batch = mixture.vla([(0, np.arange(4))], torch.ones(4, dtype=torch.bool))
+    generator = torch.Generator()
+    with_prior = stage2_losses(vla, batch, generator.manual_seed(0), distillation=0.5, num_draws=1)
+    without = stage2_losses(vla, batch, generator.manual_seed(0), distillation=0.0, num_draws=1)
+    assert set(with_prior) == {"loss", "prediction", "alignment", "reconstruction"}
+    assert set(without) == {"loss", "prediction"}
+    torch.testing.assert_close(
+        with_prior["loss"], with_prior["prediction"] + 0.5 * (with_prior["alignment"] + with_prior["reconstruction"])
+    )
+    torch.testing.assert_close(without["loss"], with_prior["prediction"])
+
+
+def test_alignment_moves_the_vlm_and_never_the_encoder(corpus: Corpus) -> None:
+    vla = corpus.build_model()
+    batch = corpus.mixture(landmarks=False).vla([(0, np.arange(4))], torch.ones(4, dtype=torch.bool), history=False)
+    losses = stage2_losses(vla, batch, torch.Generator().manual_seed(0), distillation=1.0, num_draws=1)
+    losses["alignment"].backward()
+    assert all(value.grad is None for value in vla.prior.encoder.parameters())
+    assert any(value.grad is not None and value.grad.abs().sum() > 0 for value in vla.backbone.parameters())
+
+
+def test_padding_never_enters_the_flow_loss(corpus: Corpus) -> None:
+    vla = corpus.build_model()
+    motion = corpus.mixture(landmarks=False).motion([(0, np.array([18, 40]))])
+    assert not motion.step_mask.all(), "the window must reach past an episode's end"
+    z = encode_motion(vla.prior, motion)
+    poisoned = motion.actions.clone()
+    poisoned[~motion.step_mask] = 1e3
+    generator = torch.Generator()
+    # Masked steps are still tokens of the chunk: only their own error is left out, so compare with a decoder that
+    # answers zero (its initial state), where nothing mixes.
+    torch.nn.init.zeros_(vla.prior.decoder.velocity_out.weight)
+    clean = flow_loss(vla.prior.decoder, z, motion, generator.manual_seed(0))
+    dirty = flow_loss(vla.prior.decoder, z, replace(motion, actions=poisoned), generator.manual_seed(0))
+    torch.testing.assert_close(clean, dirty)
+
+
+def test_seeds_of_different_steps_and_runs_differ() -> None:
+    seeds = {step_seed(seed, step) for seed in range(4) for step in range(1000)}
+    assert len(seeds) == 4000
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_an_exported_run_serves_and_describes_itself(corpus: Corpus, tmp_path: Path) -> None:
+    from policy.policy import Policy
+
+    vla = train_stage2(corpus, None, tmp_path / "stage2", until=2)
+    revision = export_checkpoint(corpus, vla, tmp_path / "checkpoint", training={"hours": 0.0}, metrics={})
+    policy = Policy.from_checkpoint(tmp_path / "checkpoint")
+    assert policy.revision == revision
+    assert policy.manifest["variant"] == "history"
+    assert policy.manifest["data"]["slide"]["num_episodes"] == 4
+    with pytest.raises(FileExistsError, match="immutable"):
+        export_checkpoint(corpus, vla, tmp_path / "checkpoint", training={}, metrics={})
+
+
+def test_inspection_sees_a_blind_policy(corpus: Corpus) -> None:
+    vla = corpus.build_model()
+    torch.nn.init.normal_(vla.prior.decoder.velocity_out.weight, std=0.5)
+    rows = inspect(vla, corpus.mixture(landmarks=False), num_frames=24)
+    assert rows[0]["images_ratio"] != 1.0
+    blind = corpus.mixture(landmarks=False)
+    for pack in blind.packs:
+        pack.images["front"] = np.zeros_like(pack.images["front"])  # type: ignore[index]
+    assert inspect(vla, blind, num_frames=24)[0]["images_ratio"] == pytest.approx(1.0)
