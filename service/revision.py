@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, NoReturn, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
 from premotor.v1 import policy_pb2
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 REVISION_HEX_DIGITS = 12
 REQUIRED_FILES = ("config.json", "embodiments.json", "model.safetensors", "probe.npz")

@@ -142,8 +142,8 @@ def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def write_results(path: Path, rows: Sequence[Mapping[str, Any]], **context: Any) -> None:
-    """`{"tasks": [a row per task], ...context}`, written beside and renamed."""
+    """A list with a row per task, each with `context` added; written beside and renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = path.with_name(path.name + ".tmp")
-    staged.write_text(json.dumps({**context, "tasks": list(rows)}, indent=2) + "\n")
+    staged.write_text(json.dumps([{**row, **context} for row in rows], indent=2) + "\n")
     staged.replace(path)

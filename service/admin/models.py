@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
+from premotor.v1 import policy_pb2
 from pydantic import BaseModel, ConfigDict
 
-from premotor.v1 import policy_pb2
 from service.revision import Revision
 
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import grpc
 import numpy as np
-
 from premotor.v1 import policy_pb2, policy_pb2_grpc
+
 from service.bench.requests import chunk_requests
 from service.bench.served import POLICY, served
 from service.model_settings import ModelSettings

@@ -18,9 +18,9 @@ from typing import Any
 
 import grpc
 import numpy as np
-
 from premotor.v1 import policy_pb2, policy_pb2_grpc
 from premotor.wire import decode_duration, decode_tensor
+
 from service.backend import BackendRequest
 from service.bench.requests import chunk_requests, decoded_request
 from service.bench.served import POLICY, served

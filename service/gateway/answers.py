@@ -17,9 +17,9 @@ from contextlib import contextmanager
 
 import grpc
 import numpy as np
-
 from premotor.v1 import policy_pb2
 from premotor.wire import encode_duration, encode_tensor
+
 from service.backend import Backend, BackendChunk, BackendRequest
 from service.errors import (
     DeadlineExpiredError,

@@ -46,7 +46,7 @@ class HealthServicer(health_pb2_grpc.HealthServicer):
         self._serving = dict.fromkeys(self._serving, False)
         self._wake()
 
-    async def Check(  # noqa: N802  (the generated name)
+    async def Check(
         self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext
     ) -> health_pb2.HealthCheckResponse:
         status = self._status(request.service)
@@ -54,7 +54,7 @@ class HealthServicer(health_pb2_grpc.HealthServicer):
             await context.abort(grpc.StatusCode.NOT_FOUND, "no such service")
         return _Status(status=status)
 
-    async def Watch(  # noqa: N802  (the generated name)
+    async def Watch(
         self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
         changed, last = asyncio.Event(), None

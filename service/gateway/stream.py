@@ -9,9 +9,9 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import grpc
-
 from premotor.v1 import policy_pb2
 from premotor.wire import WireError, decode_duration
+
 from service.errors import InvalidRequestError, OverloadedError
 from service.gateway.answers import Answer, ChunkAnswerer
 from service.gateway.limits import GatewayLimits
@@ -33,38 +33,39 @@ class ChunkStream:
         self._context = context
         self._answerer = answerer
         self._limits = limits
-        self._num_in_flight = 0
+        self._answering: set[asyncio.Task[None]] = set()
         # gRPC takes one message at a time.
         self._writing = asyncio.Lock()
+        self._unread = asyncio.Event()
 
     async def run(self) -> None:
-        """Returns once the client has sent its last request and read its last answer, or the gateway drains."""
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                reader = tasks.create_task(self._read(tasks))
-                draining = tasks.create_task(self._answerer.draining.wait())
-                await asyncio.wait({reader, draining}, return_when=asyncio.FIRST_COMPLETED)
-                reader.cancel()
-                draining.cancel()
-        except* TimeoutError:
+        """Returns once the client has sent its last request and been sent its last answer.
+
+        Aborts the call when the gateway drains, and when the client does not read its answers.
+        """
+        async with asyncio.TaskGroup() as tasks:
+            reader = tasks.create_task(self._read(tasks))
+            ends = [tasks.create_task(event.wait()) for event in (self._answerer.draining, self._unread)]
+            await asyncio.wait({reader, *ends}, return_when=asyncio.FIRST_COMPLETED)
+            for task in (reader, *ends):
+                task.cancel()
+        if self._unread.is_set():
             await self._context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the answers on this stream are not read")
         if self._answerer.draining.is_set():
             await self._context.abort(grpc.StatusCode.UNAVAILABLE, "the gateway is stopping; ask another replica")
 
     async def _read(self, tasks: asyncio.TaskGroup) -> None:
         async for message in self._messages:
-            if self._num_in_flight >= self._limits.max_in_flight_per_stream:
+            if len(self._answering) >= self._limits.max_in_flight_per_stream:
                 # Written from here, so that a client which does not read is not read from either.
                 await self._write(self._overloaded(message))
                 continue
-            self._num_in_flight += 1
-            tasks.create_task(self._answer(message))
+            task = tasks.create_task(self._answer(message))
+            self._answering.add(task)
+            task.add_done_callback(self._answering.discard)
 
     async def _answer(self, message: policy_pb2.StreamChunksRequest | None) -> None:
-        try:
-            await self._write(await self._answer_to(message))
-        finally:
-            self._num_in_flight -= 1
+        await self._write(await self._answer_to(message))
 
     async def _answer_to(self, message: policy_pb2.StreamChunksRequest | None) -> Answer:
         if message is None:
@@ -92,7 +93,7 @@ class ChunkStream:
 
     def _overloaded(self, message: policy_pb2.StreamChunksRequest | None) -> policy_pb2.RequestError:
         error = OverloadedError(
-            f"{self._num_in_flight} requests of this stream are in flight, the most that are taken",
+            f"{len(self._answering)} requests of this stream are in flight, the most that are taken",
             retry_after_s=self._limits.overload_retry_s,
         )
         return self._answerer.refuse(error, message.request if message is not None else None)
@@ -102,5 +103,8 @@ class ChunkStream:
             response = policy_pb2.StreamChunksResponse(error=answer)
         else:
             response = policy_pb2.StreamChunksResponse(chunk=answer)
-        async with asyncio.timeout(self._limits.max_timeout_s), self._writing:
-            await self._context.write(response)
+        try:
+            async with asyncio.timeout(self._limits.max_timeout_s), self._writing:
+                await self._context.write(response)
+        except TimeoutError:
+            self._unread.set()

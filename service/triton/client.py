@@ -94,9 +94,9 @@ def encode_request(model: str, request: BackendRequest) -> service_pb2.ModelInfe
     floats = (request.state, request.history_states, request.history_actions)
     message = service_pb2.ModelInferRequest(model_name=model)
     for name, data_type, element_bytes, content in (
-        (PIXELS, "UINT8", 1, b"".join(frame.data for frame in request.images)),
+        (PIXELS, "UINT8", 1, b"".join(np.ascontiguousarray(frame).data for frame in request.images)),
         (INSTRUCTION, "UINT8", 1, request.instruction.encode()),
-        (FLOATS, "FP32", 4, b"".join(np.ascontiguousarray(array, np.float32).tobytes() for array in floats)),
+        (FLOATS, "FP32", 4, b"".join(np.ascontiguousarray(array, np.float32).data for array in floats)),
         (META, "INT64", 8, np.array(meta, np.int64).tobytes()),
     ):
         message.inputs.add(name=name, datatype=data_type, shape=(1, len(content) // element_bytes))

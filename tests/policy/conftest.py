@@ -18,7 +18,7 @@ install_import_hook([f"policy.{name}" for name in _CHECKED], "beartype.beartype"
 
 from policy.backbone import ObservationBatch
 from policy.config import ConvolutionalSettings, ModelConfig
-from policy.embodiment import Camera, EmbodimentSpec, Group, GroupKind, Normalization
+from policy.embodiment import Camera, EmbodimentSpec, Group, GroupKind
 from policy.sizes import tiny, tiny_vlm
 from policy.trunk import TrunkConfig
 from policy.vla import VLA, build_vla
@@ -30,14 +30,35 @@ TOY_TRUNK = TrunkConfig(
     width=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_width=48, rope_theta=1e4
 )
 
+MakeBody = Callable[..., EmbodimentSpec]
 MakeVla = Callable[[str], VLA]
 Observe = Callable[..., ObservationBatch]
 
 
 @pytest.fixture(scope="session")
-def specs() -> tuple[EmbodimentSpec, ...]:
+def make_body() -> MakeBody:
+    def build(name: str, *, cameras: int, state_dim: int, action_dim: int) -> EmbodimentSpec:
+        def joints(dim: int) -> tuple[Group, ...]:
+            return (Group(name="joints", dim=dim, kind=GroupKind.JOINT_POSITION, unit="rad"),)
+
+        return EmbodimentSpec(
+            name=name,
+            cameras=tuple(Camera(name=f"camera-{index}", height=48, width=64) for index in range(cameras)),
+            state=joints(state_dim),
+            action=joints(action_dim),
+            control_rate_hz=20.0,
+        )
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def specs(make_body: MakeBody) -> tuple[EmbodimentSpec, ...]:
     """Two bodies of different widths and numbers of cameras."""
-    return (_body("one-eye", cameras=1, state_dim=3, action_dim=2), _body("two-eyes", cameras=2, state_dim=5, action_dim=4))
+    return (
+        make_body("one-eye", cameras=1, state_dim=3, action_dim=2),
+        make_body("two-eyes", cameras=2, state_dim=5, action_dim=4),
+    )
 
 
 @pytest.fixture(scope="session")
@@ -108,20 +129,3 @@ def wake(module: nn.Module) -> None:
         if not parameter.any():
             parameter.normal_(std=0.2)
 
-
-def _body(name: str, *, cameras: int, state_dim: int, action_dim: int) -> EmbodimentSpec:
-    return EmbodimentSpec(
-        name=name,
-        cameras=tuple(Camera(name=f"camera-{index}", height=48, width=64) for index in range(cameras)),
-        state=(Group(name="joints", dim=state_dim, kind=GroupKind.JOINT_POSITION, unit="rad"),),
-        action=(
-            Group(
-                name="joints",
-                dim=action_dim,
-                kind=GroupKind.JOINT_POSITION,
-                unit="rad",
-                normalization=Normalization.MIN_MAX,
-            ),
-        ),
-        control_rate_hz=20.0,
-    )

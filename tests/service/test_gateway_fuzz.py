@@ -15,10 +15,10 @@ from google.protobuf.message import DecodeError
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from prometheus_client import CollectorRegistry
-
 from premotor.v1 import policy_pb2
 from premotor.wire import read_error_metadata
+from prometheus_client import CollectorRegistry
+
 from service.gateway import GatewayLimits
 from service.gateway.answers import ChunkAnswerer
 from service.gateway.metrics import GatewayMetrics

@@ -10,10 +10,10 @@ from concurrent.futures import Executor, Future
 import grpc
 import numpy as np
 import pytest
-from prometheus_client import CollectorRegistry
-
 from premotor.v1 import policy_pb2
 from premotor.wire import decode_duration, decode_tensor, read_error_metadata
+from prometheus_client import CollectorRegistry
+
 from service.backend import BackendDeadlineError, BackendFailedError, BackendUnavailableError
 from service.gateway import GatewayLimits
 from service.gateway.answers import ChunkAnswerer
@@ -59,12 +59,8 @@ async def test_the_backend_is_asked_for_what_the_request_says(kit):
     async with kit.serve() as gateway:
         await gateway.stub.PredictChunk(kit.request(), timeout=TIMEOUT_S)
     (asked,) = gateway.backend.requests
-    assert (asked.embodiment_index, asked.instruction, asked.seed, asked.num_inference_steps) == (
-        1,
-        "lift the cube",
-        7,
-        5,
-    )
+    assert (asked.embodiment_index, asked.instruction) == (1, "lift the cube")
+    assert (asked.seed, asked.num_inference_steps) == (7, 5)
     assert [image.shape for image in asked.images] == [(48, 64, 3), (24, 32, 3)]
     np.testing.assert_array_equal(asked.images[1], kit.frame(24, 32))
     np.testing.assert_array_equal(asked.state, np.linspace(0, 1, 9, dtype=np.float32))
@@ -281,7 +277,7 @@ async def test_one_request_over_the_bound_is_refused_with_a_delay_and_a_free_pla
     assert in_flight == 2
     assert failed.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert decode_duration(error.retry_delay, field="retry_delay") > 0
-    assert [request.seed for request in backend.requests] == [1, 2, 4]
+    assert sorted(request.seed for request in backend.requests) == [1, 2, 4]
 
 
 @pytest.mark.asyncio

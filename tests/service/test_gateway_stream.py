@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import grpc
 import pytest
-
 from premotor.v1 import policy_pb2
+
 from service.gateway import GatewayLimits
 
 TIMEOUT_S = 10.0
@@ -168,3 +169,21 @@ async def test_a_robot_that_leaves_ends_its_requests(kit):
         await asyncio.wait_for(backend.cancelled.wait(), 5)
         assert gateway.count(policy="tabletop", status="CANCELLED") == 1
         assert (await gateway.stub.PredictChunk(kit.request(seed=2), timeout=TIMEOUT_S)).seed == 2
+
+
+@pytest.mark.asyncio
+async def test_a_robot_that_sends_and_never_reads_is_cut_off(kit):
+    limits = GatewayLimits(max_timeout_s=0.3, default_timeout_s=0.3, max_in_flight_per_stream=4)
+    refused = kit.request(request_id="r" * 128)
+    refused.observation.ClearField("state")
+    async with kit.serve(limits=limits) as gateway:
+        stream = gateway.stub.StreamChunks()
+
+        async def send() -> None:
+            while not stream.done():
+                await stream.write(message_of(refused))
+
+        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            await asyncio.wait_for(send(), 20)
+        assert await asyncio.wait_for(stream.code(), 5) is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert (await gateway.stub.PredictChunk(kit.request(), timeout=TIMEOUT_S)).seed == 7

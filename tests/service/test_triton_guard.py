@@ -24,7 +24,9 @@ FAMILY = "import os,signal,subprocess,sys,time\n{setup}\nchild=subprocess.Popen(
 class Guarded:
     """A guard around a python program that prints its child's pid."""
 
-    def __init__(self, directory: Path, *, setup: str = "", end: str = "time.sleep(1000)", grace_s: float = 10.0) -> None:
+    def __init__(
+        self, directory: Path, *, setup: str = "", end: str = "time.sleep(1000)", grace_s: float = 10.0
+    ) -> None:
         self.directory = directory
         self.prefix = f"{guard.SHM_PREFIX}{secrets.token_hex(6)}-"
         self.region = Path("/dev/shm") / f"{self.prefix}region"

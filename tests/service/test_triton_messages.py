@@ -45,7 +45,8 @@ def test_every_number_of_a_request_is_where_the_layout_says() -> None:
     np.testing.assert_array_equal(first.reshape(4, 5, 3), request.images[0])
     np.testing.assert_array_equal(second.reshape(7, 5, 3), request.images[1])
     np.testing.assert_array_equal(
-        tensors[FLOATS][0], np.concatenate([request.state, request.history_states.ravel(), request.history_actions.ravel()])
+        tensors[FLOATS][0],
+        np.concatenate([request.state, request.history_states.ravel(), request.history_actions.ravel()]),
     )
 
 

@@ -1,0 +1,127 @@
+"""`make demo`: serve the shipped checkpoint and let simulated robots of three bodies use it over gRPC.
+
+Starts `python -m service serve` (Triton, gateway, admin) as a child, runs the closed-loop evaluation of `training`
+against its address, prints the table, and stops the child. Knows the service by its command line alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+os.environ.setdefault("MUJOCO_GL", "egl")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path[:0] = [str(ROOT)]
+
+POLICY = "tabletop"
+TASKS = ("pick-place", "drawer-open", "button-press", "transfer-cube", "lift")
+HELD_OUT_SEED = 100_000
+START_TIMEOUT_S = 180.0
+STOP_TIMEOUT_S = 30.0
+
+
+def main() -> int:
+    options = _parse()
+    say(f"serving {options.checkpoint.relative_to(ROOT) if options.checkpoint.is_relative_to(ROOT) else options.checkpoint}")
+    options.out.mkdir(parents=True, exist_ok=True)
+    with service(options.checkpoint, options.backend, options.out / "service.log") as ready:
+        say(f"gRPC on {ready['grpc']}, admin on http://{ready['admin']} (log: {options.out / 'service.log'})")
+        say(f"{options.episodes} episodes of each task on held-out scenes, {options.workers} simulators at a time")
+        rows = evaluate(ready["grpc"], options)
+    print_results(rows, options)
+    return 0
+
+
+def evaluate(address: str, options: argparse.Namespace) -> list[Any]:
+    from training.evaluate import Target, evaluate
+
+    return evaluate(
+        Target(address=address, policy=POLICY, history=options.history),
+        tasks=options.tasks,
+        num_episodes=options.episodes,
+        first_seed=options.first_seed,
+        num_workers=options.workers,
+        video_directory=options.out / "videos",
+    )
+
+
+def print_results(rows: list[Any], options: argparse.Namespace) -> None:
+    from training.evaluate import format_table, write_results
+
+    print()
+    print(format_table(rows))
+    print()
+    for row in rows:
+        print(f"video: {options.out / 'videos' / row['task']}.mp4")
+    for path in (options.out / "results.json", options.json):
+        if path is not None:
+            write_results(path, rows, policy=POLICY, backend=options.backend, history=options.history)
+    print(f"figures: {options.out / 'results.json'}")
+
+
+@contextmanager
+def service(checkpoint: Path, backend: str, log: Path) -> Iterator[dict[str, str]]:
+    """The running service's ready line; stopped by SIGTERM, which drains it."""
+    command = [
+        sys.executable, "-m", "service", "serve", "--policy", f"{POLICY}={checkpoint}", "--backend", backend,
+        "--port", "0", "--admin-port", "0",
+    ]  # fmt: skip
+    with log.open("w") as errors:
+        child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True)
+        try:
+            yield _wait_until_ready(child, log)
+        finally:
+            child.send_signal(signal.SIGTERM)
+            try:
+                child.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait(STOP_TIMEOUT_S)
+
+
+def _wait_until_ready(child: subprocess.Popen[str], log: Path) -> dict[str, str]:
+    assert child.stdout is not None
+    os.set_blocking(child.stdout.fileno(), False)
+    deadline, text = time.monotonic() + START_TIMEOUT_S, ""
+    while time.monotonic() < deadline:
+        text += child.stdout.read() or ""
+        for line in text.splitlines():
+            if line.startswith("{") and json.loads(line).get("event") == "ready":
+                return json.loads(line)
+        if child.poll() is not None:
+            break
+        time.sleep(0.1)
+    tail = "\n".join(log.read_text().splitlines()[-15:])
+    raise SystemExit(f"the service did not get ready within {START_TIMEOUT_S:.0f} s (exit code {child.poll()}):\n{tail}")
+
+
+def say(text: str) -> None:
+    print(f"demo: {text}", file=sys.stderr, flush=True)
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--checkpoint", type=Path, default=ROOT / "checkpoints" / POLICY)
+    parser.add_argument("--backend", choices=("triton", "local"), default="triton")
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), metavar="TASK")
+    parser.add_argument("--episodes", type=int, default=10, help="per task (default: 10)")
+    parser.add_argument("--first-seed", type=int, default=HELD_OUT_SEED, help="scenes from this seed on")
+    parser.add_argument("--history", action="store_true", help="send the robots' history with every request")
+    parser.add_argument("--workers", type=int, default=2, help="simulators at a time (default: 2)")
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "demo", help="results, videos and log")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results here")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
