@@ -50,9 +50,7 @@ class Backbone(nn.Module, ABC):
         """Write tokenizer.json, and what else loading needs, into an existing directory."""
 
 
-def select_query(
-    output: BackboneOutput, has_history: Bool[Tensor, " batch"]
-) -> Float[Tensor, "batch width"]:
+def select_query(output: BackboneOutput, has_history: Bool[Tensor, " batch"]) -> Float[Tensor, "batch width"]:
     """Per sample the output with history where there is one, without otherwise."""
     if output.with_history is None:
         return output.without_history

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -62,7 +61,9 @@ def write_checkpoint(
     shutil.rmtree(staged, ignore_errors=True)
     (staged / "tokenizer").mkdir(parents=True)
     config = vla.config
-    _write_json(staged / "config.json", {"format_version": FORMAT_VERSION, **_summary(config), "model": config.to_json()})
+    _write_json(
+        staged / "config.json", {"format_version": FORMAT_VERSION, **_summary(config), "model": config.to_json()}
+    )
     embodiments = [
         {"spec": spec.to_json(), "digest": spec.digest, "statistics": values}
         for spec, values in zip(specs, statistics, strict=True)
@@ -75,7 +76,9 @@ def write_checkpoint(
     )
     policy = Policy(vla=vla, specs=specs, statistics=statistics, manifest={}, revision="")
     default_steps = config.num_inference_steps
-    probes = [replace(probe, num_inference_steps=probe.num_inference_steps or default_steps) for probe in probe_requests]
+    probes = [
+        replace(probe, num_inference_steps=probe.num_inference_steps or default_steps) for probe in probe_requests
+    ]
     _write_probe(staged / "probe.npz", probes, policy.predict_chunk(probes))
     num_parameters = sum(value.numel() for value in vla.parameters())
     described = {
@@ -162,7 +165,8 @@ def check_probe(policy: Policy, probe: Probe) -> None:
         worst = float(error.max())
         if not worst <= tolerance:
             raise CheckpointError(
-                f"probe.npz: the chunk of embodiment {request.embodiment!r} is off by {worst:.3g}, expected at most {tolerance}"
+                f"probe.npz: the chunk of embodiment {request.embodiment!r} is off by {worst:.3g}, "
+                f"expected at most {tolerance}"
             )
 
 
@@ -179,7 +183,9 @@ def _probe(arrays: Mapping[str, np.ndarray], index: int) -> tuple[ChunkRequest, 
     prefix = f"{index}/"
     own = {name.removeprefix(prefix): arrays[name] for name in arrays if name.startswith(prefix)}
     images = {
-        name.removeprefix("images/"): torch.from_numpy(frame) for name, frame in own.items() if name.startswith("images/")
+        name.removeprefix("images/"): torch.from_numpy(frame)
+        for name, frame in own.items()
+        if name.startswith("images/")
     }
     history = "history_states" in own
     request = ChunkRequest(
@@ -275,7 +281,7 @@ def _describe(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
-    return {"sha256": digest.hexdigest(), "num_bytes": os.path.getsize(path)}
+    return {"sha256": digest.hexdigest(), "num_bytes": path.stat().st_size}
 
 
 def _read_json(path: Path) -> dict[str, Any]:

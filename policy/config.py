@@ -62,7 +62,8 @@ class ModelConfig:
             )
         if not 1 <= self.num_inference_steps <= self.max_inference_steps:
             raise ValueError(
-                f"num_inference_steps is {self.num_inference_steps}, expected 1 to max_inference_steps {self.max_inference_steps}"
+                f"num_inference_steps is {self.num_inference_steps}, "
+                f"expected 1 to max_inference_steps {self.max_inference_steps}"
             )
 
     def to_json(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The small backbone: a convolutional stem that reports where things are, a word embedding and the shared trunk.
 
-Trained from nothing on little data, a toy vision transformer goes blind (its loss is explained by state and task alone).
+Trained from nothing on little data, a toy vision transformer goes blind: state and task alone explain its loss.
 This stem keeps position: coordinate channels in, and spatial softmax out, which gives each of its keypoints as image
 coordinates with sub-cell precision (Levine et al., arXiv 1504.00702, section 5.1), beside a coarse grid of features.
 """
@@ -63,7 +63,10 @@ class Stem(nn.Module):
             nn.SiLU(),
         )
         self.coarse = nn.Sequential(
-            nn.Conv2d(third, fourth, 3, stride=2, padding=1), nn.GroupNorm(4, fourth), nn.SiLU(), nn.AdaptiveAvgPool2d(3)
+            nn.Conv2d(third, fourth, 3, stride=2, padding=1),
+            nn.GroupNorm(4, fourth),
+            nn.SiLU(),
+            nn.AdaptiveAvgPool2d(3),
         )
         self.context_heat = nn.Conv2d(third, num_keypoints, 1)
         self.fine_heat = nn.Conv2d(second, num_keypoints, 1)
@@ -169,7 +172,7 @@ class ConvolutionalBackbone(Backbone):
     def _mask(
         self, image_mask: Bool[Tensor, "batch image_tokens"], length: int, *, with_history: bool
     ) -> Bool[Tensor, "batch length length"]:
-        """The prefix reads itself; the first query reads the prefix; z_hist and the second query read prefix and z_hist."""
+        """The prefix reads itself, the first query the prefix too, z_hist and the second query also z_hist."""
         batch, num_image = image_mask.shape
         before, after = self.config.num_soft_tokens, length - self.config.num_soft_tokens - num_image
         readable = torch.cat([image_mask.new_ones(batch, before), image_mask, image_mask.new_ones(batch, after)], 1)

@@ -91,7 +91,9 @@ class EmbodimentSpec:
         if not self.cameras or not self.state or not self.action:
             raise ValueError(f"embodiment {self.name!r} needs at least one camera, state group and action group")
         if not self.control_rate_hz > 0:
-            raise ValueError(f"embodiment {self.name!r} has control_rate_hz {self.control_rate_hz}, expected more than 0")
+            raise ValueError(
+                f"embodiment {self.name!r} has control_rate_hz {self.control_rate_hz}, expected more than 0"
+            )
         object.__setattr__(self, "control_rate_hz", float(self.control_rate_hz))
         for part, names in (
             ("camera", [camera.name for camera in self.cameras]),
@@ -110,8 +112,8 @@ class EmbodimentSpec:
             target = state_groups.get(group.relative_to)
             if target is None or target.dim != group.dim or group.representation is not Representation.ABSOLUTE:
                 raise ValueError(
-                    f"embodiment {self.name!r}: action group {group.name!r} must be absolute and as wide as the state group "
-                    f"{group.relative_to!r} it is relative to"
+                    f"embodiment {self.name!r}: action group {group.name!r} must be absolute and as wide as "
+                    f"the state group {group.relative_to!r} it is relative to"
                 )
 
     @property

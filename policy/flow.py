@@ -21,7 +21,9 @@ def sample_time(batch: int, generator: torch.Generator | None = None, device: st
 
 
 def interpolate(
-    noise: Float[Tensor, "batch horizon dim"], actions: Float[Tensor, "batch horizon dim"], time: Float[Tensor, " batch"]
+    noise: Float[Tensor, "batch horizon dim"],
+    actions: Float[Tensor, "batch horizon dim"],
+    time: Float[Tensor, " batch"],
 ) -> Float[Tensor, "batch horizon dim"]:
     r = time[:, None, None]
     return (1 - r) * noise + r * actions

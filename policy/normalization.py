@@ -30,10 +30,10 @@ Statistics = Mapping[str, Mapping[str, Sequence[float]]]
 
 
 class Normalizer:
-    """Statistics of one embodiment, applied. `statistics` has "state" and "action", each name -> one number a dimension.
+    """Statistics of one embodiment, applied: "state" and "action", each name -> one number a dimension.
 
-    Action statistics are those of the relative form where a group is relative. Raises ValueError for statistics that are
-    missing, of the wrong length or not finite.
+    Action statistics are those of the relative form where a group is relative. Raises ValueError for statistics that
+    are missing, of the wrong length or not finite.
     """
 
     def __init__(self, spec: EmbodimentSpec, statistics: Statistics) -> None:
@@ -106,6 +106,7 @@ def _column(spec: EmbodimentSpec, side: str, statistics: Statistics, name: str, 
     column = torch.tensor(values, dtype=torch.float32)
     if column.shape != (dim,) or not column.isfinite().all():
         raise ValueError(
-            f"statistics of embodiment {spec.name!r}: {side}.{name} has shape {tuple(column.shape)}, expected {dim} finite numbers"
+            f"statistics of embodiment {spec.name!r}: {side}.{name} has shape {tuple(column.shape)}, "
+            f"expected {dim} finite numbers"
         )
     return column

@@ -1,7 +1,7 @@
 """A policy as its callers see it: observations in physical units in, action chunks in physical units out.
 
-transforms -> model -> transforms, the same objects in training and serving. A chunk is a function of its own request and
-the weights: what else is in the batch changes it only by floating-point rounding. Keeps no state between calls.
+transforms -> model -> transforms, the same objects in training and serving. A chunk is a function of its own request
+and the weights: what else is in the batch changes it only by floating-point rounding. Keeps no state between calls.
 """
 
 from __future__ import annotations
@@ -183,7 +183,9 @@ class Policy:
         if request.history_states is not None and request.history_actions is not None:
             steps = len(request.history_states)
             if steps > self.config.history_steps:
-                raise InvalidObservationError(f"history has {steps} steps, expected at most {self.config.history_steps}")
+                raise InvalidObservationError(
+                    f"history has {steps} steps, expected at most {self.config.history_steps}"
+                )
             _check_vector("history_states", request.history_states, (steps, spec.state_dim))
             _check_vector("history_actions", request.history_actions, (steps, spec.action_dim))
         steps = request.num_inference_steps

@@ -1,7 +1,7 @@
 """The action prior: motion encoder E, action decoder D (paper A, section 1.1; arXiv 2606.26095).
 
-E reads a window of states and actions and returns one motion latent; D is a flow-matching velocity field over a chunk of
-action tokens given that latent. Both work in model units (normalised, zero-padded) and read no image or text. Every
+E reads a window of states and actions and returns one motion latent; D is a flow-matching velocity field over a chunk
+of action tokens given that latent. Both work in model units (normalised, zero-padded) and read no image or text. Every
 embodiment has its own projections in and out and its own soft tokens; the trunks are shared.
 """
 
@@ -75,7 +75,7 @@ class MotionEncoder(nn.Module):
         embodiment: Int[Tensor, " batch"],
     ) -> Float[Tensor, "batch latent_dim"]:
         """Steps with a False mask are not read."""
-        batch, steps = step_mask.shape
+        batch = len(step_mask)
         state_tokens = self.state_in(states, embodiment) + self.kind[0]
         action_tokens = self.action_in(actions, embodiment) + self.kind[1]
         pairs = torch.stack([state_tokens, action_tokens], 2).flatten(1, 2)  # B 2T D

@@ -27,18 +27,18 @@ def _trunk(width: int, num_layers: int) -> TrunkConfig:
 
 
 def _shared(specs: Sequence[EmbodimentSpec]) -> dict[str, Any]:
-    return dict(
-        num_embodiments=len(specs),
-        max_cameras=max(len(spec.cameras) for spec in specs),
-        max_state_dim=max(spec.state_dim for spec in specs),
-        max_action_dim=max(spec.action_dim for spec in specs),
-        action_horizon=16,
-        execution_horizon=8,
-        history_steps=8,
-        num_inference_steps=8,
-        max_inference_steps=32,
-        interpolation="bilinear",
-    )
+    return {
+        "num_embodiments": len(specs),
+        "max_cameras": max(len(spec.cameras) for spec in specs),
+        "max_state_dim": max(spec.state_dim for spec in specs),
+        "max_action_dim": max(spec.action_dim for spec in specs),
+        "action_horizon": 16,
+        "execution_horizon": 8,
+        "history_steps": 8,
+        "num_inference_steps": 8,
+        "max_inference_steps": 32,
+        "interpolation": "bilinear",
+    }
 
 
 def tiny(specs: Sequence[EmbodimentSpec], vocabulary: int) -> ModelConfig:

@@ -1,8 +1,8 @@
 """The transformer that motion encoder, action decoder and convolutional backbone share.
 
-Shaped and named as Qwen3's decoder layers (RMSNorm, grouped queries with normed heads, rotary positions, SwiGLU), so that
-Qwen3-0.6B weights load into it (paper A's initialisation). Adds what Qwen3 lacks: any attention mask, and an optional
-condition vector that scales, shifts and gates every layer and starts as no change. No embeddings, no cache, no dropout.
+Shaped and named as Qwen3's decoder layers (RMSNorm, grouped queries with normed heads, rotary positions, SwiGLU), so
+that Qwen3-0.6B weights load into it (paper A's initialisation). Adds what Qwen3 lacks: any attention mask, and an
+optional condition vector that scales, shifts and gates every layer and starts as no change. No embeddings, no cache.
 """
 
 from __future__ import annotations
@@ -63,7 +63,6 @@ class Attention(nn.Module):
         q, k = _rotate(q, rotation), _rotate(k, rotation)
         mixed = self._attend(q, k, v, mask)
         return self.o_proj(mixed.transpose(1, 2).reshape(*x.shape[:2], -1))
-
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         if q.device.type != "cpu" or not torch.is_grad_enabled():

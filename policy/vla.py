@@ -1,7 +1,7 @@
 """The VLA: a backbone that looks and reads, and the action prior that moves.
 
 z' = norm(W f(p_k, o, l, (z_hist), q)); D, conditioned on z', is the action head; E compresses history into z_hist
-(paper A, sections 1.2; arXiv 2606.26095). Works in model units; physical units belong to normalization.py and policy.py.
+(paper A; arXiv 2606.26095). Works in model units; physical units belong to normalization.py and policy.py.
 """
 
 from __future__ import annotations

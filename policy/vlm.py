@@ -170,7 +170,7 @@ class VlmBackbone(Backbone):
         if suffix == 3:
             step[:, -3] = 0  # history and the second query stand where the first query stands
         if not self.family.spatial_positions:
-            return step.cumsum(1) - step + self.family.first_position
+            return step.cumsum(1) - step
         # An image takes up as many positions as its side is long, from which its tokens count rows and columns.
         side = self.image_side
         image = ids == self.image_token

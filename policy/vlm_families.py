@@ -32,7 +32,6 @@ class Family:
     pixels: Pixels
     fixed_image_size: bool = False
     spatial_positions: bool = False  # M-RoPE: time, height and width of each image token
-    first_position: int = 0
     prefix_reads_all: bool = False  # images and text read each other both ways
 
 
@@ -98,7 +97,6 @@ FAMILIES: dict[str, Family] = {
         stride=lambda config: config.vision_config.patch_size,
         pixels=_images,
         fixed_image_size=True,
-        first_position=1,
         prefix_reads_all=True,
     ),
     "internvl": Family(

@@ -32,7 +32,7 @@ STOP_TIMEOUT_S = 30.0
 
 def main() -> int:
     options = _parse()
-    say(f"serving {options.checkpoint.relative_to(ROOT) if options.checkpoint.is_relative_to(ROOT) else options.checkpoint}")
+    say(f"serving {options.checkpoint}")
     options.out.mkdir(parents=True, exist_ok=True)
     with service(options.checkpoint, options.backend, options.out / "service.log") as ready:
         say(f"gRPC on {ready['grpc']}, admin on http://{ready['admin']} (log: {options.out / 'service.log'})")
@@ -102,7 +102,9 @@ def _wait_until_ready(child: subprocess.Popen[str], log: Path) -> dict[str, str]
             break
         time.sleep(0.1)
     tail = "\n".join(log.read_text().splitlines()[-15:])
-    raise SystemExit(f"the service did not get ready within {START_TIMEOUT_S:.0f} s (exit code {child.poll()}):\n{tail}")
+    raise SystemExit(
+        f"the service did not get ready within {START_TIMEOUT_S:.0f} s (exit code {child.poll()}):\n{tail}"
+    )
 
 
 def say(text: str) -> None:

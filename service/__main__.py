@@ -99,6 +99,7 @@ def _bench_overhead(options: argparse.Namespace) -> Callable[[], int]:
         checkpoint=options.policy,
         embodiment=options.embodiment,
         iterations=options.iterations,
+        backend=options.backend,
         model=_model_settings(options, batching=True),
     )
     return partial(_report, partial(measure_overhead, settings), format_overhead, options.json)
@@ -112,6 +113,7 @@ def _bench_batching(options: argparse.Namespace) -> Callable[[], int]:
         concurrency=options.concurrency,
         rounds=options.rounds,
         block_s=options.block_s,
+        backend=options.backend,
         model=_model_settings(options, batching=True),
     )
     return partial(_report, partial(measure_batching, settings), format_batching, options.json)
@@ -167,7 +169,6 @@ def _add_serve(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         metavar="NAME=DIR",
         help="a policy and its checkpoint; may come again, for other policies or for more revisions of the same",
     )
-    verb.add_argument("--backend", choices=("triton", "local"), default="triton", help="where chunks are computed")
     verb.add_argument("--host", default="127.0.0.1", help="address of the gateway and the admin plane")
     verb.add_argument("--port", type=_port, default=50051, help="gRPC; 0 picks a free one")
     verb.add_argument("--admin-port", type=_port, default=8080, help="HTTP; 0 picks a free one")
@@ -211,6 +212,7 @@ def _add_bench(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 def _add_model_flags(verb: argparse.ArgumentParser) -> None:
     defaults = ModelSettings()
+    verb.add_argument("--backend", choices=("triton", "local"), default="triton", help="where chunks are computed")
     verb.add_argument("--device", choices=("cpu", "cuda"), default=defaults.device)
     verb.add_argument("--dtype", choices=("fp32", "bf16"), default=defaults.dtype)
     verb.add_argument("--threads", type=int, default=defaults.threads, help="torch threads per model")

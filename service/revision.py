@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, NoReturn, Self, TypeVar
 
-from premotor.v1 import policy_pb2
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from premotor.v1 import policy_pb2
 
 REVISION_HEX_DIGITS = 12
 REQUIRED_FILES = ("config.json", "embodiments.json", "model.safetensors", "probe.npz")
@@ -121,10 +122,21 @@ class _Camera(_Json):
     width: Annotated[int, Field(ge=1, le=65_536)]
 
 
+# A checkpoint writes the wire's enum names in lower case, without their prefix; the first value is UNSPECIFIED.
+_KINDS = {name.removeprefix("KIND_").lower(): number for name, number in policy_pb2.Group.Kind.items() if number}
+_REPRESENTATIONS = {
+    name.removeprefix("REPRESENTATION_").lower(): number
+    for name, number in policy_pb2.Group.Representation.items()
+    if number
+}
+
+
 class _Group(_Json):
     name: Annotated[str, Field(min_length=1)]
     dim: Annotated[int, Field(ge=1, le=65_536)]
     unit: str
+    kind: str
+    representation: str
     lower_limit: list[float] = []
     upper_limit: list[float] = []
 
@@ -133,6 +145,9 @@ class _Group(_Json):
         for side, limit in (("lower_limit", self.lower_limit), ("upper_limit", self.upper_limit)):
             if limit and len(limit) != self.dim:
                 raise ValueError(f"group {self.name!r}: {side} has {len(limit)} values, expected {self.dim} or none")
+        for key, names in (("kind", _KINDS), ("representation", _REPRESENTATIONS)):
+            if getattr(self, key) not in names:
+                raise ValueError(f"group {self.name!r}: {key} is {getattr(self, key)!r}, expected one of {sorted(names)}")
         return self
 
 
@@ -310,4 +325,6 @@ def _describe_group(group: _Group) -> policy_pb2.Group:
         unit=group.unit,
         lower_limit=group.lower_limit,
         upper_limit=group.upper_limit,
+        kind=_KINDS[group.kind],
+        representation=_REPRESENTATIONS[group.representation],
     )

@@ -16,7 +16,7 @@ import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import uvicorn
 from prometheus_client import CollectorRegistry
@@ -24,7 +24,7 @@ from prometheus_client import CollectorRegistry
 from service.admin import create_admin_app
 from service.backend import Backend
 from service.gateway import GatewayServer
-from service.model_settings import ModelSettings, openmp_environment
+from service.model_settings import BackendKind, ModelSettings, openmp_environment
 from service.policies import ServedPolicies
 from service.revision import Revision, load_revision
 from service.triton.backend import TritonBackend
@@ -42,7 +42,7 @@ class ServeConfig:
     # pinned.
     policies: tuple[tuple[str, Path], ...]
     model: ModelSettings
-    backend: Literal["triton", "local"] = "triton"
+    backend: BackendKind = "triton"
     host: str = "127.0.0.1"
     port: int = 50051
     admin_port: int = 8080

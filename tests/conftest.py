@@ -25,7 +25,9 @@ from policy.vocabulary import train_tokenizer
 torch.set_num_threads(1)
 
 
-def toy_spec(name: str, *, state_dim: int, action_dim: int, cameras: Sequence[str], relative: bool = False) -> EmbodimentSpec:
+def toy_spec(
+    name: str, *, state_dim: int, action_dim: int, cameras: Sequence[str], relative: bool = False
+) -> EmbodimentSpec:
     return EmbodimentSpec(
         name=name,
         cameras=tuple(Camera(name=camera, height=32, width=32) for camera in cameras),
@@ -61,9 +63,7 @@ def toy_statistics(spec: EmbodimentSpec) -> Statistics:
 
 
 def toy_config(specs: Sequence[EmbodimentSpec] = TOY_SPECS, vocabulary: int = 512) -> ModelConfig:
-    trunk = TrunkConfig(
-        width=32, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=16, mlp_width=64, rope_theta=1e4
-    )
+    trunk = TrunkConfig(width=32, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=16, mlp_width=64, rope_theta=1e4)
     return ModelConfig(
         size="toy",
         num_embodiments=len(specs),

@@ -1,4 +1,4 @@
-"""`python -m training VERB`: record, stats, stage1, stage2, export, inspect, evaluate, and demo, which is all of them in order.
+"""`python -m training VERB`: record, stats, stage1, stage2, export, inspect, evaluate; demo is all of them in order.
 
 Owns the command line alone: it reads a recipe, names a run's directory and calls one function. Results go to stdout,
 progress to stderr; exit 2 for a wrong call, 1 for a failed one.

@@ -1,4 +1,4 @@
-"""From memory-mapped packs to the tensors a stage reads: the same normalizers as serving, padded to the model's widths."""
+"""From memory-mapped packs to the tensors a stage reads: normalised as in serving, padded to the model's widths."""
 
 from __future__ import annotations
 
@@ -38,9 +38,7 @@ class Mixture:
     def motion(self, picks: Sequence[tuple[int, np.ndarray]]) -> MotionBatch:
         return _cat_motion([self._motion(index, self._windows(index, frames)) for index, frames in picks])
 
-    def vla(
-        self, picks: Sequence[tuple[int, np.ndarray]], state_mask: Tensor, *, history: bool = True
-    ) -> VLABatch:
+    def vla(self, picks: Sequence[tuple[int, np.ndarray]], state_mask: Tensor, *, history: bool = True) -> VLABatch:
         """`picks` are (pack, frames); `state_mask` [batch] hides the state of the samples where it is False."""
         parts = [(index, frames, self._windows(index, frames)) for index, frames in picks]
         histories = [self._history(index, windows) for index, _, windows in parts] if history else []
@@ -114,7 +112,9 @@ class Mixture:
         for index, frames, _ in parts:
             positions = self.packs[index].environment_state
             if positions is None:
-                raise ValueError(f"pack {self.packs[index].directory} has no environment_state; set landmark_weight to 0")
+                raise ValueError(
+                    f"pack {self.packs[index].directory} has no environment_state; set landmark_weight to 0"
+                )
             mean, std = self.landmark_scales[index]
             scaled = torch.from_numpy(((positions[frames] - mean) / std).astype(np.float32))
             values[start : start + len(frames), : scaled.shape[1]] = scaled

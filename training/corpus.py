@@ -1,4 +1,4 @@
-"""A run's packed data, opened: packs in the recipe's order, embodiments, statistics, words. What every verb starts from."""
+"""A run's packed data, opened: packs in the recipe's order, embodiments, statistics, words. Where every verb starts."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 
 from policy import sizes
 from policy.config import ModelConfig
@@ -16,7 +17,6 @@ from policy.normalization import Normalizer, Statistics
 from policy.vla import VLA, build_vla
 from policy.vlm_toy import toy_hugging_face
 from policy.vocabulary import train_tokenizer
-from tokenizers import Tokenizer
 from training.batches import Mixture, landmark_scales
 from training.data.pack import Pack, build_packs
 from training.data.sampler import TaskBalancedSampler
@@ -37,9 +37,7 @@ class Corpus:
 
     @property
     def normalizers(self) -> Mapping[str, Normalizer]:
-        return {
-            spec.name: Normalizer(spec, values) for spec, values in zip(self.specs, self.statistics, strict=True)
-        }
+        return {spec.name: Normalizer(spec, values) for spec, values in zip(self.specs, self.statistics, strict=True)}
 
     def mixture(self, *, landmarks: bool) -> Mixture:
         return Mixture(
@@ -73,7 +71,9 @@ def open_corpus(recipe: Recipe, run: RunDirectory) -> Corpus:
     """Pack what is not packed yet, then read specs, statistics and words. Raises when a task's dataset is missing."""
     missing = [task for task in recipe.data.tasks if not run.dataset(task).is_dir()]
     if missing:
-        raise FileNotFoundError(f"no demonstrations of {', '.join(missing)} in {run.datasets}; run the verb 'record' first")
+        raise FileNotFoundError(
+            f"no demonstrations of {', '.join(missing)} in {run.datasets}; run the verb 'record' first"
+        )
     image_size = {"tiny": 96, "small": 128, "tiny-vlm": 64}[recipe.size]
     packs = build_packs([run.dataset(task) for task in recipe.data.tasks], run.packs, image_size=image_size)
     specs: dict[str, EmbodimentSpec] = {}

@@ -96,7 +96,11 @@ def run_job(job: Job) -> Mapping[str, Any]:
                 elapsed_s += time.perf_counter() - started
                 episodes.append(episode)
                 solved = sum(episode.succeeded for episode in episodes)
-                print(f"{job.task}: {solved} of {len(episodes)} solved, {len(job.seeds)} to try", file=sys.stderr, flush=True)
+                print(
+                    f"{job.task}: {solved} of {len(episodes)} solved, {len(job.seeds)} to try",
+                    file=sys.stderr,
+                    flush=True,
+                )
     finally:
         if video is not None:
             video.close()

@@ -1,4 +1,4 @@
-"""From a trained VLA to the checkpoint that is served: weights, specs, statistics, words, a probe and how it was made."""
+"""From a trained VLA to the checkpoint that is served: weights, specs, statistics, words, a probe, its making."""
 
 from __future__ import annotations
 

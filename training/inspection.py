@@ -6,7 +6,6 @@ that measurement on held-back or training frames of packs; success in closed loo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -24,9 +23,9 @@ _ROWS = 64
 def inspect(
     vla: VLA, mixture: Mixture, *, num_frames: int = 384, seed: int = 0, device: str | torch.device = "cpu"
 ) -> list[dict[str, Any]]:
-    """Per pack: mean |error| of sampled chunks in model units over real steps and dimensions, and ratios to the true one.
+    """Per pack: mean |error| of sampled chunks, model units, over real steps and dimensions; ratios to the true one.
 
-    `history` is the error with the true history given; every other row gives none.
+    `error_history` is the error with the true history given; every other error is without history.
     """
     vla = vla.to(device).eval()
     rows = []
@@ -76,7 +75,8 @@ def chunk_error(vla: VLA, observation: ObservationBatch, history: HistoryBatch |
 
 def format_inspection(rows: list[dict[str, Any]]) -> str:
     lines = [
-        f"{'task':<14} {'error':>8} {'images shuffled':>16} {'state shuffled':>15} {'with history':>13} {'images ratio':>13}"
+        f"{'task':<14} {'error':>8} {'images shuffled':>16} {'state shuffled':>15} {'with history':>13} "
+        f"{'images ratio':>13}"
     ]
     for row in rows:
         lines.append(

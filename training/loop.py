@@ -66,7 +66,7 @@ class AveragedWeights:
 
 
 class MetricsLog:
-    """`metrics.jsonl` always, TensorBoard where installed, a progress line on stderr. A resumed run drops lines past its step."""
+    """`metrics.jsonl` always, TensorBoard where installed, progress on stderr. Resuming drops lines past its step."""
 
     def __init__(self, directory: Path, first_step: int) -> None:
         path = directory / "metrics.jsonl"
@@ -105,10 +105,10 @@ def run(
     autocast: bool = False,
     until: int | None = None,
 ) -> AveragedWeights:
-    """Train `modules` from where `directory` stopped, to the end or to step `until`; the module named `averaged` has its
-    weights averaged.
+    """Train `modules` from where `directory` stopped, to the end or to step `until`.
 
-    `identity` describes the run (recipe, data); resuming with another one is refused. Returns the averaged weights.
+    The module named `averaged` has its weights averaged; they are returned. `identity` describes the run (recipe,
+    data); resuming with another one is refused.
     """
     directory.mkdir(parents=True, exist_ok=True)
     _check_identity(directory, {**identity, "schedule": asdict(schedule), "seed": seed})
@@ -138,7 +138,9 @@ def run(
             if step % schedule.log_every == 0 or step + 1 == last_step:
                 values = {name: value.item() for name, value in losses.items()}
                 if not math.isfinite(values["loss"]):
-                    raise FloatingPointError(f"loss is {values['loss']} at step {step}; lower the learning rate or check the data")
+                    raise FloatingPointError(
+                        f"loss is {values['loss']} at step {step}; lower the learning rate or check the data"
+                    )
                 seconds = time.monotonic() - logged_at
                 measured = {"gradient_norm": norm.item(), "learning_rate": schedule.rate(step)}
                 speed = {"steps_per_s": seen / seconds, "seconds": seconds}
@@ -181,9 +183,7 @@ def save(
             old.unlink()
 
 
-def restore(
-    directory: Path, modules: nn.ModuleDict, optimizer: torch.optim.Optimizer, ema: AveragedWeights
-) -> int:
+def restore(directory: Path, modules: nn.ModuleDict, optimizer: torch.optim.Optimizer, ema: AveragedWeights) -> int:
     """The step to go on from: 0 when nothing was saved."""
     pointer = directory / "state" / "latest"
     if not pointer.exists():

@@ -1,7 +1,7 @@
-"""What the two stages minimise (paper A, sections 1.1 and 1.2; arXiv 2606.26095). Pure functions of model, batch and generator.
+"""What the two stages minimise (paper A; arXiv 2606.26095). Pure functions of model, batch and generator.
 
-Stage 1: L_recon on trajectories alone. Stage 2: L_pred + lambda(k) (||z' - sg(z)||^2 + L_recon), averaged over a pass with
-and a pass without history that share the prefix. Losses count real dimensions and real steps only.
+Stage 1: L_recon on trajectories alone. Stage 2: L_pred + lambda(k) (||z' - sg(z)||^2 + L_recon), averaged over a pass
+with and a pass without history that share the prefix. Losses count real dimensions and real steps only.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from policy.backbone import ObservationBatch
 from policy.flow import interpolate, masked_mean, sample_time
 from policy.prior import ActionDecoder, ActionPrior
 from policy.vla import VLA, HistoryBatch
-
 
 _Batch = TypeVar("_Batch")
 
@@ -103,7 +102,7 @@ def encode_motion(prior: ActionPrior, motion: MotionBatch) -> Tensor:
 def stage1_losses(
     prior: ActionPrior, motion: MotionBatch, generator: torch.Generator, num_draws: int
 ) -> dict[str, Tensor]:
-    """"loss" is what to minimise."""
+    """ "loss" is what to minimise."""
     reconstruction = flow_loss(prior.decoder, encode_motion(prior, motion), motion, generator, num_draws)
     return {"loss": reconstruction, "reconstruction": reconstruction}
 
@@ -118,7 +117,7 @@ def stage2_losses(
     landmark_head: LandmarkHead | None = None,
     landmark_weight: float = 0.0,
 ) -> dict[str, Tensor]:
-    """"loss" is what to minimise; `distillation` is lambda(k), at 0 of which E's pass over the future is skipped."""
+    """ "loss" is what to minimise; `distillation` is lambda(k), at 0 of which E's pass over the future is skipped."""
     output = vla.observe(batch.observation, batch.history)
     queries = [output.without_history] if output.with_history is None else [output.without_history, output.with_history]
     latents = [vla.to_latent(query) for query in queries]
@@ -136,6 +135,8 @@ def stage2_losses(
     if landmark_head is not None and batch.landmarks is not None and output.visual is not None:
         predicted = landmark_head(output.visual, batch.landmarks.task).float()
         error = (predicted - batch.landmarks.values).square()
-        losses["landmarks"] = torch.where(batch.landmarks.mask, error, 0).sum() / batch.landmarks.mask.sum().clamp(min=1)
+        losses["landmarks"] = torch.where(batch.landmarks.mask, error, 0).sum() / batch.landmarks.mask.sum().clamp(
+            min=1
+        )
         loss = loss + landmark_weight * losses["landmarks"]
     return {"loss": loss, **losses}

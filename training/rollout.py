@@ -79,7 +79,9 @@ class LocalSource:
 class ServedSource:
     """A policy behind `PredictChunk`; the connection is shared by all episodes of this source."""
 
-    def __init__(self, client: PolicyClient, policy: str, *, robot_id: str, history: bool, timeout_s: float = 10.0) -> None:
+    def __init__(
+        self, client: PolicyClient, policy: str, *, robot_id: str, history: bool, timeout_s: float = 10.0
+    ) -> None:
         self._client, self._policy, self._robot_id, self._timeout_s = client, policy, robot_id, timeout_s
         self._keeps_history = history
         self._history: HistoryBuffer | None = None
@@ -88,9 +90,7 @@ class ServedSource:
 
     def start_episode(self, simulation: Simulation, episode_id: str) -> None:
         self._episode_id = episode_id
-        self._history = (
-            self._client.history_buffer(self._policy, simulation.spec.name) if self._keeps_history else None
-        )
+        self._history = self._client.history_buffer(self._policy, simulation.spec.name) if self._keeps_history else None
 
     def predict(self, simulation: Simulation, frame: Frame, seed: int) -> Answer:
         chunk = self._client.predict_chunk(
@@ -123,7 +123,7 @@ class Episode:
 def run_episode(
     simulation: Simulation, source: ChunkSource, seed: int, on_frame: Callable[[Frame], None] | None = None
 ) -> Episode:
-    """One scene until it is solved or the task's step limit. `on_frame` sees a frame before every step (and renders it)."""
+    """One scene until it is solved or the task's step limit. `on_frame` sees a frame before every step."""
     simulation.reset(seed)
     source.start_episode(simulation, f"{simulation.task}-{seed}")
     latencies: list[float] = []

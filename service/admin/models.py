@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from premotor.v1 import policy_pb2
 from pydantic import BaseModel, ConfigDict
 
+from premotor.v1 import policy_pb2
 from service.revision import Revision
 
 
@@ -44,6 +44,8 @@ class GroupDescription(_Response):
     name: str
     dim: int
     unit: str
+    kind: str
+    representation: str
     # Per dimension; empty means unbounded.
     lower_limit: list[float]
     upper_limit: list[float]
@@ -54,6 +56,10 @@ class GroupDescription(_Response):
             name=group.name,
             dim=group.dim,
             unit=group.unit,
+            kind=policy_pb2.Group.Kind.Name(group.kind).removeprefix("KIND_").lower(),
+            representation=(
+                policy_pb2.Group.Representation.Name(group.representation).removeprefix("REPRESENTATION_").lower()
+            ),
             lower_limit=list(group.lower_limit),
             upper_limit=list(group.upper_limit),
         )

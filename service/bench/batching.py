@@ -15,11 +15,11 @@ from typing import Any
 
 import grpc
 import numpy as np
-from premotor.v1 import policy_pb2, policy_pb2_grpc
 
+from premotor.v1 import policy_pb2, policy_pb2_grpc
 from service.bench.requests import chunk_requests
 from service.bench.served import POLICY, served
-from service.model_settings import ModelSettings
+from service.model_settings import BackendKind, ModelSettings
 from service.probe import read_probe
 from service.revision import read_revision
 
@@ -32,6 +32,7 @@ class BatchingSettings:
     concurrency: int = 8
     rounds: int = 6
     block_s: float = 3.0
+    backend: BackendKind = "triton"
     # Its `batching` is not read: both are measured.
     model: ModelSettings
 
@@ -62,8 +63,8 @@ def measure_batching(settings: BatchingSettings) -> dict[str, Any]:
         for robot in range(settings.concurrency)
     ]
     with (
-        served(settings.checkpoint, replace(settings.model, batching=True)) as batching,
-        served(settings.checkpoint, replace(settings.model, batching=False)) as single,
+        served(settings.checkpoint, replace(settings.model, batching=True), backend=settings.backend) as batching,
+        served(settings.checkpoint, replace(settings.model, batching=False), backend=settings.backend) as single,
     ):
         blocks = asyncio.run(_rounds(settings, robots, {"on": batching.grpc_address, "off": single.grpc_address}))
     return _result(settings, revision.revision, blocks)
@@ -125,6 +126,7 @@ def _result(settings: BatchingSettings, revision: str, blocks: dict[str, list[_B
         "revision": revision,
         "concurrency": settings.concurrency,
         "max_batch_size": settings.model.max_batch_size,
+        "backend": settings.backend,
         "threads": settings.model.threads,
         "dtype": settings.model.dtype,
         "device": settings.model.device,

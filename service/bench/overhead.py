@@ -18,13 +18,13 @@ from typing import Any
 
 import grpc
 import numpy as np
+
 from premotor.v1 import policy_pb2, policy_pb2_grpc
 from premotor.wire import decode_duration, decode_tensor
-
 from service.backend import BackendRequest
 from service.bench.requests import chunk_requests, decoded_request
 from service.bench.served import POLICY, served
-from service.model_settings import ModelSettings, openmp_environment
+from service.model_settings import BackendKind, ModelSettings, openmp_environment
 from service.probe import ProbeCase, read_probe
 from service.revision import Revision, read_revision
 
@@ -43,6 +43,7 @@ class OverheadSettings:
     # Empty takes the first case of the probe.
     embodiment: str = ""
     iterations: int = 200
+    backend: BackendKind = "triton"
     model: ModelSettings
 
     def __post_init__(self) -> None:
@@ -68,7 +69,10 @@ def measure_overhead(settings: OverheadSettings) -> dict[str, Any]:
     messages = chunk_requests(revision, case, policy=POLICY)
     requests = [decoded_request(message, case, revision) for message in messages]
     forward = _forward(revision, settings.model)
-    with served(settings.checkpoint, settings.model) as service, grpc.insecure_channel(service.grpc_address) as channel:
+    with (
+        served(settings.checkpoint, settings.model, backend=settings.backend) as service,
+        grpc.insecure_channel(service.grpc_address) as channel,
+    ):
         stub = policy_pb2_grpc.PolicyServiceStub(channel)
         with _Stream(stub) as stream:
             ways: dict[str, Callable[[int], _Timed]] = {
@@ -210,6 +214,7 @@ def _result(
         "num_cameras": len(case.request.images),
         "history_steps": len(case.request.history_states),
         "num_inference_steps": case.request.num_inference_steps,
+        "backend": settings.backend,
         "threads": settings.model.threads,
         "dtype": settings.model.dtype,
         "device": settings.model.device,

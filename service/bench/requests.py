@@ -10,9 +10,9 @@ from dataclasses import replace
 
 import numpy as np
 import simplejpeg
+
 from premotor.v1 import policy_pb2
 from premotor.wire import encode_image, encode_tensor
-
 from service.backend import BackendRequest
 from service.gateway.images import decode_frames, inspect_image
 from service.gateway.limits import GatewayLimits

@@ -13,12 +13,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from service.model_settings import ModelSettings
+from service.model_settings import BackendKind, ModelSettings
 
 POLICY = "measured"
 _TAIL_BYTES = 4000
@@ -39,7 +39,7 @@ class Served:
 
 @contextlib.contextmanager
 def served(
-    checkpoint: Path, model: ModelSettings, *, flags: Sequence[str] = (), start_timeout_s: float = 120.0
+    checkpoint: Path, model: ModelSettings, *, backend: BackendKind = "triton", start_timeout_s: float = 120.0
 ) -> Iterator[Served]:
     """Serves `checkpoint` as the policy POLICY on free loopback ports; SIGTERM at the end. Raises ServiceStartError."""
     command = [
@@ -47,7 +47,7 @@ def served(
         *("--policy", f"{POLICY}={checkpoint}", "--port", "0", "--admin-port", "0"),
         *("--device", model.device, "--dtype", model.dtype, "--threads", str(model.threads)),
         *("--max-batch-size", str(model.max_batch_size), "--max-queue-delay-us", str(model.max_queue_delay_us)),
-        *("--batching", "on" if model.batching else "off", *flags),
+        *("--batching", "on" if model.batching else "off", "--backend", backend),
     ]
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log)

@@ -17,9 +17,9 @@ from contextlib import contextmanager
 
 import grpc
 import numpy as np
+
 from premotor.v1 import policy_pb2
 from premotor.wire import encode_duration, encode_tensor
-
 from service.backend import Backend, BackendChunk, BackendRequest
 from service.errors import (
     DeadlineExpiredError,
@@ -73,7 +73,7 @@ class ChunkAnswerer:
             for revision in policies.revisions(policy)
         }
         self._num_in_flight = dict.fromkeys(policies, 0)
-        self._gauges = {policy: metrics.in_flight(policy) for policy in policies}
+        self._policy_metrics = {policy: metrics.of_policy(policy) for policy in policies}
         self._idle = asyncio.Event()
         self._idle.set()
         self._draining = asyncio.Event()
@@ -181,13 +181,13 @@ class ChunkAnswerer:
                 retry_after_s=self._limits.overload_retry_s,
             )
         self._num_in_flight[policy] += 1
-        self._gauges[policy].inc()
+        self._policy_metrics[policy].in_flight.inc()
         self._idle.clear()
         try:
             yield
         finally:
             self._num_in_flight[policy] -= 1
-            self._gauges[policy].dec()
+            self._policy_metrics[policy].in_flight.dec()
             if not any(self._num_in_flight.values()):
                 self._idle.set()
 
@@ -233,13 +233,11 @@ class ChunkAnswerer:
         timing.queue.CopyFrom(encode_duration(chunk.queue_s))
         timing.inference.CopyFrom(encode_duration(chunk.inference_s))
         timing.total.CopyFrom(encode_duration(total_s))
-        self._metrics.observe_chunk(
-            request.policy,
-            decode_s=decode_s,
-            queue_s=chunk.queue_s,
-            inference_s=chunk.inference_s,
-            total_s=total_s,
-        )
+        metrics = self._policy_metrics[request.policy]
+        metrics.decode.observe(decode_s)
+        metrics.queue.observe(chunk.queue_s)
+        metrics.inference.observe(chunk.inference_s)
+        metrics.total.observe(total_s)
         return response
 
     def _policy_label(self, request: policy_pb2.PredictChunkRequest | None) -> str:

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 import simplejpeg
 from PIL import PngImagePlugin
+
 from premotor.v1 import policy_pb2
 from premotor.wire import compressed_format, decode_image
-
 from service.errors import InvalidRequestError
 from service.gateway.limits import GatewayLimits
 

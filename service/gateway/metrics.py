@@ -6,6 +6,8 @@ plane's). No label's value is chosen by a caller.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import grpc
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -38,20 +40,29 @@ class GatewayMetrics:
         self._inference = _histogram("inference", "The model's forward passes for the request's batch.", registry)
         self._total = _histogram("total", "From a request's arrival to its chunk's departure.", registry)
 
-    def in_flight(self, policy: str) -> Gauge:
-        """The gauge of one policy, to be kept: looking it up costs more than setting it."""
-        return self._in_flight.labels(policy)
-
     def count(self, policy: str, code: grpc.StatusCode) -> None:
         self._requests.labels(policy, code.name).inc()
 
-    def observe_chunk(
-        self, policy: str, *, decode_s: float, queue_s: float, inference_s: float, total_s: float
-    ) -> None:
-        self._decode.labels(policy).observe(decode_s)
-        self._queue.labels(policy).observe(queue_s)
-        self._inference.labels(policy).observe(inference_s)
-        self._total.labels(policy).observe(total_s)
+    def of_policy(self, policy: str) -> PolicyMetrics:
+        """The metrics of one policy, to be kept: looking them up costs more than writing them."""
+        return PolicyMetrics(
+            in_flight=self._in_flight.labels(policy),
+            decode=self._decode.labels(policy),
+            queue=self._queue.labels(policy),
+            inference=self._inference.labels(policy),
+            total=self._total.labels(policy),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyMetrics:
+    """What is kept of one policy's requests; spans in seconds."""
+
+    in_flight: Gauge
+    decode: Histogram
+    queue: Histogram
+    inference: Histogram
+    total: Histogram
 
 
 def _histogram(span: str, documentation: str, registry: CollectorRegistry) -> Histogram:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from premotor.v1 import policy_pb2
 from premotor.wire import encode_duration
-
 from service.errors import ServiceError, public_message, retry_after_s, status_code
 
 # An id may be at most 128 bytes; a longer one is the error, and is not sent back whole.

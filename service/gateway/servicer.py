@@ -11,9 +11,9 @@ from typing import Any, NoReturn, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError, Message
+
 from premotor.v1 import policy_pb2
 from premotor.wire import error_metadata
-
 from service.backend import Backend
 from service.errors import InvalidRequestError, NotReadyError, ServiceError
 from service.gateway.answers import ChunkAnswerer

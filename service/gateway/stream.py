@@ -9,9 +9,9 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import grpc
+
 from premotor.v1 import policy_pb2
 from premotor.wire import WireError, decode_duration
-
 from service.errors import InvalidRequestError, OverloadedError
 from service.gateway.answers import Answer, ChunkAnswerer
 from service.gateway.limits import GatewayLimits
@@ -36,29 +36,24 @@ class ChunkStream:
         self._answering: set[asyncio.Task[None]] = set()
         # gRPC takes one message at a time.
         self._writing = asyncio.Lock()
-        self._unread = asyncio.Event()
 
     async def run(self) -> None:
-        """Returns once the client has sent its last request and been sent its last answer.
-
-        Aborts the call when the gateway drains, and when the client does not read its answers.
-        """
+        """Returns once the client has sent its last request and been sent its last answer; aborts in a drain."""
         async with asyncio.TaskGroup() as tasks:
             reader = tasks.create_task(self._read(tasks))
-            ends = [tasks.create_task(event.wait()) for event in (self._answerer.draining, self._unread)]
-            await asyncio.wait({reader, *ends}, return_when=asyncio.FIRST_COMPLETED)
-            for task in (reader, *ends):
-                task.cancel()
-        if self._unread.is_set():
-            await self._context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the answers on this stream are not read")
+            draining = tasks.create_task(self._answerer.draining.wait())
+            await asyncio.wait({reader, draining}, return_when=asyncio.FIRST_COMPLETED)
+            reader.cancel()
+            draining.cancel()
         if self._answerer.draining.is_set():
             await self._context.abort(grpc.StatusCode.UNAVAILABLE, "the gateway is stopping; ask another replica")
 
     async def _read(self, tasks: asyncio.TaskGroup) -> None:
         async for message in self._messages:
             if len(self._answering) >= self._limits.max_in_flight_per_stream:
-                # Written from here, so that a client which does not read is not read from either.
-                await self._write(self._overloaded(message))
+                # Waited for, so that a client which does not read is not read from either; shielded, because a write
+                # that is broken off leaves the stream unusable.
+                await asyncio.shield(tasks.create_task(self._write(self._overloaded(message))))
                 continue
             task = tasks.create_task(self._answer(message))
             self._answering.add(task)
@@ -103,8 +98,7 @@ class ChunkStream:
             response = policy_pb2.StreamChunksResponse(error=answer)
         else:
             response = policy_pb2.StreamChunksResponse(chunk=answer)
-        try:
-            async with asyncio.timeout(self._limits.max_timeout_s), self._writing:
-                await self._context.write(response)
-        except TimeoutError:
-            self._unread.set()
+        # No bound on this wait: gRPC can neither take a message back nor send a status past it. A client that does not
+        # read holds as many answers as it may have requests in flight, until its deadline, keepalive or a drain.
+        async with self._writing:
+            await self._context.write(response)

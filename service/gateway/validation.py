@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+
 from premotor.v1 import policy_pb2
 from premotor.wire import WireError, decode_duration, decode_tensor, require_finite
-
 from service.errors import InvalidRequestError, nearest_name, quoted
 from service.gateway.images import Frame, inspect_image
 from service.gateway.limits import GatewayLimits

@@ -7,7 +7,6 @@ its checkpoint and Policy.from_checkpoint verifies it inside Triton.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -82,4 +81,4 @@ def _model_source() -> str:
 def _replace(path: Path, text: str) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text)
-    os.replace(partial, path)
+    partial.replace(path)

@@ -74,7 +74,7 @@ class TritonServer(Protocol):
 class TritonProcessSettings:
     threads: int = 1
     startup_timeout_s: float = 60.0
-    # In-flight work gets this long after a stop; what then still runs is killed.
+    # What still runs this long after a stop is killed.
     grace_s: float = 5.0
 
 
@@ -113,13 +113,15 @@ class TritonProcess:
         return self._repository
 
     async def start(self) -> None:
-        for attempt in range(_START_ATTEMPTS):
+        for attempt in range(1, _START_ATTEMPTS + 1):
             try:
-                return await self._start_once()
+                await self._start_once()
             except TritonStartError as error:
                 # Ports are picked free and bound later: somebody else may have been quicker.
-                if "already in use" not in str(error) or attempt == _START_ATTEMPTS - 1:
+                if "already in use" not in str(error) or attempt == _START_ATTEMPTS:
                     raise
+            else:
+                return
 
     async def wait_lost(self) -> str:
         if self._guard is None:
@@ -180,7 +182,8 @@ class TritonProcess:
             "--allow-http=false",
             f"--metrics-address={_LOOPBACK}",
             f"--metrics-port={metrics_port}",
-            f"--exit-timeout-secs={max(1, int(self._settings.grace_s) - 1)}",
+            # Whoever stops Triton has drained what was in flight; only unloading is left, which the guard does better.
+            "--exit-timeout-secs=1",
             # Names that no other process uses, so that what a crash leaves in /dev/shm can be told from everybody
             # else's.
             f"--backend-config=python,shm-region-prefix-name={server_id}-",

@@ -1,4 +1,4 @@
-"""Toy bodies and toy models of every backbone; enforces the jaxtyping annotations of `policy` in these tests."""
+"""Toy bodies and toy models of every backbone."""
 
 from __future__ import annotations
 
@@ -7,14 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from jaxtyping import install_import_hook
 from tokenizers import Tokenizer
 from torch import nn
-
-# The tensor modules alone: those that check what comes from outside have errors of their own, which are tested as they are.
-# A module that something imported before this file is not checked.
-_CHECKED = ("flow", "trunk", "prior", "backbone", "convolutional", "vlm_families", "vlm", "vla")
-install_import_hook([f"policy.{name}" for name in _CHECKED], "beartype.beartype")
 
 from policy.backbone import ObservationBatch
 from policy.config import ConvolutionalSettings, ModelConfig
@@ -26,9 +20,7 @@ from policy.vlm_toy import toy_hugging_face
 from policy.vocabulary import train_tokenizer
 
 INSTRUCTIONS = ("open the drawer", "pick up the puck and place it at the goal", "press the button")
-TOY_TRUNK = TrunkConfig(
-    width=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_width=48, rope_theta=1e4
-)
+TOY_TRUNK = TrunkConfig(width=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_width=48, rope_theta=1e4)
 
 MakeBody = Callable[..., EmbodimentSpec]
 MakeVla = Callable[[str], VLA]
@@ -79,7 +71,9 @@ def toy_config(specs: tuple[EmbodimentSpec, ...], tokenizer: Tokenizer) -> Calla
             config = replace(tiny(specs, vocabulary), backbone=backbone, image_size=48, latent_dim=24)
         else:
             config = replace(tiny_vlm(specs, vocabulary, toy_hugging_face(kind, tokenizer)), latent_dim=24)
-        return replace(config, encoder=TOY_TRUNK, decoder=TOY_TRUNK, history_steps=4, action_horizon=6, execution_horizon=3)
+        return replace(
+            config, encoder=TOY_TRUNK, decoder=TOY_TRUNK, history_steps=4, action_horizon=6, execution_horizon=3
+        )
 
     return build
 
@@ -124,8 +118,7 @@ def observe(specs: tuple[EmbodimentSpec, ...]) -> Observe:
 
 @torch.no_grad()
 def wake(module: nn.Module) -> None:
-    """Gives weights to what starts at zero (the decoder's output and condition), without which nothing shows in a chunk."""
+    """Gives weights to what starts at zero: the decoder's output and condition, without which a chunk is its noise."""
     for parameter in module.parameters():
         if not parameter.any():
             parameter.normal_(std=0.2)
-

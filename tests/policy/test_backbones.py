@@ -57,7 +57,9 @@ def _history(vla: VLA, lengths: tuple[int, ...]) -> HistoryBatch:
 def _sample(vla: VLA, observation: ObservationBatch, history: HistoryBatch | None) -> Tensor:
     config, rows = vla.config, len(observation.instructions)
     noise = torch.randn(rows, config.action_horizon, config.max_action_dim, generator=torch.Generator().manual_seed(3))
-    return vla.sample(observation, history, noise, torch.ones(rows, config.max_action_dim, dtype=torch.bool), [3] * rows)
+    return vla.sample(
+        observation, history, noise, torch.ones(rows, config.max_action_dim, dtype=torch.bool), [3] * rows
+    )
 
 
 @torch.no_grad()
@@ -87,9 +89,7 @@ def test_a_mixed_batch_equals_its_singles(vla: VLA, observation: ObservationBatc
 def test_what_a_masked_camera_shows_does_not_matter(vla: VLA, observation: ObservationBatch) -> None:
     images = observation.images.clone()
     images[0, 1] = 255 - images[0, 1]  # the one-eyed body has no second camera
-    answer, expected = (
-        vla.backbone(value, _latent()) for value in (replace(observation, images=images), observation)
-    )
+    answer, expected = (vla.backbone(value, _latent()) for value in (replace(observation, images=images), observation))
     torch.testing.assert_close(answer.without_history, expected.without_history, atol=1e-6, rtol=0)
     torch.testing.assert_close(answer.with_history, expected.with_history, atol=1e-6, rtol=0)
 
@@ -126,9 +126,7 @@ def test_a_hidden_state_is_not_read(vla: VLA, observation: ObservationBatch) -> 
 
 
 @torch.no_grad()
-def test_what_a_backbone_does_with_padded_state_does_not_matter(
-    vla: VLA, observation: ObservationBatch
-) -> None:
+def test_what_a_backbone_does_with_padded_state_does_not_matter(vla: VLA, observation: ObservationBatch) -> None:
     expected = vla.backbone(observation).without_history
     weight = vla.backbone.state_in.weight
     kept = weight.clone()
@@ -163,9 +161,7 @@ def test_select_query_takes_history_where_there_is_one(vla: VLA, observation: Ob
 def test_gradients_reach_everything_the_answer_reads(vla: VLA, observation: ObservationBatch, answer: str) -> None:
     latent = _latent().requires_grad_()
     getattr(vla.backbone(observation, latent), answer).square().sum().backward()
-    untouched = {
-        name for name, value in vla.backbone.named_parameters() if value.grad is None or not value.grad.any()
-    }
+    untouched = {name for name, value in vla.backbone.named_parameters() if value.grad is None or not value.grad.any()}
     vla.zero_grad()
     expected = {"no_state"}  # every state was shown
     if answer == "without_history":

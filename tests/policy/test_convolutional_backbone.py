@@ -11,7 +11,9 @@ from policy.vla import VLA
 
 
 @torch.no_grad()
-def test_nothing_reads_the_first_query(make_vla: Callable[[str], VLA], observe: Callable[..., ObservationBatch]) -> None:
+def test_nothing_reads_the_first_query(
+    make_vla: Callable[[str], VLA], observe: Callable[..., ObservationBatch]
+) -> None:
     backbone = make_vla("convolutional").backbone
     assert isinstance(backbone, ConvolutionalBackbone)
     observation, latent = observe(make_vla("convolutional").config), torch.ones(3, 24)

@@ -10,9 +10,7 @@ import pytest
 from policy.embodiment import Camera, EmbodimentSpec, Group, GroupKind, Normalization, Representation, group_slices
 
 _ARM = Group(name="arm", dim=3, kind=GroupKind.JOINT_POSITION, unit="rad", normalization=Normalization.MIN_MAX)
-_GRIPPER = Group(
-    name="gripper", dim=1, kind=GroupKind.GRIPPER, unit="ratio", lower_limit=(0.0,), upper_limit=(1.0,)
-)
+_GRIPPER = Group(name="gripper", dim=1, kind=GroupKind.GRIPPER, unit="ratio", lower_limit=(0.0,), upper_limit=(1.0,))
 _BASE = Group(name="base", dim=3, kind=GroupKind.BASE, unit="m")
 _SPEC = EmbodimentSpec(
     name="arm",
@@ -67,9 +65,7 @@ def test_the_changes_above_cover_every_field() -> None:
 
 
 def test_equal_specs_have_equal_digests_however_their_numbers_are_written() -> None:
-    integers = replace(
-        _SPEC, control_rate_hz=20, state=(_ARM, replace(_GRIPPER, lower_limit=(0,), upper_limit=(1,)))
-    )
+    integers = replace(_SPEC, control_rate_hz=20, state=(_ARM, replace(_GRIPPER, lower_limit=(0,), upper_limit=(1,))))
     assert integers == _SPEC
     assert integers.digest == _SPEC.digest
 

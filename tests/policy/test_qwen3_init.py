@@ -106,5 +106,5 @@ def test_another_architecture_is_refused(qwen3: Qwen3ForCausalLM, tmp_path: Path
     qwen3.save_pretrained(tmp_path)
     path = tmp_path / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "model_type": "llama"}))
-    with pytest.raises(ValueError, match="model_type in .* is 'llama', the trunk expects 'qwen3'"):
+    with pytest.raises(ValueError, match=r"model_type in .* is 'llama', the trunk expects 'qwen3'"):
         load_qwen3_layers(Trunk(_CONFIG), tmp_path)

@@ -224,8 +224,16 @@ def _with(config: ModelConfig, **change: Any) -> ModelConfig:
     ("family", "change", "message"),
     [
         ("smolvlm", lambda config: _with(config, model_type="gpt2"), "model_type is 'gpt2', expected one of"),
-        ("smolvlm", lambda config: replace(config, image_size=72), "image_size is 72, smolvlm expects a multiple of 32"),
-        ("qwen3_vl", lambda config: replace(config, image_size=80), "image_size is 80, qwen3_vl expects a multiple of 32"),
+        (
+            "smolvlm",
+            lambda config: replace(config, image_size=72),
+            "image_size is 72, smolvlm expects a multiple of 32",
+        ),
+        (
+            "qwen3_vl",
+            lambda config: replace(config, image_size=80),
+            "image_size is 80, qwen3_vl expects a multiple of 32",
+        ),
         ("paligemma", lambda config: replace(config, image_size=96), "image_size is 96, this paligemma takes 64 alone"),
         ("internvl", lambda config: replace(config, image_size=128), "image_size is 128, this internvl takes 64 alone"),
     ],
@@ -243,7 +251,9 @@ def test_a_config_that_cannot_work_is_refused(
         VlmBackbone(config, config.backbone, tokenizer)
 
 
-def test_a_tokenizer_that_does_not_fit_is_refused(toy_config: Callable[[str], ModelConfig], tokenizer: Tokenizer) -> None:
+def test_a_tokenizer_that_does_not_fit_is_refused(
+    toy_config: Callable[[str], ModelConfig], tokenizer: Tokenizer
+) -> None:
     config = toy_config("smolvlm")
     assert isinstance(config.backbone, VlmSettings)
     larger = Tokenizer.from_str(tokenizer.to_str())

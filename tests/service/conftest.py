@@ -15,11 +15,11 @@ import grpc
 import numpy as np
 import pytest
 import simplejpeg
-from premotor.v1 import policy_pb2, policy_pb2_grpc
-from premotor.wire import encode_tensor
 from prometheus_client import CollectorRegistry
 
 from policy.embodiment import Camera, EmbodimentSpec, Group, GroupKind
+from premotor.v1 import policy_pb2, policy_pb2_grpc
+from premotor.wire import encode_tensor
 from service.backend import BackendChunk, BackendRequest
 from service.gateway import GatewayLimits, GatewayServer
 from service.policies import ServedPolicies

@@ -69,6 +69,8 @@ def test_the_policies_are_what_the_gateway_publishes(kit, fetch):
         "name": "hand",
         "dim": 3,
         "unit": "m",
+        "kind": "end_effector_position",
+        "representation": "absolute",
         "lower_limit": [-1.0, -1.0, -1.0],
         "upper_limit": [],
     }

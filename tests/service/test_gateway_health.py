@@ -8,9 +8,9 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
 from premotor.v1 import policy_pb2
 from premotor.wire import read_error_metadata
-
 from service.gateway import GatewayLimits
 
 SERVICES = ["", "premotor.v1.PolicyService", "premotor.v1.PolicyService/tabletop"]

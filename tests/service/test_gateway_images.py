@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import simplejpeg
 from PIL import Image
+
 from premotor.v1 import policy_pb2
 from premotor.wire import WireError, encode_tensor
-
 from service.errors import InvalidRequestError
 from service.gateway.images import decode_frames, decodes_quickly, inspect_image
 from service.gateway.limits import GatewayLimits

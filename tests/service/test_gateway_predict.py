@@ -10,10 +10,10 @@ from concurrent.futures import Executor, Future
 import grpc
 import numpy as np
 import pytest
-from premotor.v1 import policy_pb2
-from premotor.wire import decode_duration, decode_tensor, read_error_metadata
 from prometheus_client import CollectorRegistry
 
+from premotor.v1 import policy_pb2
+from premotor.wire import decode_duration, decode_tensor, read_error_metadata
 from service.backend import BackendDeadlineError, BackendFailedError, BackendUnavailableError
 from service.gateway import GatewayLimits
 from service.gateway.answers import ChunkAnswerer

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from premotor.v1 import policy_pb2
 from premotor.wire import encode_tensor
-
 from service.errors import InvalidRequestError
 from service.gateway.limits import GatewayLimits
 from service.gateway.validation import RequestValidator

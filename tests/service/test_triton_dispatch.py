@@ -9,7 +9,6 @@ import pytest
 from service.backend import BackendDeadlineError, BackendUnavailableError
 from service.dispatch import DispatchLine
 
-pytestmark = pytest.mark.asyncio
 FAR_S = 60.0
 
 

@@ -18,7 +18,13 @@ from service.triton import guard
 
 WAIT_S = 20.0
 # A server and a child of its own, as Triton and its stub; both ignore what they can.
-FAMILY = "import os,signal,subprocess,sys,time\n{setup}\nchild=subprocess.Popen(['sleep','1000'])\nprint(child.pid,flush=True)\n"
+FAMILY = """
+import os, signal, subprocess, sys, time
+{setup}
+child = subprocess.Popen(["sleep", "1000"])
+print(child.pid, flush=True)
+{end}
+"""
 
 
 class Guarded:
@@ -32,7 +38,7 @@ class Guarded:
         self.region = Path("/dev/shm") / f"{self.prefix}region"
         self.region.touch()
         read_fd, self.control_fd = os.pipe()
-        program = FAMILY.format(setup=setup) + end
+        program = FAMILY.format(setup=setup, end=end)
         self.process = subprocess.Popen(
             [
                 *(sys.executable, "-I", "-S", guard.__file__, str(read_fd), self.prefix, str(directory), str(grace_s)),

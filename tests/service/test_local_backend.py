@@ -1,0 +1,131 @@
+"""The same policy in process: batches, deadlines, failures."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import pytest_asyncio
+
+from service.backend import BackendDeadlineError, BackendError, BackendFailedError, BackendUnavailableError
+from service.local import LocalBackend
+from service.model_settings import ModelSettings
+from service.probe import ProbeCase, read_probe
+from service.revision import Revision, RevisionError, read_revision
+
+
+@pytest.fixture(scope="module")
+def revision(toy_checkpoint: Path) -> Revision:
+    return read_revision(toy_checkpoint, policy="tabletop")
+
+
+@pytest.fixture(scope="module")
+def cases(revision: Revision) -> tuple[ProbeCase, ...]:
+    return read_probe(revision)
+
+
+@pytest_asyncio.fixture
+async def backend(revision: Revision) -> AsyncIterator[LocalBackend]:
+    backend = LocalBackend(ModelSettings(max_batch_size=4))
+    await backend.load(revision)
+    yield backend
+    await backend.close()
+
+
+async def test_chunks_are_those_that_were_recorded(
+    backend: LocalBackend, revision: Revision, cases: tuple[ProbeCase, ...]
+) -> None:
+    for case in cases:
+        chunk = await backend.predict(revision.revision, case.request, timeout_s=10)
+        np.testing.assert_allclose(chunk.actions, case.expected, rtol=0, atol=1e-5)
+        assert chunk.inference_s > 0
+
+
+async def test_requests_of_different_bodies_that_wait_together_run_together(
+    backend: LocalBackend, revision: Revision, cases: tuple[ProbeCase, ...]
+) -> None:
+    mixed = [cases[i % len(cases)] for i in range(4)]
+    chunks = await asyncio.gather(*(backend.predict(revision.revision, case.request, timeout_s=10) for case in mixed))
+    for case, chunk in zip(mixed, chunks, strict=True):
+        np.testing.assert_allclose(chunk.actions, case.expected, rtol=0, atol=1e-5)
+    # One forward is timed once, for everybody in it.
+    assert len({chunk.inference_s for chunk in chunks}) == 1
+
+
+async def test_the_event_loop_turns_while_the_model_runs(
+    backend: LocalBackend, revision: Revision, cases: tuple[ProbeCase, ...]
+) -> None:
+    asking = asyncio.create_task(
+        backend.predict(revision.revision, replace(cases[0].request, num_inference_steps=8), timeout_s=10)
+    )
+    turns = 0
+    while not asking.done():
+        turns += 1
+        await asyncio.sleep(0)
+    await asking
+    assert turns > 10
+
+
+async def test_a_request_that_fails_fails_alone(
+    backend: LocalBackend, revision: Revision, cases: tuple[ProbeCase, ...]
+) -> None:
+    good = cases[0].request
+    unreadable, refused = replace(good, embodiment_index=99), replace(good, num_inference_steps=10_000)
+    answers = await asyncio.gather(
+        *(backend.predict(revision.revision, r, timeout_s=10) for r in (good, unreadable, refused, good)),
+        return_exceptions=True,
+    )
+    assert [type(answer) for answer in answers[1:3]] == [BackendFailedError] * 2
+    for answer in (answers[0], answers[3]):
+        assert not isinstance(answer, BaseException)
+        np.testing.assert_allclose(answer.actions, cases[0].expected, rtol=0, atol=1e-5)
+
+
+async def test_what_has_expired_is_not_run(
+    backend: LocalBackend, revision: Revision, cases: tuple[ProbeCase, ...]
+) -> None:
+    with pytest.raises(BackendDeadlineError):
+        await backend.predict(revision.revision, cases[0].request, timeout_s=0.0)
+    chunk = await backend.predict(revision.revision, cases[0].request, timeout_s=10)
+    np.testing.assert_allclose(chunk.actions, cases[0].expected, rtol=0, atol=1e-5)
+
+
+async def test_a_revision_that_is_not_loaded_is_unavailable(
+    backend: LocalBackend, cases: tuple[ProbeCase, ...]
+) -> None:
+    assert not await backend.ready("0" * 12)
+    with pytest.raises(BackendUnavailableError):
+        await backend.predict("0" * 12, cases[0].request, timeout_s=1)
+
+
+async def test_closing_ends_what_waits(backend: LocalBackend, revision: Revision, cases: tuple[ProbeCase, ...]) -> None:
+    asking = [
+        asyncio.create_task(backend.predict(revision.revision, cases[0].request, timeout_s=10)) for _ in range(12)
+    ]
+    await asyncio.sleep(0)
+    await backend.close()
+    answers = await asyncio.gather(*asking, return_exceptions=True)
+    assert any(isinstance(answer, BackendUnavailableError) for answer in answers)
+    assert all(isinstance(answer, BackendUnavailableError) for answer in answers if isinstance(answer, BackendError))
+    assert not await backend.ready(revision.revision)
+
+
+async def test_a_flipped_byte_is_refused_naming_the_file(revision: Revision, tmp_path: Path) -> None:
+    directory = tmp_path / "flipped"
+    shutil.copytree(revision.directory, directory)
+    weights = directory / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    backend = LocalBackend(ModelSettings())
+    try:
+        with pytest.raises(RevisionError, match=r"model\.safetensors has changed"):
+            await backend.load(replace(revision, directory=directory))
+        assert not await backend.ready(revision.revision)
+    finally:
+        await backend.close()

@@ -1,0 +1,77 @@
+"""`python -m service`: exit statuses and what it says."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from service.__main__ import main
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """The command sets up logging for a process of its own."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["serve", "--policy", "tabletop"], "is not NAME=DIR"),
+        (["serve", "--policy", "=somewhere"], "is not NAME=DIR"),
+        (["serve"], "--policy"),
+        (["serve", "--policy", "a=b", "--port", "70000"], "is not a port"),
+        (["serve", "--policy", "a=b", "--backend", "trition"], "invalid choice: 'trition'"),
+        (["serve", "--policy", "a=b", "--threads", "0"], "threads is 0"),
+        (["serve", "--policy", "a=b", "--triton-address", "localhost:8001"], "come together"),
+        (["bench", "overhead", "--policy", "a", "--iterations", "0"], "iterations is 0"),
+        (["bench", "batching", "--policy", "a", "--concurrency", "0"], "concurrency is 0"),
+        ([], "VERB"),
+    ],
+)
+def test_a_wrong_call_exits_with_2_and_says_what_is_wrong(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("backend", ["triton", "local"])
+def test_serving_what_is_no_checkpoint_fails_at_once(
+    backend: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["serve", "--policy", f"tabletop={tmp_path}", "--backend", backend, "--port", "0", "--admin-port", "0"]
+    assert main(arguments) == 1
+    captured = capsys.readouterr()
+    assert "cannot serve: manifest.json is missing" in captured.err
+    assert captured.out == ""
+
+
+def test_check_prints_the_revision_of_a_good_checkpoint(
+    toy_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", str(toy_checkpoint)]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["probe"] == "passed"
+    assert len(result["revision"]) == 12
+
+
+def test_check_names_the_file_that_is_missing(
+    toy_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = tmp_path / "broken"
+    shutil.copytree(toy_checkpoint, directory)
+    (directory / "probe.npz").unlink()
+    assert main(["check", str(directory)]) == 1
+    assert "probe.npz is missing" in capsys.readouterr().err
