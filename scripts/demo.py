@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import selectors
 import signal
 import subprocess
 import sys
@@ -35,7 +36,7 @@ def main() -> int:
     say(f"serving {options.checkpoint}")
     options.out.mkdir(parents=True, exist_ok=True)
     with service(options.checkpoint, options.backend, options.out / "service.log") as ready:
-        say(f"gRPC on {ready['grpc']}, admin on http://{ready['admin']} (log: {options.out / 'service.log'})")
+        say(f"gRPC on {ready['grpc']}, admin on {ready['admin']} (log: {options.out / 'service.log'})")
         say(f"{options.episodes} episodes of each task on held-out scenes, {options.workers} simulators at a time")
         rows = evaluate(ready["grpc"], options)
     print_results(rows, options)
@@ -73,11 +74,10 @@ def print_results(rows: list[Any], options: argparse.Namespace) -> None:
 def service(checkpoint: Path, backend: str, log: Path) -> Iterator[dict[str, str]]:
     """The running service's ready line; stopped by SIGTERM, which drains it."""
     command = [
-        sys.executable, "-m", "service", "serve", "--policy", f"{POLICY}={checkpoint}", "--backend", backend,
+        sys.executable, "-m", "service", "serve", "--policy", f"{POLICY}={checkpoint.resolve()}", "--backend", backend,
         "--port", "0", "--admin-port", "0",
     ]  # fmt: skip
-    with log.open("w") as errors:
-        child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True)
+    with log.open("w") as errors, subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=errors) as child:
         try:
             yield _wait_until_ready(child, log)
         finally:
@@ -89,22 +89,24 @@ def service(checkpoint: Path, backend: str, log: Path) -> Iterator[dict[str, str
                 child.wait(STOP_TIMEOUT_S)
 
 
-def _wait_until_ready(child: subprocess.Popen[str], log: Path) -> dict[str, str]:
+def _wait_until_ready(child: subprocess.Popen[bytes], log: Path) -> dict[str, str]:
     assert child.stdout is not None
-    os.set_blocking(child.stdout.fileno(), False)
-    deadline, text = time.monotonic() + START_TIMEOUT_S, ""
-    while time.monotonic() < deadline:
-        text += child.stdout.read() or ""
-        for line in text.splitlines():
-            if line.startswith("{") and json.loads(line).get("event") == "ready":
-                return json.loads(line)
-        if child.poll() is not None:
-            break
-        time.sleep(0.1)
+    deadline_s, output = time.monotonic() + START_TIMEOUT_S, b""
+    problem = f"the service did not get ready within {START_TIMEOUT_S:g} s"
+    with selectors.DefaultSelector() as selector:
+        selector.register(child.stdout, selectors.EVENT_READ)
+        while selector.select(max(0.0, deadline_s - time.monotonic())):
+            block = os.read(child.stdout.fileno(), 65536)
+            if not block:
+                problem = f"the service ended with status {child.wait(STOP_TIMEOUT_S)} before it was ready"
+                break
+            output += block
+            *lines, _ = output.split(b"\n")
+            for line in lines:
+                if line.startswith(b"{") and json.loads(line).get("event") == "ready":
+                    return json.loads(line)
     tail = "\n".join(log.read_text().splitlines()[-15:])
-    raise SystemExit(
-        f"the service did not get ready within {START_TIMEOUT_S:.0f} s (exit code {child.poll()}):\n{tail}"
-    )
+    raise SystemExit(f"demo: {problem}\n{tail}")
 
 
 def say(text: str) -> None:

@@ -147,7 +147,8 @@ class _Group(_Json):
                 raise ValueError(f"group {self.name!r}: {side} has {len(limit)} values, expected {self.dim} or none")
         for key, names in (("kind", _KINDS), ("representation", _REPRESENTATIONS)):
             if getattr(self, key) not in names:
-                raise ValueError(f"group {self.name!r}: {key} is {getattr(self, key)!r}, expected one of {sorted(names)}")
+                found = getattr(self, key)
+                raise ValueError(f"group {self.name!r}: {key} is {found!r}, expected one of {sorted(names)}")
         return self
 
 

@@ -12,6 +12,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+from jaxtyping import install_import_hook
+
+# Shapes and dtypes at tensor boundaries are checked here and free in production. Modules that validate their own input
+# are left out, for their errors must be their own. Before any of them is imported.
+_CHECKED = ("flow", "trunk", "prior", "backbone", "convolutional", "vlm_families", "vlm", "vla")
+install_import_hook([f"policy.{name}" for name in _CHECKED], "beartype.beartype")
 
 from policy.checkpoint import write_checkpoint
 from policy.config import ConvolutionalSettings, ModelConfig

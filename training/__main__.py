@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from training.corpus import Corpus
     from training.recipe import Recipe, RunDirectory
 
+GOAL_PER_TASK, GOAL_MEAN = 0.7, 0.8
 VERBS = {
     "record": "record the recipe's demonstrations (resumable)",
     "stats": "pack the demonstrations and compute their statistics",
@@ -153,7 +155,7 @@ def _inspect(recipe: Recipe, run: RunDirectory, options: argparse.Namespace) -> 
         _write_json(options.json, {"tasks": rows})
 
 
-def _evaluate(recipe: Recipe, run: RunDirectory, options: argparse.Namespace) -> None:
+def _evaluate(recipe: Recipe, run: RunDirectory, options: argparse.Namespace) -> list[Mapping[str, Any]]:
     from training.evaluate import Target, evaluate, format_table, write_results
 
     history = recipe.evaluation.history if options.history is None else options.history
@@ -172,6 +174,16 @@ def _evaluate(recipe: Recipe, run: RunDirectory, options: argparse.Namespace) ->
     write_results(run.evaluation / "results.json", rows, **context)
     if options.json:
         write_results(options.json, rows, **context)
+    return rows
+
+
+def _compare_with_goal(rows: Sequence[Mapping[str, Any]]) -> str:
+    """How close a run came to what the shipped checkpoint must reach."""
+    rates = {row["task"]: row["successes"] / row["episodes"] for row in rows}
+    short = [f"{task} {rate:.0%}" for task, rate in rates.items() if rate < GOAL_PER_TASK]
+    mean = sum(rates.values()) / len(rates)
+    each = f"below it: {', '.join(short)}" if short else "all there"
+    return f"goal {GOAL_PER_TASK:.0%} on each task: {each}; goal {GOAL_MEAN:.0%} on average: {mean:.0%}"
 
 
 def _demo(recipe: Recipe, run: RunDirectory, options: argparse.Namespace) -> None:
@@ -186,7 +198,8 @@ def _demo(recipe: Recipe, run: RunDirectory, options: argparse.Namespace) -> Non
         "address": "", "policy": "", "checkpoint": None, "history": None, "first_seed": None, "tasks": None,
         "episodes": None, "videos": run.evaluation,
     }  # fmt: skip
-    _evaluate(recipe, run, argparse.Namespace(**vars(options) | evaluation))
+    rows = _evaluate(recipe, run, argparse.Namespace(**vars(options) | evaluation))
+    print(_compare_with_goal(rows))
     print(f"all of it took {(time.monotonic() - started) / 60:.0f} minutes; the checkpoint is {run.checkpoint}")
 
 

@@ -40,10 +40,12 @@ class EpisodeVideo:
             self._write(picture)
 
     def close(self) -> None:
+        """Without a frame there is no file: a video that cannot be opened helps nobody."""
         if self._stream is not None:
             self._container.mux(self._stream.encode())
         self._container.close()
-        self._staged.replace(self._path)
+        if self._stream is not None:
+            self._staged.replace(self._path)
 
     def _write(self, picture: npt.NDArray[np.uint8]) -> None:
         import av

@@ -76,3 +76,8 @@ def test_nothing_has_the_videos_name_before_it_is_closed(tmp_path: Path) -> None
     assert not path.exists()
     video.close()
     assert [found.name for found in tmp_path.iterdir()] == ["slide.mp4"]
+
+
+def test_without_a_frame_there_is_no_video(tmp_path: Path) -> None:
+    EpisodeVideo(tmp_path / "slide.mp4", RATE_HZ).close()
+    assert list(tmp_path.iterdir()) == []
