@@ -10,7 +10,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +24,12 @@ from torch import Tensor
 from policy.config import ModelConfig
 from policy.embodiment import EmbodimentSpec
 from policy.normalization import Statistics
-from policy.policy import ChunkRequest, Dtype, Policy
+from policy.request import ChunkRequest
 from policy.vla import VLA, build_vla
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 REQUIRED_FILES = ("config.json", "embodiments.json", "model.safetensors", "probe.npz", "tokenizer/tokenizer.json")
-# How far the probe may be off, per unit of action: other processors round differently, a wrong model is far outside.
-PROBE_TOLERANCE: Mapping[Dtype, float] = {"fp32": 1e-3, "bf16": 0.15}
-
 Probe = list[tuple[ChunkRequest, Tensor]]
 
 
@@ -46,17 +43,19 @@ def write_checkpoint(
     vla: VLA,
     specs: Sequence[EmbodimentSpec],
     statistics: Sequence[Statistics],
-    probe_requests: Sequence[ChunkRequest],
+    probe: Probe,
     manifest: Mapping[str, Any],
 ) -> str:
-    """Write beside `directory` and rename; returns the revision. `manifest` adds method, variant, data, training, ...
+    """Write beside `directory` and rename; returns the revision.
 
+    `probe` holds recorded requests, their number of steps named, and the fp32 chunks that they must give. `manifest`
+    adds method, variant, data, training, ...
     Raises FileExistsError when the directory exists: a checkpoint is immutable.
     """
     if directory.exists():
         raise FileExistsError(f"{directory} exists; a checkpoint is immutable, choose another directory")
-    if not probe_requests:
-        raise ValueError("a checkpoint needs at least one probe request")
+    if not probe or any(request.num_inference_steps is None for request, _ in probe):
+        raise ValueError("a checkpoint needs at least one probe request, each with its num_inference_steps")
     staged = directory.with_name(directory.name + ".tmp")
     shutil.rmtree(staged, ignore_errors=True)
     (staged / "tokenizer").mkdir(parents=True)
@@ -74,12 +73,7 @@ def write_checkpoint(
         {name: value.detach().cpu().contiguous() for name, value in vla.state_dict().items()},
         staged / "model.safetensors",
     )
-    policy = Policy(vla=vla, specs=specs, statistics=statistics, manifest={}, revision="")
-    default_steps = config.num_inference_steps
-    probes = [
-        replace(probe, num_inference_steps=probe.num_inference_steps or default_steps) for probe in probe_requests
-    ]
-    _write_probe(staged / "probe.npz", probes, policy.predict_chunk(probes))
+    _write_probe(staged / "probe.npz", probe)
     num_parameters = sum(value.numel() for value in vla.parameters())
     described = {
         "format_version": FORMAT_VERSION,
@@ -101,7 +95,18 @@ def revision_of(directory: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
 
 
-def load_policy(directory: Path, *, device: str | torch.device, dtype: Dtype, verify_probe: bool) -> Policy:
+@dataclass(frozen=True, kw_only=True)
+class CheckpointParts:
+    """What a checkpoint holds, checked and built, before anybody asks it."""
+
+    vla: VLA
+    specs: Sequence[EmbodimentSpec]
+    statistics: Sequence[Statistics]
+    manifest: Mapping[str, Any]
+    revision: str
+
+
+def read_checkpoint(directory: Path) -> CheckpointParts:
     """Every file is checked against the manifest before anything is read from it. Raises CheckpointError."""
     manifest = verify_files(directory)
     config = _config(_read_json(directory / "config.json"))
@@ -116,16 +121,9 @@ def load_policy(directory: Path, *, device: str | torch.device, dtype: Dtype, ve
         raise CheckpointError(f"tokenizer/tokenizer.json cannot be read: {error}") from None
     vla = build_vla(config, tokenizer)
     _load_weights(vla, directory / "model.safetensors")
-    try:
-        policy = Policy(
-            vla=vla, specs=specs, statistics=statistics, manifest=manifest, revision=revision_of(directory),
-            device=device, dtype=dtype,
-        )  # fmt: skip
-    except ValueError as error:
-        raise CheckpointError(f"embodiments.json: {error}") from None
-    if verify_probe:
-        check_probe(policy, load_probe(directory))
-    return policy
+    return CheckpointParts(
+        vla=vla, specs=specs, statistics=statistics, manifest=manifest, revision=revision_of(directory)
+    )
 
 
 def verify_files(directory: Path) -> dict[str, Any]:
@@ -154,20 +152,6 @@ def verify_files(directory: Path) -> dict[str, Any]:
         if found != files[name]:
             raise CheckpointError(f"{name} has changed: {found}, {MANIFEST} says {files[name]}")
     return manifest
-
-
-def check_probe(policy: Policy, probe: Probe) -> None:
-    """Raises CheckpointError when the recorded observations no longer give their recorded chunks."""
-    chunks = policy.predict_chunk([request for request, _ in probe])
-    tolerance = PROBE_TOLERANCE[policy.dtype]
-    for (request, expected), chunk in zip(probe, chunks, strict=True):
-        error = (chunk.cpu() - expected).abs() / (1 + expected.abs())
-        worst = float(error.max())
-        if not worst <= tolerance:
-            raise CheckpointError(
-                f"probe.npz: the chunk of embodiment {request.embodiment!r} is off by {worst:.3g}, "
-                f"expected at most {tolerance}"
-            )
 
 
 def load_probe(directory: Path) -> Probe:
@@ -201,9 +185,9 @@ def _probe(arrays: Mapping[str, np.ndarray], index: int) -> tuple[ChunkRequest, 
     return request, torch.from_numpy(own["expected"])
 
 
-def _write_probe(path: Path, requests: Sequence[ChunkRequest], chunks: Sequence[Tensor]) -> None:
-    arrays: dict[str, np.ndarray] = {"num_requests": np.array(len(requests))}
-    for index, (request, chunk) in enumerate(zip(requests, chunks, strict=True)):
+def _write_probe(path: Path, probe: Probe) -> None:
+    arrays: dict[str, np.ndarray] = {"num_requests": np.array(len(probe))}
+    for index, (request, chunk) in enumerate(probe):
         own: dict[str, Any] = {
             "embodiment": request.embodiment,
             "instruction": request.instruction,

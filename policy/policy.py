@@ -7,7 +7,6 @@ and the weights: what else is in the batch changes it only by floating-point rou
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,36 +14,22 @@ import torch
 from torch import Tensor
 
 from policy.backbone import ObservationBatch
+from policy.checkpoint import CheckpointError, Probe, load_probe, read_checkpoint
 from policy.config import ModelConfig
 from policy.embodiment import EmbodimentSpec
 from policy.images import resize_frames
 from policy.normalization import Normalizer, Statistics
+from policy.request import ChunkRequest
 from policy.vla import VLA, HistoryBatch
 
 Dtype = Literal["fp32", "bf16"]
 
+# How far the probe may be off, per unit of action: other processors round differently, a wrong model is far outside.
+PROBE_TOLERANCE: Mapping[Dtype, float] = {"fp32": 1e-3, "bf16": 0.15}
+
 
 class InvalidObservationError(ValueError):
     """A request does not fit the policy; the message names the field, what came and what was expected."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChunkRequest:
-    """One robot's question. Tensors may live on any device.
-
-    images: camera name -> uint8 [height, width, 3], any resolution. state: float32 [state_dim]. history_*: float32
-    [n, state_dim] and [n, action_dim], oldest first, ending with the step before the observation, n at most
-    `history_steps`; None or n = 0 is no history. seed draws the initial noise.
-    """
-
-    embodiment: str
-    images: Mapping[str, Tensor]
-    state: Tensor
-    instruction: str
-    history_states: Tensor | None = None
-    history_actions: Tensor | None = None
-    seed: int = 0
-    num_inference_steps: int | None = None
 
 
 class Policy:
@@ -86,9 +71,34 @@ class Policy:
         verify_probe: bool = True,
     ) -> Policy:
         """Raises CheckpointError that says which file is missing, changed or unusable, or how far the probe is off."""
-        from policy.checkpoint import load_policy
+        parts = read_checkpoint(Path(directory))
+        try:
+            policy = cls(
+                vla=parts.vla,
+                specs=parts.specs,
+                statistics=parts.statistics,
+                manifest=parts.manifest,
+                revision=parts.revision,
+                device=device,
+                dtype=dtype,
+            )
+        except ValueError as error:
+            raise CheckpointError(f"embodiments.json: {error}") from None
+        if verify_probe:
+            policy.check_probe(load_probe(Path(directory)))
+        return policy
 
-        return load_policy(Path(directory), device=device, dtype=dtype, verify_probe=verify_probe)
+    def check_probe(self, probe: Probe) -> None:
+        """Raises CheckpointError when recorded observations no longer give their recorded chunks."""
+        chunks = self.predict_chunk([request for request, _ in probe])
+        tolerance = PROBE_TOLERANCE[self.dtype]
+        for (request, expected), chunk in zip(probe, chunks, strict=True):
+            worst = float(((chunk.cpu() - expected).abs() / (1 + expected.abs())).max())
+            if not worst <= tolerance:
+                raise CheckpointError(
+                    f"probe.npz: the chunk of embodiment {request.embodiment!r} is off by {worst:.3g}, "
+                    f"expected at most {tolerance}"
+                )
 
     def predict_chunk(self, batch: Sequence[ChunkRequest]) -> list[Tensor]:
         """One float32 [action_horizon, action_dim] per request, on the policy's device, in the embodiment's units."""

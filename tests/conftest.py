@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 # Before anything imports MuJoCo or torch; spawned servers inherit both.
@@ -23,7 +24,8 @@ from policy.checkpoint import write_checkpoint
 from policy.config import ConvolutionalSettings, ModelConfig
 from policy.embodiment import Camera, EmbodimentSpec, Group, GroupKind, Normalization
 from policy.normalization import Statistics
-from policy.policy import ChunkRequest
+from policy.policy import Policy
+from policy.request import ChunkRequest
 from policy.trunk import TrunkConfig
 from policy.vla import VLA, build_vla
 from policy.vocabulary import train_tokenizer
@@ -121,12 +123,18 @@ def toy_request(spec: EmbodimentSpec, *, seed: int = 0, num_history_steps: int =
 
 def write_toy_checkpoint(directory: Path, *, seed: int = 0) -> str:
     """A checkpoint of random weights for two bodies; returns its revision."""
+    vla, statistics = toy_vla(seed), [toy_statistics(spec) for spec in TOY_SPECS]
+    policy = Policy(vla=vla, specs=TOY_SPECS, statistics=statistics, manifest={}, revision="")
+    requests = [
+        replace(toy_request(spec, seed=7, num_history_steps=2), num_inference_steps=vla.config.num_inference_steps)
+        for spec in TOY_SPECS
+    ]
     return write_checkpoint(
         directory,
-        vla=toy_vla(seed),
+        vla=vla,
         specs=TOY_SPECS,
-        statistics=[toy_statistics(spec) for spec in TOY_SPECS],
-        probe_requests=[toy_request(spec, seed=7, num_history_steps=2) for spec in TOY_SPECS],
+        statistics=statistics,
+        probe=list(zip(requests, policy.predict_chunk(requests), strict=True)),
         manifest={"method": "none", "variant": "history", "data": {}, "training": {}, "metrics": {}, "git_commit": ""},
     )
 

@@ -12,7 +12,9 @@ import numpy as np
 import torch
 
 from policy.checkpoint import write_checkpoint
-from policy.policy import ChunkRequest
+from policy.config import ModelConfig
+from policy.policy import Policy
+from policy.request import ChunkRequest
 from policy.vla import VLA
 from training.corpus import Corpus
 from training.data.pack import Pack
@@ -25,12 +27,14 @@ def export_checkpoint(
     corpus: Corpus, vla: VLA, directory: Path, *, training: Mapping[str, Any], metrics: Mapping[str, Any]
 ) -> str:
     """Write the checkpoint and return its revision. Raises FileExistsError when `directory` exists."""
+    requests = [probe_request(pack, corpus.config) for pack in _one_per_body(corpus.packs)]
+    policy = Policy(vla=vla.to("cpu"), specs=corpus.specs, statistics=corpus.statistics, manifest={}, revision="")
     return write_checkpoint(
         directory,
-        vla=vla.to("cpu"),
+        vla=vla,
         specs=corpus.specs,
         statistics=corpus.statistics,
-        probe_requests=[probe_request(pack, corpus.config.history_steps) for pack in _one_per_body(corpus.packs)],
+        probe=[(request, chunk) for request, chunk in zip(requests, policy.predict_chunk(requests), strict=True)],
         manifest={
             "method": "action prior from state-action trajectories (arXiv 2606.26095)",
             "variant": corpus.recipe.variant,
@@ -54,10 +58,10 @@ def export_checkpoint(
     )
 
 
-def probe_request(pack: Pack, history_steps: int) -> ChunkRequest:
+def probe_request(pack: Pack, config: ModelConfig) -> ChunkRequest:
     """A recorded observation with its history: what the served model must still answer as it did here."""
     frames = np.array([min(_PROBE_FRAME, pack.num_frames - 1)])
-    windows = gather_windows(pack, frames, horizon=1, history_steps=history_steps)
+    windows = gather_windows(pack, frames, horizon=1, history_steps=config.history_steps)
     real = windows.history_mask[0]
     return ChunkRequest(
         embodiment=pack.spec.name,
@@ -67,6 +71,7 @@ def probe_request(pack: Pack, history_steps: int) -> ChunkRequest:
         history_states=torch.from_numpy(windows.history_states[0, real]),
         history_actions=torch.from_numpy(windows.history_actions[0, real]),
         seed=1,
+        num_inference_steps=config.num_inference_steps,
     )
 
 

@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from policy.checkpoint import CheckpointError, load_probe, revision_of
 from policy.embodiment import EmbodimentSpec
-from policy.policy import ChunkRequest, InvalidObservationError, Policy
+from policy.policy import InvalidObservationError, Policy
+from policy.request import ChunkRequest
 
 MakeRequest = Callable[..., ChunkRequest]
 
@@ -102,7 +103,7 @@ def test_a_manifest_may_not_name_a_file_outside(copy: Path) -> None:
 def test_a_pickled_probe_is_refused(copy: Path) -> None:
     np.savez(copy / "probe.npz", num_requests=np.array([{}], dtype=object))
     remanifest(copy)
-    with pytest.raises(CheckpointError, match="probe.npz"):
+    with pytest.raises(CheckpointError, match=r"probe\.npz"):
         Policy.from_checkpoint(copy)
 
 

@@ -16,12 +16,12 @@ import numpy.typing as npt
 import pytest
 import simplejpeg
 import torch
-from premotor.client import PolicyClient
-from premotor.v1 import policy_pb2, policy_pb2_grpc
-from premotor.wire import decode_tensor, encode_duration, encode_tensor
 
 from policy.embodiment import Camera, EmbodimentSpec, Group, GroupKind
 from policy.policy import ChunkRequest, Policy
+from premotor.client import PolicyClient
+from premotor.v1 import policy_pb2, policy_pb2_grpc
+from premotor.wire import decode_tensor, encode_duration, encode_tensor
 from training.evaluate import Target, format_table, write_results
 from training.rollout import Answer, Episode, LocalSource, ServedSource, run_episode, summarise, wilson_interval
 from training.simulation.task import Frame, Simulation
