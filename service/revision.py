@@ -123,12 +123,8 @@ class _Camera(_Json):
 
 
 # A checkpoint writes the wire's enum names in lower case, without their prefix; the first value is UNSPECIFIED.
-_KINDS = {name.removeprefix("KIND_").lower(): number for name, number in policy_pb2.Group.Kind.items() if number}
-_REPRESENTATIONS = {
-    name.removeprefix("REPRESENTATION_").lower(): number
-    for name, number in policy_pb2.Group.Representation.items()
-    if number
-}
+_KINDS = {name.removeprefix("KIND_").lower() for name in policy_pb2.Group.Kind.keys()[1:]}
+_REPRESENTATIONS = {name.removeprefix("REPRESENTATION_").lower() for name in policy_pb2.Group.Representation.keys()[1:]}
 
 
 class _Group(_Json):
@@ -326,6 +322,6 @@ def _describe_group(group: _Group) -> policy_pb2.Group:
         unit=group.unit,
         lower_limit=group.lower_limit,
         upper_limit=group.upper_limit,
-        kind=_KINDS[group.kind],
-        representation=_REPRESENTATIONS[group.representation],
+        kind=f"KIND_{group.kind.upper()}",
+        representation=f"REPRESENTATION_{group.representation.upper()}",
     )

@@ -19,7 +19,8 @@ import torch
 
 from policy.checkpoint import write_checkpoint
 from policy.config import ConvolutionalSettings, ModelConfig
-from policy.policy import ChunkRequest
+from policy.policy import Policy
+from policy.request import ChunkRequest
 from policy.trunk import TrunkConfig
 from policy.vla import build_vla
 from policy.vocabulary import train_tokenizer
@@ -76,21 +77,24 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ),
     )
     side = {"min": [-1.0] * 4, "max": [1.0] * 4, "q01": [-1.0] * 4, "q99": [1.0] * 4}
+    statistics = [{"state": side, "action": side}]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         vla = build_vla(config, tokenizer)
-    probe = ChunkRequest(
+    request = ChunkRequest(
         embodiment=SAWYER.name,
         images={camera.name: torch.zeros(camera.height, camera.width, 3).byte() for camera in SAWYER.cameras},
         state=torch.zeros(SAWYER.state_dim),
         instruction="open the drawer",
+        num_inference_steps=1,
     )
+    policy = Policy(vla=vla, specs=[SAWYER], statistics=statistics, manifest={}, revision="")
     write_checkpoint(
         directory,
         vla=vla,
         specs=[SAWYER],
-        statistics=[{"state": side, "action": side}],
-        probe_requests=[probe],
+        statistics=statistics,
+        probe=[(request, *policy.predict_chunk([request]))],
         manifest={"method": "none", "variant": "no-prior", "data": {}, "training": {}, "metrics": {}},
     )
     return directory

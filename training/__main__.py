@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", str(options.threads))
     try:
         return _run(options)
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, ImportError, ArithmeticError) as error:
         print(f"{options.verb}: {error}", file=sys.stderr)
         return 1
 

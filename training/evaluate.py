@@ -20,13 +20,17 @@ from typing import Any
 import torch
 
 from policy.policy import Policy
-from premotor.client import PolicyClient
+from premotor.client import PolicyClient, PolicyError
 from training.rollout import ChunkSource, Episode, LocalSource, ServedSource, run_episode, summarise
 from training.simulation.registry import make_simulation
 from training.simulation.task import Frame, Simulation
 from training.video import EpisodeVideo
 
 _FILMED_EPISODES = 3
+
+
+class EvaluationError(RuntimeError):
+    """The policy that is evaluated gave no chunk; the message says whom was asked and what came."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,8 +127,11 @@ def open_source(job: Job) -> Iterator[ChunkSource]:
     if target.checkpoint is not None:
         yield LocalSource(Policy.from_checkpoint(target.checkpoint), history=target.history)
         return
-    with PolicyClient(target.address) as client:
-        yield ServedSource(client, target.policy, robot_id=f"sim-{job.task}", history=target.history)
+    try:
+        with PolicyClient(target.address) as client:
+            yield ServedSource(client, target.policy, robot_id=f"sim-{job.task}", history=target.history)
+    except PolicyError as error:
+        raise EvaluationError(f"policy {target.policy!r} at {target.address}: {error}") from error
 
 
 def format_table(rows: Sequence[Mapping[str, Any]]) -> str:

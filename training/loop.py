@@ -57,7 +57,7 @@ class AveragedWeights:
     def update(self, step: int) -> None:
         decay = min(self._decay, (1 + step) / (10 + step))
         current = [value.detach() for _, value in self._module.named_parameters()]
-        torch._foreach_lerp_(list(self.values.values()), current, 1 - decay)
+        torch._foreach_lerp_(list(self.values.values()), current, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
 
     def copy_to(self, module: nn.Module) -> None:
         with torch.no_grad():

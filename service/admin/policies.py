@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from fastapi import APIRouter, status
 
@@ -11,7 +12,7 @@ from service.admin.models import PolicyDescription, PolicyList, Problem, Revisio
 
 router = APIRouter(prefix="/v1/policies", tags=["policies"])
 
-_NOT_FOUND = {status.HTTP_404_NOT_FOUND: {"model": Problem}}
+_NOT_FOUND: dict[int | str, dict[str, Any]] = {status.HTTP_404_NOT_FOUND: {"model": Problem}}
 
 
 @router.get("")

@@ -1,8 +1,8 @@
 """Round trips beside the bare forward: what the whole way from a robot to the model and back adds.
 
 Owns the four ways of asking the same question, their interleaving and the ratio. Bare forward and round trip run the
-same checkpoint, device, precision and thread count, on the same frames, one after the other in every iteration and
-never at the same time; so whatever else the machine does meets all of them alike.
+same checkpoint, device, precision and thread count, on the same frames, in turns of a fraction of a second and never at
+the same time; so whatever else the machine does meets all of them alike.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ IN_PROCESS = "in_process_with_decode"
 UNARY = "predict_chunk"
 STREAM = "stream_chunks"
 _TIMEOUT_S = 30.0
-_WARMUP_ITERATIONS = 10
+_BLOCK_CALLS = 20
+# The first calls of a block are not counted: they find the caches as the block before left them.
+_SETTLING_CALLS = 3
 _SERVER_SPANS = ("decode", "queue", "inference", "total")
 
 
@@ -93,7 +95,8 @@ def format_overhead(result: dict[str, Any]) -> str:
     for name, row in result["server_spans"].items():
         lines.append(f"{'  server: ' + name:<24}{row['p50_ms']:>9.2f}{row['p90_ms']:>9.2f}{row['p99_ms']:>9.2f}")
     lines.append(
-        f"overhead_ratio {result['overhead_ratio']:.3f}, on the stream {result['stream_overhead_ratio']:.3f}; "
+        f"overhead_ratio {result['overhead_ratio']:.3f} (rounds {min(result['round_ratios']):.3f} to "
+        f"{max(result['round_ratios']):.3f}), on the stream {result['stream_overhead_ratio']:.3f}; "
         f"{result['iterations']} iterations, embodiment {result['embodiment']}, {result['threads']} thread(s), "
         f"{result['dtype']} on {result['device']}; actions differ by at most {result['max_action_difference']:.1e}"
     )
@@ -178,15 +181,20 @@ class _Stream:
 def _interleaved(
     ways: dict[str, Callable[[int], _Timed]], iterations: int, num_variants: int
 ) -> dict[str, list[_Timed]]:
-    """Every way once an iteration, on the same question, in another order each time."""
+    """Blocks of every way on the same questions, the ways in another order each round.
+
+    Blocks rather than single calls: a forward in this process right before a round trip would have emptied the caches that
+    the service finds filled when its robots live elsewhere.
+    """
     order, rng = list(ways), random.Random(0)
     runs: dict[str, list[_Timed]] = {name: [] for name in ways}
-    for iteration in range(-_WARMUP_ITERATIONS, iterations):
+    for start in range(0, iterations, _BLOCK_CALLS):
         rng.shuffle(order)
         for name in order:
-            timed = ways[name](iteration % num_variants)
-            if iteration >= 0:
-                runs[name].append(timed)
+            for call in range(_SETTLING_CALLS):
+                ways[name](call % num_variants)
+            for call in range(start, min(start + _BLOCK_CALLS, iterations)):
+                runs[name].append(ways[name](call % num_variants))
     return runs
 
 
@@ -198,6 +206,7 @@ def _result(
     return {
         "overhead_ratio": ways[UNARY]["p50_ms"] / ways[BARE]["p50_ms"],
         "stream_overhead_ratio": ways[STREAM]["p50_ms"] / ways[BARE]["p50_ms"],
+        "round_ratios": _round_ratios(runs),
         "ways": ways,
         "server_spans": {
             span: _percentiles([decode_duration(getattr(timing, span), field=span) for timing in timings])
@@ -220,6 +229,16 @@ def _result(
         "device": settings.model.device,
         "num_cpus": os.cpu_count(),
     }
+
+
+def _round_ratios(runs: dict[str, list[_Timed]]) -> list[float]:
+    """Round trip over bare forward, block by block: how much the ratio moves within one run."""
+
+    def block_medians(name: str) -> list[float]:
+        seconds = [timed.seconds for timed in runs[name]]
+        return [float(np.median(seconds[i : i + _BLOCK_CALLS])) for i in range(0, len(seconds), _BLOCK_CALLS)]
+
+    return [unary / bare for unary, bare in zip(block_medians(UNARY), block_medians(BARE), strict=True)]
 
 
 def _percentiles(seconds: list[float]) -> dict[str, float]:

@@ -150,8 +150,9 @@ class ChunkAnswerer:
         wait_s = self._limits.default_timeout_s if timeout_s is None else timeout_s
         deadline_s = arrived_s + min(wait_s, self._limits.max_timeout_s)
         with self._admitted(request.policy):
+            timeout = asyncio.timeout(_remaining_s(deadline_s))
             try:
-                async with asyncio.timeout(_remaining_s(deadline_s)) as timeout:
+                async with timeout:
                     checked = self._validators[request.policy, revision.revision].check(request)
                     backend_request = await self._decoded(checked)
                     decoded_s = time.perf_counter()

@@ -99,7 +99,7 @@ def _inspect_jpeg(file: bytes, field: str) -> Frame:
     num_scans = file.count(_JPEG_START_OF_SCAN)
     if num_scans > MAX_JPEG_SCANS:
         raise InvalidRequestError(field, f"a JPEG file with {num_scans} scans came, expected at most {MAX_JPEG_SCANS}")
-    return Frame(field=field, height=height, width=width, file=file, format="jpeg", num_scans=num_scans)
+    return Frame(field=field, height=int(height), width=int(width), file=file, format="jpeg", num_scans=num_scans)
 
 
 def _inspect_png(file: bytes, field: str) -> Frame:

@@ -17,7 +17,8 @@ from policy.config import ConvolutionalSettings, ModelConfig
 from policy.embodiment import Camera, EmbodimentSpec, Group, GroupKind, Normalization
 from policy.images import resize_frames
 from policy.normalization import Normalizer, Statistics
-from policy.policy import ChunkRequest, Policy
+from policy.policy import Policy
+from policy.request import ChunkRequest
 from policy.trunk import TrunkConfig
 from policy.vla import VLA, HistoryBatch
 from training.batches import Mixture, landmark_scales

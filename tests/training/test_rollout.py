@@ -18,7 +18,8 @@ import simplejpeg
 import torch
 
 from policy.embodiment import Camera, EmbodimentSpec, Group, GroupKind
-from policy.policy import ChunkRequest, Policy
+from policy.policy import Policy
+from policy.request import ChunkRequest
 from premotor.client import PolicyClient
 from premotor.v1 import policy_pb2, policy_pb2_grpc
 from premotor.wire import decode_tensor, encode_duration, encode_tensor

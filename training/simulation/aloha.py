@@ -5,7 +5,8 @@ as its own `env.step` renders three large images every time. One action lasts th
 over which the joint targets move in a straight line.
 """
 
-# pyright: reportAttributeAccessIssue=false  (mujoco is a C extension: pyright sees few of its names)
+# mujoco is a C extension: pyright sees few of its names.
+# pyright: reportAttributeAccessIssue=false
 
 from __future__ import annotations
 

@@ -4,7 +4,8 @@ Owns the body's spec, its cameras, the seeding of its scenes and its expert. Sof
 the cube's size and the renderer, stay the same for every scene.
 """
 
-# pyright: reportAttributeAccessIssue=false  (mujoco is a C extension: pyright sees few of its names)
+# mujoco is a C extension: pyright sees few of its names.
+# pyright: reportAttributeAccessIssue=false
 
 from __future__ import annotations
 

@@ -4,7 +4,8 @@ Owns the render settings (no shadows, no reflections, no multisampling: the defa
 camera stands. Does not own which cameras a body has. Needs `MUJOCO_GL` (egl or osmesa) set before mujoco is imported.
 """
 
-# pyright: reportAttributeAccessIssue=false  (mujoco is a C extension: pyright sees few of its names)
+# mujoco is a C extension: pyright sees few of its names.
+# pyright: reportAttributeAccessIssue=false
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Rotation matrices for the scripted experts: log map, turn about an axis, shortest turn. Column vectors, radians."""
 
-# pyright: reportAttributeAccessIssue=false  (mujoco is a C extension: pyright sees few of its names)
+# mujoco is a C extension: pyright sees few of its names.
+# pyright: reportAttributeAccessIssue=false
 
 from __future__ import annotations
 
