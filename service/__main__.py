@@ -119,15 +119,27 @@ def _bench_batching(options: argparse.Namespace) -> Callable[[], int]:
     return partial(_report, partial(measure_batching, settings), format_batching, options.json)
 
 
+def _bench_device(options: argparse.Namespace) -> Callable[[], int]:
+    from service.bench.device import DeviceSettings, format_device, measure_device
+
+    settings = DeviceSettings(
+        checkpoint=options.policy,
+        iterations=options.iterations,
+        model=ModelSettings(device=options.device, threads=options.threads),
+    )
+    return partial(_report, partial(measure_device, settings), format_device, options.json)
+
+
 def _report(
     measure: Callable[[], dict[str, Any]], format_result: Callable[[dict[str, Any]], str], json_path: Path | None
 ) -> int:
+    from service.bench.overhead import DeviceMissingError
     from service.bench.served import ServiceStartError
     from service.revision import RevisionError
 
     try:
         result = measure()
-    except (RevisionError, ServiceStartError) as error:
+    except (RevisionError, ServiceStartError, DeviceMissingError) as error:
         print(f"cannot measure: {error}", file=sys.stderr)
         return 1
     print(format_result(result))
@@ -204,18 +216,24 @@ def _add_bench(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     batching.add_argument("--concurrency", type=int, default=8, help="robots that ask at the same time")
     batching.add_argument("--rounds", type=int, default=6, help="blocks of each kind")
     batching.add_argument("--block-s", type=float, default=3.0, help="length of a block")
-    for verb in (overhead, batching):
+    device = benches.add_parser(
+        "device", help="bare and served, fp32 and bf16, 1 and 8 at a time", formatter_class=_HelpFormatter
+    )
+    device.set_defaults(verb=_bench_device)
+    device.add_argument("--iterations", type=int, default=200, help="calls of each kind")
+    for verb in (overhead, batching, device):
         verb.add_argument("--policy", type=Path, required=True, metavar="DIR", help="a checkpoint")
         verb.add_argument("--json", type=Path, metavar="FILE", help="write the result there as well")
+    for verb in (overhead, batching):
         _add_model_flags(verb)
+    _add_device_flags(device)
 
 
 def _add_model_flags(verb: argparse.ArgumentParser) -> None:
     defaults = ModelSettings()
     verb.add_argument("--backend", choices=("triton", "local"), default="triton", help="where chunks are computed")
-    verb.add_argument("--device", choices=("cpu", "cuda"), default=defaults.device)
+    _add_device_flags(verb)
     verb.add_argument("--dtype", choices=("fp32", "bf16"), default=defaults.dtype)
-    verb.add_argument("--threads", type=int, default=defaults.threads, help="torch threads per model")
     verb.add_argument("--max-batch-size", type=int, default=defaults.max_batch_size)
     verb.add_argument(
         "--max-queue-delay-us",
@@ -223,6 +241,12 @@ def _add_model_flags(verb: argparse.ArgumentParser) -> None:
         default=defaults.max_queue_delay_us,
         help="hold a request back this long for company",
     )
+
+
+def _add_device_flags(verb: argparse.ArgumentParser) -> None:
+    defaults = ModelSettings()
+    verb.add_argument("--device", choices=("cpu", "cuda"), default=defaults.device)
+    verb.add_argument("--threads", type=int, default=defaults.threads, help="torch threads per model")
 
 
 def _named_directory(text: str) -> tuple[str, Path]:

@@ -33,13 +33,23 @@ VERBS = {
 }
 
 
+class WrongCallError(ValueError):
+    """Arguments that are each right and together wrong."""
+
+
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     # Both must be set before the first import of a simulator or of torch's OpenMP.
     os.environ.setdefault("MUJOCO_GL", "egl")
     os.environ.setdefault("OMP_NUM_THREADS", str(options.threads))
+    from training.recipe import UnknownRecipeError
+    from training.simulation.registry import UnknownTaskError
+
     try:
         return _run(options)
+    except (UnknownRecipeError, UnknownTaskError, WrongCallError) as error:
+        print(f"{options.verb}: {error}", file=sys.stderr)
+        return 2
     except (ValueError, OSError, RuntimeError, ImportError, ArithmeticError) as error:
         print(f"{options.verb}: {error}", file=sys.stderr)
         return 1
@@ -157,7 +167,14 @@ def _inspect(recipe: Recipe, run: RunDirectory, options: argparse.Namespace) -> 
 
 def _evaluate(recipe: Recipe, run: RunDirectory, options: argparse.Namespace) -> list[Mapping[str, Any]]:
     from training.evaluate import Target, evaluate, format_table, write_results
+    from training.simulation.registry import check_task
 
+    if options.address and not options.policy:
+        raise WrongCallError("--address needs --policy, the name of a policy served there")
+    if options.episodes is not None and options.episodes < 1:
+        raise WrongCallError(f"--episodes is {options.episodes}, expected at least 1")
+    for task in options.tasks or ():
+        check_task(task)
     history = recipe.evaluation.history if options.history is None else options.history
     checkpoint = None if options.address else options.checkpoint or run.checkpoint
     first_seed = recipe.evaluation.first_seed if options.first_seed is None else options.first_seed

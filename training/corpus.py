@@ -80,13 +80,13 @@ def open_corpus(recipe: Recipe, run: RunDirectory) -> Corpus:
     for pack in packs:
         specs.setdefault(pack.spec.name, pack.spec)
     ordered = list(specs.values())
-    statistics = read_statistics(packs, run)
     tokenizer = train_tokenizer([instruction for pack in packs for instruction in pack.instructions])
     vocabulary = tokenizer.get_vocab_size()
     if recipe.size == "tiny-vlm":
         config = sizes.tiny_vlm(ordered, vocabulary, toy_hugging_face("smolvlm", tokenizer))
     else:
         config = _SIZES[recipe.size](ordered, vocabulary)
+    statistics = read_statistics(packs, run, horizon=config.action_horizon)
     return Corpus(
         recipe=recipe,
         packs=packs,
@@ -97,14 +97,14 @@ def open_corpus(recipe: Recipe, run: RunDirectory) -> Corpus:
     )
 
 
-def read_statistics(packs: Sequence[Pack], run: RunDirectory) -> Mapping[str, Statistics]:
+def read_statistics(packs: Sequence[Pack], run: RunDirectory, *, horizon: int) -> Mapping[str, Statistics]:
     """statistics.json of this very data, computed when it is not there yet or was computed of other data."""
-    source = {pack.task: pack.source_sha256 for pack in packs}
+    source = {"horizon": horizon, "data": {pack.task: pack.source_sha256 for pack in packs}}
     if run.statistics.is_file():
         found = json.loads(run.statistics.read_text())
         if found["source"] == source:
             return found["embodiments"]
-    embodiments = embodiment_statistics(packs, horizon=16)
+    embodiments = embodiment_statistics(packs, horizon=horizon)
     staged = run.statistics.with_suffix(".tmp")
     staged.write_text(json.dumps({"source": source, "embodiments": embodiments}, indent=2) + "\n")
     staged.replace(run.statistics)

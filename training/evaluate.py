@@ -101,13 +101,17 @@ def run_job(job: Job) -> Mapping[str, Any]:
                 episodes.append(episode)
                 solved = sum(episode.succeeded for episode in episodes)
                 print(
-                    f"{job.task}: {solved} of {len(episodes)} solved, {len(job.seeds)} to try",
+                    f"{job.task}: {solved} of {len(episodes)} solved, {len(job.seeds)} in all",
                     file=sys.stderr,
                     flush=True,
                 )
-    finally:
         if video is not None:
             video.close()
+    except BaseException:
+        if video is not None:
+            video.discard()
+        raise
+    finally:
         simulation.close()
     return summarise(simulation.spec.name, job.task, episodes, elapsed_s)
 

@@ -5,6 +5,7 @@ Owns the recipe, its strict JSON form and the layout of a run's directory. Reads
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -15,6 +16,10 @@ from training.loop import Schedule
 
 _T = TypeVar("_T")
 RECIPES = Path(__file__).parent / "recipes"
+
+
+class UnknownRecipeError(ValueError):
+    """No recipe is shipped under a name, nor is it a file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +88,7 @@ class Recipe:
     def variant(self) -> str:
         """The name style.md gives this combination of prior and history."""
         if self.stage2.history:
-            return "history"
+            return "history" if self.stage1.schedule.num_steps else "no-prior-history"
         return "state-prior" if self.stage1.schedule.num_steps else "no-prior"
 
     def to_json(self) -> dict[str, Any]:
@@ -92,6 +97,8 @@ class Recipe:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Recipe:
         """Raises ValueError that names an unknown or missing key."""
+        if not isinstance(values, Mapping):
+            raise ValueError(f"recipe is {type(values).__name__}, expected an object")
         parts = dict(values)
         data = dict(parts.get("data", {}))
         parts["data"] = _build(DataRecipe, {**data, "tasks": tuple(data.get("tasks", ()))}, "data")
@@ -108,7 +115,11 @@ class Recipe:
         shipped = {path.stem: path for path in sorted(RECIPES.glob("*.json"))}
         path = shipped.get(name_or_path, Path(name_or_path))
         if not path.is_file():
-            raise ValueError(f"recipe is {name_or_path!r}, expected one of {sorted(shipped)} or a JSON file")
+            nearest = difflib.get_close_matches(name_or_path, shipped, n=1, cutoff=0.0)[0]
+            raise UnknownRecipeError(
+                f"recipe is {name_or_path!r}, did you mean {nearest!r}? "
+                f"Expected one of {sorted(shipped)} or a JSON file"
+            )
         return cls.from_json(json.loads(path.read_text()))
 
 

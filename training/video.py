@@ -47,6 +47,11 @@ class EpisodeVideo:
         if self._stream is not None:
             self._staged.replace(self._path)
 
+    def discard(self) -> None:
+        """Leave nothing behind: half a film is none."""
+        self._container.close()
+        self._staged.unlink(missing_ok=True)
+
     def _write(self, picture: npt.NDArray[np.uint8]) -> None:
         import av
 

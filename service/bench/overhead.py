@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
@@ -39,6 +39,10 @@ _SETTLING_CALLS = 3
 _SERVER_SPANS = ("decode", "queue", "inference", "total")
 
 
+class DeviceMissingError(Exception):
+    """This machine has no such device."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class OverheadSettings:
     checkpoint: Path
@@ -64,13 +68,13 @@ class _Timed:
 def measure_overhead(settings: OverheadSettings) -> dict[str, Any]:
     """p50, p90 and p99 of each way, and `overhead_ratio`: p50 of PredictChunk over p50 of the bare forward.
 
-    Raises RevisionError, ServiceStartError; ValueError when the probe has no case of the embodiment.
+    Raises RevisionError, DeviceMissingError, ServiceStartError; ValueError when the probe has no case of the embodiment.
     """
     revision = read_revision(settings.checkpoint, policy=POLICY)
     case = _case(revision, settings.embodiment)
     messages = chunk_requests(revision, case, policy=POLICY)
     requests = [decoded_request(message, case, revision) for message in messages]
-    forward = _forward(revision, settings.model)
+    forward = BareForward(revision, settings.model)
     with (
         served(settings.checkpoint, settings.model, backend=settings.backend) as service,
         grpc.insecure_channel(service.grpc_address) as channel,
@@ -113,28 +117,34 @@ def _case(revision: Revision, embodiment: str) -> ProbeCase:
     raise ValueError(f"the probe has no case of embodiment {embodiment!r}, it has {probed}")
 
 
-def _forward(revision: Revision, model: ModelSettings) -> Callable[[BackendRequest], np.ndarray]:
-    """The bare model in this process, on as many threads as the service gives it."""
-    # Read by OpenMP when torch is imported, which therefore comes after.
-    os.environ |= openmp_environment(model.threads)
-    import torch
+class BareForward:
+    """The model in this process, as a batch sees it: requests in, actions on the CPU out."""
 
-    from policy.policy import Policy
-    from service.local import to_chunk_request
+    def __init__(self, revision: Revision, model: ModelSettings) -> None:
+        # Read by OpenMP when torch is imported, which therefore comes after.
+        os.environ |= openmp_environment(model.threads)
+        import torch
 
-    torch.set_num_threads(model.threads)
-    policy = Policy.from_checkpoint(revision.directory, device=model.device, dtype=model.dtype)
-    specs = tuple(policy.embodiments.values())
+        from policy.policy import Policy
 
-    def forward(request: BackendRequest) -> np.ndarray:
-        return policy.predict_chunk([to_chunk_request(specs, request)])[0].to("cpu").numpy()
+        if model.device == "cuda" and not torch.cuda.is_available():
+            raise DeviceMissingError("torch sees no CUDA device here")
+        self.device_name = torch.cuda.get_device_name() if model.device == "cuda" else "cpu"
+        torch.set_num_threads(model.threads)
+        self._policy = Policy.from_checkpoint(revision.directory, device=model.device, dtype=model.dtype)
+        self._specs = tuple(self._policy.embodiments.values())
 
-    return forward
+    def __call__(self, requests: Sequence[BackendRequest]) -> list[np.ndarray]:
+        from service.local import to_chunk_request
+
+        chunks = self._policy.predict_chunk([to_chunk_request(self._specs, request) for request in requests])
+        # To the CPU: a GPU has only then computed them.
+        return [chunk.to("cpu").numpy() for chunk in chunks]
 
 
-def _in_process(forward: Callable[[BackendRequest], np.ndarray], request: Callable[[], BackendRequest]) -> _Timed:
+def _in_process(forward: BareForward, request: Callable[[], BackendRequest]) -> _Timed:
     started_s = time.perf_counter()
-    actions = forward(request())
+    (actions,) = forward([request()])
     return _Timed(seconds=time.perf_counter() - started_s, actions=actions)
 
 
@@ -183,8 +193,8 @@ def _interleaved(
 ) -> dict[str, list[_Timed]]:
     """Blocks of every way on the same questions, the ways in another order each round.
 
-    Blocks rather than single calls: a forward in this process right before a round trip would have emptied the caches that
-    the service finds filled when its robots live elsewhere.
+    Blocks rather than single calls: a forward in this process right before a round trip would have emptied the caches
+    that the service finds filled when its robots live elsewhere.
     """
     order, rng = list(ways), random.Random(0)
     runs: dict[str, list[_Timed]] = {name: [] for name in ways}

@@ -128,7 +128,7 @@ class TritonBackend:
             if self._client is not None:
                 await self._unload(self._client, model)
         if self._client is not None:
-            await self._client.close()
+            self._client.close()
             self._client = None
         await self._server.stop()
 
@@ -169,7 +169,7 @@ class TritonBackend:
             started_s = time.monotonic()
             reason = await self._server.wait_lost()
             _logger.error("triton lost", extra={"fields": {"reason": reason}})
-            await self._disconnect(reason)
+            self._disconnect(reason)
             if time.monotonic() - started_s >= self._supervision.stable_after_s:
                 failures = 0
             while not await self._restart(failures):
@@ -187,7 +187,7 @@ class TritonBackend:
                 await self._bring_up_again(client, model)
         except (TritonStartError, BackendError, OSError) as error:
             _logger.error("triton restart failed", extra={"fields": {"error": str(error)}})
-            await self._disconnect("the restart failed")
+            self._disconnect("the restart failed")
             return False
         return True
 
@@ -234,12 +234,12 @@ class TritonBackend:
             )
             await self._server.abandon()
 
-    async def _disconnect(self, reason: str) -> None:
+    def _disconnect(self, reason: str) -> None:
         for model in self._models.values():
             self._withdraw(model, reason)
         client, self._client = self._client, None
         if client is not None:
-            await client.close()
+            client.close()
 
     def _withdraw(self, model: _Model, reason: str) -> None:
         model.state = RevisionState.RECOVERING

@@ -1,18 +1,17 @@
-"""One channel to one tritonserver: load a model, ask it for a chunk.
+"""One tritonserver, spoken to: load a model, ask it for a chunk. KServe v2 with binary tensors, over HTTP.
 
 Owns the way from BackendRequest to Triton's tensors and back, and the translation of Triton's errors. Does not own
-readiness, restarts or who may send when (backend.py). Requests are built as protobuf messages: the tritonclient package
-would add its own wrappers and 50 us to each.
+connections (http.py), readiness, restarts or who may send when (backend.py).
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import time
+from http import HTTPStatus
 
-import grpc
 import numpy as np
-from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from service.backend import (
     BackendChunk,
@@ -23,17 +22,13 @@ from service.backend import (
     BackendUnavailableError,
 )
 from service.revision import RevisionError
+from service.triton.http import HttpAnswer, TritonConnectionError, TritonConnections
 from service.triton.tensors import ACTIONS, FLOATS, INSTRUCTION, META, PIXELS, TIMING
 
-_CHANNEL_OPTIONS = (
-    # The gateway has its own caps; here both ends are ours.
-    ("grpc.max_send_message_length", -1),
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.enable_http_proxy", 0),
-    # Two services in one process must not share a connection.
-    ("grpc.use_local_subchannel_pool", 1),
-)
-# What Triton says, with status INTERNAL and until the model is loaded again, when a stub has died.
+# How long the JSON at the front of a body is; binary tensors follow it.
+_JSON_LENGTH = "Inference-Header-Content-Length"
+_ELEMENT_TYPES = {ACTIONS: ("FP32", np.dtype("<f4")), TIMING: ("INT64", np.dtype("<i8"))}
+# What Triton says, with status 500 and until the model is loaded again, when a stub has died.
 _DEAD_STUB = "is not healthy"
 
 
@@ -42,104 +37,130 @@ class ModelDeadError(BackendUnavailableError):
 
 
 class TritonClient:
-    def __init__(self, address: str) -> None:
-        self._channel = grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
-        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+    """`address` is "host:port" of Triton's HTTP service, or "unix:path"."""
 
-    async def close(self) -> None:
+    def __init__(self, address: str) -> None:
+        self._connections = TritonConnections(address)
+
+    def close(self) -> None:
         """Ends calls in progress with BackendUnavailableError."""
-        await self._channel.close()
+        self._connections.close()
+
+    async def is_live(self, *, timeout_s: float) -> bool:
+        try:
+            answer = await self._ask("GET", "/v2/health/live", timeout_s=timeout_s)
+        except BackendError:
+            return False
+        return answer.status == HTTPStatus.OK
 
     async def load(self, model: str, *, timeout_s: float) -> None:
         """Returns once the model is initialised. Raises RevisionError when it refuses, else a BackendError."""
-        request = service_pb2.RepositoryModelLoadRequest(model_name=model)
-        try:
-            await self._stub.RepositoryModelLoad(request, timeout=timeout_s)
-        except grpc.aio.AioRpcError as error:
-            if error.code() in (grpc.StatusCode.INTERNAL, grpc.StatusCode.INVALID_ARGUMENT):
-                raise RevisionError(_load_problem(error.details() or "")) from None
-            raise _translated(error) from None
+        answer = await self._ask("POST", f"/v2/repository/models/{model}/load", b"{}", timeout_s=timeout_s)
+        if answer.status in (HTTPStatus.BAD_REQUEST, HTTPStatus.INTERNAL_SERVER_ERROR):
+            raise RevisionError(_load_problem(_error_text(answer)))
+        _require_ok(answer)
 
     async def unload(self, model: str, *, timeout_s: float) -> None:
         """Returns at once; Triton finishes what is in flight. Raises a BackendError."""
-        request = service_pb2.RepositoryModelUnloadRequest(model_name=model)
-        try:
-            await self._stub.RepositoryModelUnload(request, timeout=timeout_s)
-        except grpc.aio.AioRpcError as error:
-            raise _translated(error) from None
+        _require_ok(await self._ask("POST", f"/v2/repository/models/{model}/unload", b"{}", timeout_s=timeout_s))
 
     async def infer(self, model: str, request: BackendRequest, *, timeout_s: float) -> BackendChunk:
         """Raises a BackendError; ModelDeadError when the model has to be loaded again."""
         started_s = time.perf_counter()
-        call = self._stub.ModelInfer(encode_request(model, request), timeout=timeout_s)
-        try:
-            response = await call
-        except grpc.aio.AioRpcError as error:
-            raise _translated(error) from None
-        except asyncio.CancelledError:
-            # A closed channel cancels its calls with the same exception that cancels a task.
-            if not call.cancelled() or _being_cancelled():
-                raise
-            raise BackendUnavailableError("the connection to Triton was closed") from None
-        actions, inference_s = decode_response(response)
+        description, content = encode_request(request)
+        answer = await self._ask(
+            "POST",
+            f"/v2/models/{model}/infer",
+            description + content,
+            headers=f"{_JSON_LENGTH}: {len(description)}\r\n",
+            timeout_s=timeout_s,
+        )
+        _require_ok(answer)
+        actions, inference_s = decode_response(answer)
         queue_s = max(0.0, time.perf_counter() - started_s - inference_s)
         return BackendChunk(actions=actions, inference_s=inference_s, queue_s=queue_s)
 
+    async def _ask(
+        self, method: str, path: str, content: bytes = b"", *, headers: str = "", timeout_s: float
+    ) -> HttpAnswer:
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._connections.ask(method, path, content, headers=headers)
+        except TimeoutError:
+            raise BackendDeadlineError(f"Triton did not answer within {timeout_s:.3f} s") from None
+        except TritonConnectionError as error:
+            raise BackendUnavailableError(str(error)) from None
 
-def encode_request(model: str, request: BackendRequest) -> service_pb2.ModelInferRequest:
-    """The message for one request, laid out as tensors.py says."""
+
+def encode_request(request: BackendRequest) -> tuple[bytes, bytes]:
+    """The JSON and the binary tensors of one request, laid out as tensors.py says."""
     meta = [request.embodiment_index, request.seed, request.num_inference_steps, len(request.history_states)]
     for frame in request.images:
         meta += frame.shape[:2]
     floats = (request.state, request.history_states, request.history_actions)
-    message = service_pb2.ModelInferRequest(model_name=model)
-    for name, data_type, element_bytes, content in (
+    tensors = (
         (PIXELS, "UINT8", 1, b"".join(np.ascontiguousarray(frame).data for frame in request.images)),
         (INSTRUCTION, "UINT8", 1, request.instruction.encode()),
-        (FLOATS, "FP32", 4, b"".join(np.ascontiguousarray(array, np.float32).data for array in floats)),
-        (META, "INT64", 8, np.array(meta, np.int64).tobytes()),
-    ):
-        message.inputs.add(name=name, datatype=data_type, shape=(1, len(content) // element_bytes))
-        message.raw_input_contents.append(content)
-    return message
+        (FLOATS, "FP32", 4, b"".join(np.ascontiguousarray(array, "<f4").data for array in floats)),
+        (META, "INT64", 8, np.array(meta, "<i8").tobytes()),
+    )
+    # Written by hand: nothing in it needs escaping, and it is made for every request.
+    inputs = ",".join(
+        f'{{"name":"{name}","datatype":"{data_type}","shape":[1,{len(content) // element_bytes}],'
+        f'"parameters":{{"binary_data_size":{len(content)}}}}}'
+        for name, data_type, element_bytes, content in tensors
+    )
+    description = f'{{"inputs":[{inputs}],"parameters":{{"binary_data_output":true}}}}'
+    return description.encode(), b"".join(content for *_, content in tensors)
 
 
-def decode_response(response: service_pb2.ModelInferResponse) -> tuple[np.ndarray, float]:
+def decode_response(answer: HttpAnswer) -> tuple[np.ndarray, float]:
     """float32 actions [action_horizon, action_dim] and the seconds of inference. Raises BackendFailedError."""
-    contents = {
-        output.name: (output.shape, raw)
-        for output, raw in zip(response.outputs, response.raw_output_contents, strict=True)
-    }
     try:
-        (_, horizon, action_dim), raw_actions = contents[ACTIONS]
-        actions = np.frombuffer(raw_actions, np.float32).reshape(horizon, action_dim)
-        inference_ns = int(np.frombuffer(contents[TIMING][1], np.int64)[0])
-    except (KeyError, ValueError, IndexError) as error:
-        raise BackendFailedError(f"Triton's answer is not a chunk: {error}") from None
-    return actions, inference_ns / 1e9
+        tensors = _tensors(answer)
+        _, horizon, action_dim = tensors[ACTIONS].shape
+        return tensors[ACTIONS].reshape(horizon, action_dim), int(tensors[TIMING][0, 0]) / 1e9
+    except (KeyError, ValueError, IndexError, TypeError) as error:
+        raise BackendFailedError(f"Triton's answer is not a chunk: {error!r}") from None
 
 
-def _translated(error: grpc.aio.AioRpcError) -> BackendError:
-    code, details = error.code(), error.details() or ""
-    message = f"{code.name}: {details}"
-    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return BackendDeadlineError(message)
-    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.CANCELLED):
-        return BackendUnavailableError(message)
-    if code is grpc.StatusCode.INTERNAL and _DEAD_STUB in details:
-        return ModelDeadError(message)
-    return BackendFailedError(message)
+def _tensors(answer: HttpAnswer) -> dict[str, np.ndarray]:
+    offset = int(answer.headers[_JSON_LENGTH.lower().encode()])
+    tensors = {}
+    for output in json.loads(answer.content[:offset])["outputs"]:
+        data_type, element_type = _ELEMENT_TYPES[output["name"]]
+        num_bytes = output["parameters"]["binary_data_size"]
+        content = answer.content[offset : offset + num_bytes]
+        if output["datatype"] != data_type or len(content) != num_bytes:
+            raise ValueError(f"{output['name']} came as {output['datatype']} of {len(content)} bytes")
+        tensors[output["name"]] = np.frombuffer(content, element_type).reshape(output["shape"])
+        offset += num_bytes
+    return tensors
 
 
-def _load_problem(details: str) -> str:
+def _require_ok(answer: HttpAnswer) -> None:
+    if answer.status == HTTPStatus.OK:
+        return
+    text = _error_text(answer)
+    message = f"{answer.status}: {text}"
+    if answer.status in (HTTPStatus.NOT_FOUND, HTTPStatus.SERVICE_UNAVAILABLE):
+        raise BackendUnavailableError(message)
+    if _DEAD_STUB in text:
+        raise ModelDeadError(message)
+    raise BackendFailedError(message)
+
+
+def _error_text(answer: HttpAnswer) -> str:
+    try:
+        return str(json.loads(answer.content)["error"])
+    except (ValueError, KeyError, TypeError):
+        return answer.content.decode(errors="replace")
+
+
+def _load_problem(text: str) -> str:
     """The exception that `initialize` raised, out of Triton's account of it."""
-    text = details.split("\n\nAt:")[0]
+    text = text.split("\n\nAt:")[0]
     for marker in ("CheckpointError: ", "Internal: "):
         if marker in text:
             return text.split(marker, 1)[1].strip().rstrip(";")
     return text
-
-
-def _being_cancelled() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0

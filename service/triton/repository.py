@@ -41,7 +41,7 @@ def model_config(revision: str, checkpoint: Path, settings: ModelSettings) -> st
         for name, data_type in _INPUTS
     )
     parameters = "\n".join(
-        f"parameters {{ key: {json.dumps(key)} value {{ string_value: {json.dumps(value)} }} }}"
+        f"parameters {{ key: {json.dumps(key)} value {{ string_value: {json.dumps(value, ensure_ascii=False)} }} }}"
         for key, value in (
             ("checkpoint", str(checkpoint.resolve())),
             ("device", settings.device),

@@ -13,22 +13,21 @@ import logging
 import os
 import secrets
 import shutil
-import socket
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import grpc
-from tritonclient.grpc import service_pb2, service_pb2_grpc
-
 from service.triton import guard
+from service.triton.client import TritonClient
 from service.triton.installation import TritonInstallation
 
 _logger = logging.getLogger(__name__)
-_LOOPBACK = "127.0.0.1"
-_START_ATTEMPTS = 3
+# A path in the address of a unix socket ends at 108 bytes.
+_MAX_SOCKET_PATH_BYTES = 100
+_START_POLL_INTERVAL_S = 0.05
+_LIVE_TIMEOUT_S = 5.0
 # How much of what it printed explains a failed start, and a sudden end.
 _LOG_TAIL_LINES = 30
 _LOSS_TAIL_LINES = 3
@@ -45,7 +44,7 @@ class TritonServer(Protocol):
 
     @property
     def address(self) -> str:
-        """host:port of its gRPC service; changes with every start."""
+        """Of its HTTP service, "host:port" or "unix:path"; may change with every start."""
         ...
 
     @property
@@ -79,12 +78,15 @@ class TritonProcessSettings:
 
 
 class TritonProcess:
-    """A tritonserver of our own, on loopback. One process at a time; `start` may be called again after it was lost."""
+    """A tritonserver of our own that listens on unix sockets only: no port is taken, nobody else can load a model.
+
+    One process at a time; `start` may be called again after it was lost.
+    """
 
     def __init__(self, installation: TritonInstallation, settings: TritonProcessSettings) -> None:
         self._installation = installation
         self._settings = settings
-        self._directory = Path(tempfile.mkdtemp(prefix="premotor-triton-"))
+        self._directory = _run_directory()
         self._repository = self._directory / "models"
         self._repository.mkdir()
         try:
@@ -96,58 +98,29 @@ class TritonProcess:
         self._control_fd: int | None = None
         self._log_task: asyncio.Task[None] | None = None
         self._log_tail: collections.deque[str] = collections.deque(maxlen=_LOG_TAIL_LINES)
-        self._address = ""
-        self._metrics_address = ""
+        self._socket = self._directory / "http.sock"
+        self._metrics_socket = self._directory / "metrics.sock"
 
     @property
     def address(self) -> str:
-        return self._address
-
-    @property
-    def metrics_address(self) -> str:
-        """host:port of Triton's own Prometheus metrics."""
-        return self._metrics_address
+        return f"unix:{self._socket}"
 
     @property
     def repository(self) -> Path:
         return self._repository
 
     async def start(self) -> None:
-        for attempt in range(1, _START_ATTEMPTS + 1):
-            try:
-                await self._start_once()
-            except TritonStartError as error:
-                # Ports are picked free and bound later: somebody else may have been quicker.
-                if "already in use" not in str(error) or attempt == _START_ATTEMPTS:
-                    raise
-            else:
-                return
-
-    async def wait_lost(self) -> str:
-        if self._guard is None:
-            return "tritonserver is not running"
-        status = await self._guard.wait()
-        return "; ".join([f"tritonserver ended with status {status}", *list(self._log_tail)[-_LOSS_TAIL_LINES:]])
-
-    async def abandon(self) -> None:
-        self._release_control()
-
-    async def stop(self) -> None:
         await self._end()
-        shutil.rmtree(self._directory, ignore_errors=True)
-
-    async def _start_once(self) -> None:
-        await self._end()
-        grpc_port, metrics_port = _free_ports(2)
+        # The identity is in the names of shared memory, so that a start never meets what an earlier one left.
         server_id = guard.SHM_PREFIX + secrets.token_hex(6)
-        self._address = f"{_LOOPBACK}:{grpc_port}"
-        self._metrics_address = f"{_LOOPBACK}:{metrics_port}"
+        for path in (self._socket, self._metrics_socket):
+            path.unlink(missing_ok=True)
         self._log_tail.clear()
         read_fd, write_fd = os.pipe()
         try:
             self._guard = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-I", "-S", guard.__file__, str(read_fd), f"{server_id}-", str(self._directory)),
-                *(str(self._settings.grace_s), *self._command(server_id, grpc_port, metrics_port)),
+                *(str(self._settings.grace_s), *self._command(server_id)),
                 pass_fds=(read_fd,),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
@@ -164,24 +137,35 @@ class TritonProcess:
         self._control_fd = write_fd
         self._log_task = asyncio.create_task(self._forward_log(self._guard))
         try:
-            await self._wait_answering(server_id)
+            await self._wait_answering()
         except BaseException:
             await self._end()
             raise
-        _logger.info("triton started", extra={"fields": {"address": self._address, "pid": self._guard.pid}})
+        _logger.info("triton started", extra={"fields": {"address": self.address, "pid": self._guard.pid}})
 
-    def _command(self, server_id: str, grpc_port: int, metrics_port: int) -> list[str]:
+    async def wait_lost(self) -> str:
+        if self._guard is None:
+            return "tritonserver is not running"
+        status = await self._guard.wait()
+        return "; ".join([f"tritonserver ended with status {status}", *list(self._log_tail)[-_LOSS_TAIL_LINES:]])
+
+    async def abandon(self) -> None:
+        self._release_control()
+
+    async def stop(self) -> None:
+        await self._end()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _command(self, server_id: str) -> list[str]:
         command = [
             str(self._installation.executable),
             f"--id={server_id}",
             f"--model-repository={self._repository}",
             "--model-control-mode=explicit",
             "--disable-auto-complete-config",
-            f"--grpc-address={_LOOPBACK}",
-            f"--grpc-port={grpc_port}",
-            "--allow-http=false",
-            f"--metrics-address={_LOOPBACK}",
-            f"--metrics-port={metrics_port}",
+            "--allow-grpc=false",
+            f"--http-address={self.address}",
+            f"--metrics-address=unix:{self._metrics_socket}",
             # Whoever stops Triton has drained what was in flight; only unloading is left, which the guard does better.
             "--exit-timeout-secs=1",
             # Names that no other process uses, so that what a crash leaves in /dev/shm can be told from everybody
@@ -193,18 +177,16 @@ class TritonProcess:
             command.append(f"--backend-directory={self._backends}")
         return command
 
-    async def _wait_answering(self, server_id: str) -> None:
+    async def _wait_answering(self) -> None:
         assert self._guard is not None
-        answering = asyncio.create_task(
-            _wait_ready(self._address, server_id, timeout_s=self._settings.startup_timeout_s)
-        )
+        answering = asyncio.create_task(_wait_live(self.address, timeout_s=self._settings.startup_timeout_s))
         ended = asyncio.create_task(self._guard.wait())
         try:
             await asyncio.wait({answering, ended}, return_when=asyncio.FIRST_COMPLETED)
-            if answering.done():
-                problem = answering.result()
-            else:
+            if ended.done():
                 problem = f"tritonserver ended with status {ended.result()} while starting"
+            else:
+                problem = answering.result()
         finally:
             for task in (answering, ended):
                 task.cancel()
@@ -269,19 +251,18 @@ class ExternalTriton:
         return self._repository
 
     async def start(self) -> None:
-        problem = await _wait_ready(self._address, None, timeout_s=self._startup_timeout_s)
+        problem = await _wait_live(self._address, timeout_s=self._startup_timeout_s)
         if problem is not None:
             raise TritonStartError(problem)
 
     async def wait_lost(self) -> str:
-        async with grpc.aio.insecure_channel(self._address) as channel:
-            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-            while True:
+        client = TritonClient(self._address)
+        try:
+            while await client.is_live(timeout_s=_LIVE_TIMEOUT_S):  # noqa: ASYNC110  # no event crosses processes
                 await asyncio.sleep(self._poll_interval_s)
-                try:
-                    await stub.ServerLive(service_pb2.ServerLiveRequest(), timeout=5.0)
-                except grpc.aio.AioRpcError as error:
-                    return f"tritonserver at {self._address} does not answer: {error.code().name}"
+        finally:
+            client.close()
+        return f"tritonserver at {self._address} does not answer"
 
     async def abandon(self) -> None:
         """Nothing: its owner decides when it restarts."""
@@ -290,25 +271,26 @@ class ExternalTriton:
         """Nothing: its owner decides when it stops."""
 
 
-async def _wait_ready(address: str, server_id: str | None, *, timeout_s: float) -> str | None:
-    """None once the server answers under the id it was started with, else what is wrong."""
-    # The default backoff of a channel, made for networks, would add seconds to a start on loopback.
-    options = [("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_backoff_ms", 200)]
-    async with grpc.aio.insecure_channel(address, options=options) as channel:
-        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-        request = service_pb2.ServerMetadataRequest()
-        try:
-            metadata = await stub.ServerMetadata(request, timeout=timeout_s, wait_for_ready=True)
-        except grpc.aio.AioRpcError as error:
-            return f"tritonserver at {address} did not answer within {timeout_s:g} s: {error.code().name}"
-    if server_id is not None and metadata.name != server_id:
-        return f"{address} is already in use by {metadata.name!r}"
+async def _wait_live(address: str, *, timeout_s: float) -> str | None:
+    """None once the server answers, else that it does not."""
+    client = TritonClient(address)
+    try:
+        async with asyncio.timeout(timeout_s):
+            while not await client.is_live(timeout_s=_LIVE_TIMEOUT_S):  # noqa: ASYNC110  # no event crosses processes
+                await asyncio.sleep(_START_POLL_INTERVAL_S)
+    except TimeoutError:
+        return f"tritonserver at {address} did not answer within {timeout_s:g} s"
+    finally:
+        client.close()
     return None
 
 
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for bound in sockets:
-            bound.bind((_LOOPBACK, 0))
-        return [bound.getsockname()[1] for bound in sockets]
+def _run_directory() -> Path:
+    """A new directory that only this user can enter, with room for a socket's name."""
+    directory = Path(tempfile.mkdtemp(prefix="premotor-triton-"))
+    if len(os.fsencode(directory)) > _MAX_SOCKET_PATH_BYTES - len("/metrics.sock"):
+        directory.rmdir()
+        raise TritonStartError(
+            f"{directory} is too long a path for a unix socket: set TMPDIR to a directory with a shorter one"
+        )
+    return directory

@@ -141,7 +141,8 @@ async def test_sigterm_answers_what_is_in_flight_and_leaves_nothing(
             service.process.send_signal(signal.SIGTERM)
             await asyncio.gather(*robots)
         assert await asyncio.to_thread(service.process.wait, WAIT_S) == 0
-        assert set(ended) == {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE}
+        # gRPC itself cancels a call that comes while its server closes, before anybody has looked at it.
+        assert set(ended) - {grpc.StatusCode.CANCELLED} == {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE}
         assert footprint.is_gone()
 
 

@@ -12,14 +12,12 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import grpc
 import numpy as np
 import psutil
 import pytest
 import pytest_asyncio
 import torch
 from safetensors.torch import load_file, save_file
-from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from policy.checkpoint import load_probe
 from policy.policy import ChunkRequest, Policy
@@ -28,6 +26,7 @@ from service.model_settings import ModelSettings
 from service.probe import ProbeCase, read_probe
 from service.revision import Revision, RevisionError, read_revision
 from service.triton.backend import SupervisionSettings, TritonBackend
+from service.triton.http import TritonConnections
 from service.triton.installation import TritonNotFoundError, find_installation
 from service.triton.repository import model_name
 from service.triton.server import TritonProcess, TritonProcessSettings
@@ -129,11 +128,11 @@ async def test_robots_of_different_bodies_share_batches_and_get_their_own_chunks
     chunks = await asyncio.gather(*(running.predict(request) for request in requests))
     for chunk, own in zip(chunks, expected, strict=True):
         np.testing.assert_allclose(chunk.actions, own, rtol=0, atol=1e-5)
-    async with grpc.aio.insecure_channel(running.process.address) as channel:
-        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-        name = model_name(running.revision.revision)
-        statistics = await stub.ModelStatistics(service_pb2.ModelStatisticsRequest(name=name), timeout=5)
-    sizes = {batch.batch_size: batch.compute_infer.count for batch in statistics.model_stats[0].batch_stats}
+    connections = TritonConnections(running.process.address)
+    answer = await connections.ask("GET", f"/v2/models/{model_name(running.revision.revision)}/stats")
+    connections.close()
+    (statistics,) = json.loads(answer.content)["model_stats"]
+    sizes = {batch["batch_size"]: batch["compute_infer"]["count"] for batch in statistics["batch_stats"]}
     assert max(sizes) > 2, sizes
 
 

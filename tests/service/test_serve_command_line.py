@@ -35,6 +35,7 @@ def logging_as_before() -> Iterator[None]:
         (["serve", "--policy", "a=b", "--triton-address", "localhost:8001"], "come together"),
         (["bench", "overhead", "--policy", "a", "--iterations", "0"], "iterations is 0"),
         (["bench", "batching", "--policy", "a", "--concurrency", "0"], "concurrency is 0"),
+        (["bench", "device", "--policy", "a", "--iterations", "0"], "iterations is 0"),
         ([], "VERB"),
     ],
 )

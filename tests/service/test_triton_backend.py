@@ -1,18 +1,17 @@
-"""The backend's states, against a Triton that does as it is told: a real gRPC server on loopback without a model."""
+"""The backend's states, against a Triton that does as it is told: a real server on loopback without a model."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import grpc
 import numpy as np
 import pytest
-from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from service.backend import BackendDeadlineError, BackendFailedError, BackendUnavailableError
 from service.model_settings import ModelSettings
@@ -25,17 +24,18 @@ from service.triton.tensors import ACTIONS, META, TIMING
 QUICK = SupervisionSettings(
     load_timeout_s=5.0, probe_timeout_s=5.0, heartbeat_interval_s=60.0, first_backoff_s=0.01, last_backoff_s=0.02
 )
-DEAD_STUB = (grpc.StatusCode.INTERNAL, "Stub process 'premotor_0_0' is not healthy.")
+DEAD_STUB = (500, "Stub process 'premotor_0_0' is not healthy.")
 
 
 @dataclass
-class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
+class FakeTriton:
     """Answers the probe with what was recorded; can be told to lie, to fail, to hold its answers."""
 
     cases: tuple[ProbeCase, ...]
     offset: float = 0.0
-    load_error: tuple[grpc.StatusCode, str] | None = None
-    infer_error: tuple[grpc.StatusCode, str] | None = None
+    # Status and message.
+    load_error: tuple[int, str] | None = None
+    infer_error: tuple[int, str] | None = None
     # Loading mends what inference fails with.
     load_mends: bool = True
     holding: asyncio.Event = field(default_factory=asyncio.Event)
@@ -47,45 +47,69 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
     def __post_init__(self) -> None:
         self.holding.set()
 
-    async def RepositoryModelLoad(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
-        async with self.arrived:
-            self.loads.append(request.model_name)
-            self.arrived.notify_all()
-        if self.load_error is not None:
-            await context.abort(*self.load_error)
-        if self.load_mends:
-            self.infer_error = None
-        return service_pb2.RepositoryModelLoadResponse()
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One connection, until its other end closes it."""
+        try:
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                request, *lines = head.decode().split("\r\n")
+                headers = dict(line.lower().split(": ") for line in lines if line)
+                body = await reader.readexactly(int(headers["content-length"]))
+                json_length = int(headers.get("inference-header-content-length", len(body)))
+                status, content, header = await self._answer(
+                    request.split(" ")[1], body[:json_length], body[json_length:]
+                )
+                writer.write(
+                    f"HTTP/1.1 {status} -\r\nContent-Length: {len(content)}\r\n{header}\r\n".encode() + content
+                )
+                await writer.drain()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
 
-    async def RepositoryModelUnload(self, request: Any, _context: Any) -> Any:
-        self.unloads.append(request.model_name)
-        return service_pb2.RepositoryModelUnloadResponse()
+    async def _answer(self, path: str, description: bytes, content: bytes) -> tuple[int, bytes, str]:
+        model = path.split("/")[-2]
+        if path.endswith("/infer"):
+            return await self._infer(json.loads(description)["inputs"], content)
+        if path.endswith("/load"):
+            async with self.arrived:
+                self.loads.append(model)
+                self.arrived.notify_all()
+            if self.load_error is not None:
+                return self._failure(self.load_error)
+            if self.load_mends:
+                self.infer_error = None
+        elif path.endswith("/unload"):
+            self.unloads.append(model)
+        return 200, b"", ""
 
-    async def ServerLive(self, _request: Any, _context: Any) -> Any:
-        return service_pb2.ServerLiveResponse(live=True)
-
-    async def ServerMetadata(self, _request: Any, _context: Any) -> Any:
-        return service_pb2.ServerMetadataResponse(name="fake")
-
-    async def ModelInfer(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
+    async def _infer(self, inputs: list[dict[str, Any]], content: bytes) -> tuple[int, bytes, str]:
         async with self.arrived:
             self.num_inferences += 1
             self.arrived.notify_all()
         await self.holding.wait()
         if self.infer_error is not None:
-            await context.abort(*self.infer_error)
-        position = [tensor.name for tensor in request.inputs].index(META)
-        embodiment_index, seed = np.frombuffer(request.raw_input_contents[position], np.int64)[:2]
+            return self._failure(self.infer_error)
+        sizes = {tensor["name"]: tensor["parameters"]["binary_data_size"] for tensor in inputs}
+        assert list(sizes)[-1] == META
+        embodiment_index, seed = np.frombuffer(content[-sizes[META] :], np.int64)[:2]
         expected = next(
             case.expected
             for case in self.cases
             if (case.request.embodiment_index, case.request.seed) == (embodiment_index, seed)
         )
         actions, timing = expected[None] + np.float32(self.offset), np.array([[1_000_000, 1]], np.int64)
-        response = service_pb2.ModelInferResponse(raw_output_contents=[actions.tobytes(), timing.tobytes()])
-        response.outputs.add(name=ACTIONS, shape=actions.shape)
-        response.outputs.add(name=TIMING, shape=timing.shape)
-        return response
+        outputs = [
+            {"name": name, "datatype": kind, "shape": array.shape, "parameters": {"binary_data_size": array.nbytes}}
+            for name, kind, array in ((ACTIONS, "FP32", actions), (TIMING, "INT64", timing))
+        ]
+        description = json.dumps({"outputs": outputs}).encode()
+        header = f"Inference-Header-Content-Length: {len(description)}\r\n"
+        return 200, description + actions.tobytes() + timing.tobytes(), header
+
+    @staticmethod
+    def _failure(error: tuple[int, str]) -> tuple[int, bytes, str]:
+        return error[0], json.dumps({"error": error[1]}).encode(), ""
 
     async def wait_for_inferences(self, count: int) -> None:
         async with asyncio.timeout(5), self.arrived:
@@ -97,7 +121,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
 
 
 class FakeProcess:
-    """A TritonServer whose process is a gRPC server in this loop: it can be killed, and its starts can fail."""
+    """A TritonServer whose process is a server in this loop: it can be killed, and its starts can fail."""
 
     def __init__(self, triton: FakeTriton, repository: Path) -> None:
         self.triton = triton
@@ -107,7 +131,8 @@ class FakeProcess:
         self.num_failing_starts = 0
         self.abandoned = asyncio.Event()
         self._lost = asyncio.Event()
-        self._server: grpc.aio.Server | None = None
+        self._server: asyncio.Server | None = None
+        self._connections: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         self.num_starts += 1
@@ -115,10 +140,19 @@ class FakeProcess:
             self.num_failing_starts -= 1
             raise TritonStartError("told to fail")
         self._lost.clear()
-        self._server = grpc.aio.server()
-        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self.triton, self._server)
-        self.address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
-        await self._server.start()
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.address = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections.add(task)
+        try:
+            await self.triton.serve(reader, writer)
+        except asyncio.CancelledError:
+            writer.transport.abort()
+        finally:
+            self._connections.discard(task)
 
     async def wait_lost(self) -> str:
         await self._lost.wait()
@@ -134,7 +168,10 @@ class FakeProcess:
 
     async def stop(self) -> None:
         if self._server is not None:
-            await self._server.stop(None)
+            self._server.close()
+            for connection in tuple(self._connections):
+                connection.cancel()
+            await asyncio.gather(*self._connections, return_exceptions=True)
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +244,7 @@ async def test_what_the_policy_says_about_its_checkpoint_comes_through(
         "load failed for model 'm': version 1 is at UNAVAILABLE state: Internal: CheckpointError: model.safetensors: "
         "weight x holds NaN or infinity\n\nAt:\n  /somewhere/checkpoint.py(1): load\n;\n"
     )
-    process.triton.load_error = (grpc.StatusCode.INTERNAL, details)
+    process.triton.load_error = (400, details)
     async with started(process) as backend:
         with pytest.raises(RevisionError, match=r"^model.safetensors: weight x holds NaN or infinity$"):
             await backend.load(revision)
@@ -257,10 +294,7 @@ async def test_a_checkpoint_that_is_refused_after_a_restart_leaves_triton_runnin
     process: FakeProcess, revision: Revision
 ) -> None:
     async with started(process, revision) as backend:
-        process.triton.load_error = (
-            grpc.StatusCode.INTERNAL,
-            "Internal: CheckpointError: model.safetensors has changed",
-        )
+        process.triton.load_error = (400, "Internal: CheckpointError: model.safetensors has changed")
         await process.kill()
         await process.triton.wait_for_loads(2)
         with pytest.raises(BackendUnavailableError):
@@ -302,7 +336,7 @@ async def test_an_answer_that_does_not_come_is_a_deadline_within_the_time_given(
 
 async def test_a_failure_of_the_model_is_not_taken_for_its_death(process: FakeProcess, revision: Revision) -> None:
     async with started(process, revision) as backend:
-        process.triton.infer_error = (grpc.StatusCode.INTERNAL, "InvalidObservationError: steps")
+        process.triton.infer_error = (500, "InvalidObservationError: steps")
         with pytest.raises(BackendFailedError, match="InvalidObservationError"):
             await backend.predict(revision.revision, process.triton.cases[0].request, timeout_s=5)
         assert await backend.ready(revision.revision)
@@ -321,7 +355,7 @@ async def test_a_triton_that_answers_its_heartbeat_wrongly_is_given_up(
 ) -> None:
     supervision = SupervisionSettings(heartbeat_interval_s=0.02)
     async with started(process, revision, supervision) as backend:
-        process.triton.infer_error = (grpc.StatusCode.UNKNOWN, "out of its mind")
+        process.triton.infer_error = (500, "out of its mind")
         await asyncio.wait_for(process.abandoned.wait(), timeout=5)
         await become_ready(backend, revision)
 

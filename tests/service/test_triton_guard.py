@@ -23,6 +23,7 @@ import os, signal, subprocess, sys, time
 {setup}
 child = subprocess.Popen(["sleep", "1000"])
 print(child.pid, flush=True)
+sys.stdin.readline()
 {end}
 """
 
@@ -45,12 +46,17 @@ class Guarded:
                 *(sys.executable, "-c", program),
             ],
             pass_fds=(read_fd,),
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
         os.close(read_fd)
         assert self.process.stdout is not None
+        assert self.process.stdin is not None
         self.child = psutil.Process(int(self.process.stdout.readline()))
         self.family = [self.child, *psutil.Process(self.process.pid).children()]
+        # Whatever the server does next, its family is known by now.
+        self.process.stdin.write(b"go on\n")
+        self.process.stdin.flush()
 
     def nothing_left(self) -> bool:
         _, alive = psutil.wait_procs(self.family, timeout=WAIT_S)

@@ -3,51 +3,63 @@
 from __future__ import annotations
 
 import ast
+import json
+import re
 from pathlib import Path
+from typing import Literal
 
 import pytest
-from google.protobuf import text_format
-from tritonclient.grpc import model_config_pb2
 
 from service.model_settings import ModelSettings
 from service.triton.repository import model_config, model_name, remove_model, write_model
 
 
-def parsed(settings: ModelSettings, checkpoint: Path = Path("/checkpoints/tabletop")) -> model_config_pb2.ModelConfig:
-    return text_format.Parse(model_config("0123456789ab", checkpoint, settings), model_config_pb2.ModelConfig())
+def config(settings: ModelSettings, checkpoint: Path = Path("/checkpoints/tabletop")) -> str:
+    return model_config("0123456789ab", checkpoint, settings)
+
+
+def parameters(text: str) -> dict[str, str]:
+    pairs = re.findall(r'parameters \{ key: (".*") value \{ string_value: (".*") \} \}', text)
+    return {json.loads(key): json.loads(value) for key, value in pairs}
 
 
 def test_every_input_is_ragged_so_that_bodies_share_a_batch() -> None:
-    config = parsed(ModelSettings())
-    assert config.name == model_name("0123456789ab") == "premotor_0123456789ab"
-    assert all(tensor.allow_ragged_batch and list(tensor.dims) == [-1] for tensor in config.input)
+    text = config(ModelSettings())
+    assert model_name("0123456789ab") == "premotor_0123456789ab"
+    assert 'name: "premotor_0123456789ab"' in text
+    inputs = re.search(r"input \[\n(.*?)\n\]", text, re.DOTALL)
+    assert inputs is not None
+    assert len(inputs[1].splitlines()) == 4
+    assert all("dims: [ -1 ] allow_ragged_batch: true" in line for line in inputs[1].splitlines())
 
 
 def test_there_is_never_a_queue_policy() -> None:
-    batcher = parsed(ModelSettings(max_queue_delay_us=500)).dynamic_batching
-    assert batcher.max_queue_delay_microseconds == 500
-    assert not batcher.HasField("default_queue_policy")
-    assert not batcher.priority_queue_policy
+    text = config(ModelSettings(max_queue_delay_us=500))
+    assert "dynamic_batching { max_queue_delay_microseconds: 500 }" in text
+    assert "queue_policy" not in text
 
 
 def test_without_batching_a_batch_is_one_request() -> None:
-    config = parsed(ModelSettings(batching=False, max_batch_size=8))
-    assert config.max_batch_size == 1
-    assert not config.HasField("dynamic_batching")
+    text = config(ModelSettings(batching=False, max_batch_size=8))
+    assert "max_batch_size: 1\n" in text
+    assert "dynamic_batching" not in text
 
 
 @pytest.mark.parametrize(("device", "kind"), [("cpu", "KIND_CPU"), ("cuda", "KIND_GPU")])
-def test_the_instance_runs_on_the_device(device: str, kind: str) -> None:
-    config = parsed(ModelSettings(device=device, dtype="bf16", threads=3))
-    (group,) = config.instance_group
-    assert (group.kind, group.count) == (model_config_pb2.ModelInstanceGroup.Kind.Value(kind), 1)
-    parameters = {name: value.string_value for name, value in config.parameters.items()}
-    assert parameters == {"checkpoint": "/checkpoints/tabletop", "device": device, "dtype": "bf16", "threads": "3"}
+def test_the_instance_runs_on_the_device(device: Literal["cpu", "cuda"], kind: str) -> None:
+    text = config(ModelSettings(device=device, dtype="bf16", threads=3))
+    assert f"instance_group [ {{ kind: {kind} count: 1 }} ]" in text
+    assert parameters(text) == {
+        "checkpoint": "/checkpoints/tabletop",
+        "device": device,
+        "dtype": "bf16",
+        "threads": "3",
+    }
 
 
-def test_a_path_with_quotes_and_spaces_arrives_whole(tmp_path: Path) -> None:
+def test_a_path_with_quotes_and_spaces_stays_one_string(tmp_path: Path) -> None:
     directory = tmp_path / 'my "best" run\\1 é'
-    assert parsed(ModelSettings(), directory).parameters["checkpoint"].string_value == str(directory)
+    assert parameters(config(ModelSettings(), directory))["checkpoint"] == str(directory)
 
 
 def test_the_model_source_is_python_and_goes_away_with_the_model(tmp_path: Path) -> None:

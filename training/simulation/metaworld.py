@@ -51,7 +51,6 @@ SAWYER = EmbodimentSpec(
             dim=1,
             kind=GroupKind.GRIPPER,
             unit="effort, 1 closes",
-            representation=Representation.DELTA,
             normalization=Normalization.IDENTITY,
             lower_limit=(-1.0,),
             upper_limit=(1.0,),

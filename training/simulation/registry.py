@@ -30,12 +30,16 @@ _TASKS = {
 TASK_NAMES = tuple(_TASKS)
 
 
+class UnknownTaskError(ValueError):
+    """No simulation has this name."""
+
+
 class MissingSimulatorError(ImportError):
     """The simulator of a task is not installed."""
 
 
 def make_simulation(task: str) -> Simulation:
-    """Raises ValueError for an unknown task, MissingSimulatorError, with the remedy, for an absent simulator."""
+    """Raises UnknownTaskError, or MissingSimulatorError with the remedy."""
     entry = _entry(task)
     try:
         module = importlib.import_module(entry.module)
@@ -47,6 +51,11 @@ def make_simulation(task: str) -> Simulation:
         ) from error
 
 
+def check_task(task: str) -> None:
+    """Raises UnknownTaskError, which suggests the nearest name; imports no simulator."""
+    _entry(task)
+
+
 def simulator_versions(task: str) -> dict[str, str]:
     """The installed versions that a task's scenes and images depend on."""
     return {package: importlib.metadata.version(package) for package in ("mujoco", _entry(task).package)}
@@ -55,5 +64,7 @@ def simulator_versions(task: str) -> dict[str, str]:
 def _entry(task: str) -> _Entry:
     if task not in _TASKS:
         nearest = difflib.get_close_matches(task, TASK_NAMES, n=1, cutoff=0.0)[0]
-        raise ValueError(f"unknown task {task!r}, did you mean {nearest!r}? The tasks are {', '.join(TASK_NAMES)}")
+        raise UnknownTaskError(
+            f"unknown task {task!r}, did you mean {nearest!r}? The tasks are {', '.join(TASK_NAMES)}"
+        )
     return _TASKS[task]

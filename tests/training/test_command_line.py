@@ -1,0 +1,122 @@
+"""`python -m training`: a wrong call exits 2, a failed one 1 with its reason and no traceback."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from training.__main__ import VERBS, main
+from training.recipe import Recipe
+
+
+def call(*arguments: str) -> int:
+    """The exit status. The suite runs on one torch thread, which a call must not change."""
+    return main([*arguments, "--threads", "1"])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["trian"],
+        ["stage1", "--until", "soon"],
+        ["record", "--checkpoint", "x"],
+        ["evaluate", "--episodes"],
+        ["stats", "--json", "x"],
+    ],
+    ids=" ".join,
+)
+def test_a_wrong_call_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments)
+    assert exit_.value.code == 2
+    assert "usage: python -m training" in capsys.readouterr().err
+
+
+def test_the_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["--help"])
+    assert exit_.value.code == 0
+    words = capsys.readouterr().out.split()
+    assert {"record", "stats", "stage1", "stage2", "evaluate", "export", "inspect"} <= set(VERBS) <= set(words)
+
+
+@pytest.mark.parametrize("verb", ["inspect", "evaluate", "demo"])
+def test_every_verb_that_measures_takes_json(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([verb, "--help"])
+    assert "--json FILE" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", ["stats", "stage1", "stage2", "export", "inspect"])
+def test_a_verb_whose_input_is_missing_names_the_verb_that_makes_it(
+    verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(verb, "--run", str(tmp_path / "run")) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith(f"{verb}: no demonstrations of ")
+    assert captured.err.endswith("run the verb 'record' first\n")
+
+
+def test_an_unknown_recipe_names_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("stats", "--recipe", "demmo") == 2
+    assert "recipe is 'demmo', did you mean 'demo'?" in capsys.readouterr().err
+
+
+def test_a_fault_in_a_recipe_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = {**Recipe.load("demo").to_json(), "sede": 1}
+    (tmp_path / "mine.json").write_text(json.dumps(recipe))
+    assert call("stats", "--recipe", str(tmp_path / "mine.json")) == 1
+    assert capsys.readouterr().err.startswith("stats: recipe has unknown keys ['sede'], expected [")
+
+
+def evaluate(tmp_path: Path, *arguments: str) -> int:
+    return call(
+        *("evaluate", "--run", str(tmp_path / "run"), "--tasks", "drawer-open", "--episodes", "1"),
+        *("--workers", "1", *arguments),
+    )
+
+
+def test_evaluating_a_checkpoint_that_is_not_there_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate(tmp_path) == 1
+    assert capsys.readouterr().err.endswith("checkpoint is not a directory\n")
+
+
+def test_evaluating_an_address_needs_the_name_of_a_policy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate(tmp_path, "--address", "127.0.0.1:1") == 2
+    assert capsys.readouterr().err == "evaluate: --address needs --policy, the name of a policy served there\n"
+
+
+@pytest.mark.parametrize("filmed", [False, True])
+def test_evaluating_a_gateway_that_is_not_there_says_whom_it_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], filmed: bool
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+    videos = ["--videos", str(tmp_path / "videos")] if filmed else []
+    assert evaluate(tmp_path, "--address", address, "--policy", "tabletop", *videos) == 1
+    assert f"evaluate: policy 'tabletop' at {address}: UNAVAILABLE" in capsys.readouterr().err
+
+
+def test_evaluating_an_unknown_task_suggests_the_nearest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["evaluate", "--run", str(tmp_path), "--tasks", "draweropen", "--episodes", "1", "--workers", "1"]
+    assert call(*arguments) == 2
+    assert "unknown task 'draweropen', did you mean 'drawer-open'?" in capsys.readouterr().err
+
+
+def test_as_a_program_it_exits_with_the_same_statuses_and_no_traceback(tmp_path: Path) -> None:
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "training", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+    wrong = run("trian")
+    failed = run("stats", "--run", str(tmp_path))
+    assert (wrong.returncode, failed.returncode) == (2, 1)
+    assert "Traceback" not in wrong.stderr + failed.stderr
+    assert failed.stdout == ""

@@ -1,0 +1,152 @@
+"""Recipes are strict: what is unknown, missing or would let training scenes into the evaluation is refused by name."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from training.recipe import RECIPES, Recipe, RunDirectory
+from training.simulation.registry import TASK_NAMES
+
+
+def values(**changes: Any) -> dict[str, Any]:
+    """A small recipe as its JSON says it; a change is named by its path, `stage1__schedule__num_steps=0`."""
+    recipe: dict[str, Any] = {
+        "name": "toy",
+        "size": "tiny",
+        "data": {"tasks": ["drawer-open"], "episodes_per_task": 10},
+        "stage1": {"schedule": {"num_steps": 5}},
+        "stage2": {"schedule": {"num_steps": 5}, "decay_steps": 2},
+        "evaluation": {"num_episodes": 20, "first_seed": 100_000},
+    }
+    for path, value in changes.items():
+        *parents, name = path.split("__")
+        part = recipe
+        for parent in parents:
+            part = part.setdefault(parent, {})
+        part[name] = value
+    return recipe
+
+
+def without(path: str) -> dict[str, Any]:
+    recipe = values()
+    *parents, name = path.split("__")
+    part = recipe
+    for parent in parents:
+        part = part[parent]
+    del part[name]
+    return recipe
+
+
+SHIPPED = sorted(path.stem for path in RECIPES.glob("*.json"))
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_recipe_loads_under_its_own_name(name: str) -> None:
+    recipe = Recipe.load(name)
+    assert recipe.name == name
+    assert set(recipe.data.tasks) <= set(TASK_NAMES)
+    assert recipe.evaluation.num_episodes >= 50
+
+
+def test_the_recipe_of_make_train_demo_is_shipped() -> None:
+    assert "demo" in SHIPPED
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_recipe_survives_json(name: str) -> None:
+    recipe = Recipe.load(name)
+    assert Recipe.from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
+
+
+def test_a_recipe_is_loaded_from_any_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(values(seed=3)))
+    recipe = Recipe.load(str(path))
+    assert (recipe.name, recipe.seed, recipe.data.tasks) == ("toy", 3, ("drawer-open",))
+
+
+def test_a_recipe_that_is_nowhere_names_those_that_are(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"recipe is 'demmo', did you mean 'demo'\? Expected one of \[.*'demo'.*\]"):
+        Recipe.load("demmo")
+
+
+@pytest.mark.parametrize(
+    ("path", "where"),
+    [
+        ("sise", "recipe"),
+        ("data__task", "data"),
+        ("stage1__steps", "stage1"),
+        ("stage1__schedule__steps", "stage1"),
+        ("stage2__landmarks", "stage2"),
+        ("stage2__schedule__warmup", "stage2"),
+        ("evaluation__episodes", "evaluation"),
+    ],
+)
+def test_an_unknown_key_is_refused_at_any_depth(path: str, where: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{where} has unknown keys \['{path.rpartition('__')[2]}'\], expected \["):
+        Recipe.from_json(values(**{path: 1}))
+
+
+@pytest.mark.parametrize(
+    ("path", "where"),
+    [
+        ("name", "recipe"),
+        ("data__episodes_per_task", "data"),
+        ("stage1__schedule__num_steps", "stage1"),
+        ("stage2__schedule__num_steps", "stage2"),
+        ("stage2__decay_steps", "stage2"),
+    ],
+)
+def test_a_missing_key_is_named(path: str, where: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{where}: .*missing.*'{path.rpartition('__')[2]}'"):
+        Recipe.from_json(without(path))
+
+
+@pytest.mark.parametrize(
+    ("first_training_seed", "first_held_out_seed"),
+    [(0, 0), (0, 999), (500, 500), (500, 481), (100, 90)],
+    ids=["the same", "the last that may be tried", "both moved", "runs into them", "spans their start"],
+)
+def test_scenes_that_may_be_trained_on_are_never_held_out(first_training_seed: int, first_held_out_seed: int) -> None:
+    with pytest.raises(ValueError, match="held-out scenes must not be training scenes"):
+        Recipe.from_json(values(data__first_seed=first_training_seed, evaluation__first_seed=first_held_out_seed))
+
+
+@pytest.mark.parametrize(("first_training_seed", "first_held_out_seed"), [(0, 1000), (20, 0), (500, 480)])
+def test_scenes_on_either_side_of_the_training_ones_may_be_held_out(
+    first_training_seed: int, first_held_out_seed: int
+) -> None:
+    recipe = Recipe.from_json(values(data__first_seed=first_training_seed, evaluation__first_seed=first_held_out_seed))
+    assert recipe.evaluation.first_seed == first_held_out_seed
+
+
+@pytest.mark.parametrize(
+    ("changes", "variant"),
+    [
+        ({}, "history"),
+        ({"stage2__history": False}, "state-prior"),
+        ({"stage2__history": False, "stage1__schedule__num_steps": 0}, "no-prior"),
+    ],
+)
+def test_a_variant_is_named_after_what_it_was_trained_with(changes: dict[str, Any], variant: str) -> None:
+    assert Recipe.from_json(values(**changes)).variant == variant
+
+
+def test_a_recipe_cannot_be_changed() -> None:
+    recipe = Recipe.from_json(values())
+    with pytest.raises(AttributeError):
+        recipe.seed = 1  # type: ignore[misc]
+    assert asdict(recipe)["seed"] == 0
+
+
+def test_every_verb_has_its_own_place_in_a_run() -> None:
+    run = RunDirectory(root=Path("runs/toy"))
+    places = [run.dataset("a"), run.packs, run.statistics, run.stage1, run.stage2, run.checkpoint, run.evaluation]
+    assert len(set(places)) == len(places)
+    assert all(place.is_relative_to(run.root) for place in places)
+    assert run.dataset("a").parent == run.dataset("b").parent == run.datasets
