@@ -49,6 +49,7 @@ class ModelConfig:
     history_steps: int
     num_inference_steps: int
     max_inference_steps: int
+    noise_scale: float  # of the initial noise at inference: 1 samples the flow, less gives up diversity for accuracy
     latent_dim: int
     num_soft_tokens: int
     encoder: TrunkConfig
@@ -65,6 +66,8 @@ class ModelConfig:
                 f"num_inference_steps is {self.num_inference_steps}, "
                 f"expected 1 to max_inference_steps {self.max_inference_steps}"
             )
+        if not 0 <= self.noise_scale <= 1:
+            raise ValueError(f"noise_scale is {self.noise_scale}, expected 0 to 1")
 
     def to_json(self) -> dict[str, Any]:
         return json.loads(json.dumps(asdict(self)))
@@ -77,6 +80,10 @@ class ModelConfig:
         values["decoder"] = _build(TrunkConfig, values.get("decoder"), "decoder")
         values["backbone"] = _backbone(values.get("backbone"))
         return _build(cls, values, "model")
+
+
+# What changes how a trained model is asked, and nothing about how it was trained.
+INFERENCE_ONLY = ("execution_horizon", "num_inference_steps", "max_inference_steps", "noise_scale")
 
 
 def _backbone(values: Any) -> ConvolutionalSettings | VlmSettings:

@@ -56,7 +56,7 @@ class VLA(nn.Module):
         action_mask: Bool[Tensor, "batch max_action_dim"],
         num_steps: Sequence[int],
     ) -> Float[Tensor, "batch horizon max_action_dim"]:
-        """Chunks in model units; a sample whose history is empty is answered as if it had none."""
+        """Chunks in model units from unit noise; a sample whose history is empty is answered as if it had none."""
         output = self.observe(observation, history)
         has_history = (
             torch.zeros(len(noise), dtype=torch.bool, device=noise.device)
@@ -64,7 +64,8 @@ class VLA(nn.Module):
             else history.step_mask.any(1)
         )
         latent = self.to_latent(select_query(output, has_history))
-        return self.prior.decoder.sample(noise, latent.to(noise.dtype), observation.embodiment, action_mask, num_steps)
+        start = noise * self.config.noise_scale
+        return self.prior.decoder.sample(start, latent.to(noise.dtype), observation.embodiment, action_mask, num_steps)
 
 
 def prior_config(config: ModelConfig) -> PriorConfig:

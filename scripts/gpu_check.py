@@ -1,8 +1,8 @@
 """Serves a checkpoint on a GPU, in process and through Triton, and prints what a chunk costs there.
 
-`python scripts/gpu_check.py CHECKPOINT [--json FILE]`: bare forward and round trip, fp32 and bf16, batches and robots of 1
-and 8. Each service compares its values with the checkpoint's probe before it counts as ready. `--device cpu` runs the same
-where there is no GPU. Knows the service by its command line alone.
+`python scripts/gpu_check.py CHECKPOINT [--json FILE]`: bare forward and round trip, fp32 and bf16, batches and robots
+of 1 and 8. Each service compares its values with the checkpoint's probe before it counts as ready. `--device cpu` runs
+the same where there is no GPU. Knows the service by its command line alone.
 """
 
 from __future__ import annotations

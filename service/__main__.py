@@ -186,7 +186,11 @@ def _add_serve(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     verb.add_argument("--admin-port", type=_port, default=8080, help="HTTP; 0 picks a free one")
     verb.add_argument("--batching", choices=("on", "off"), default="on", help="join requests of several robots")
     verb.add_argument("--drain-s", type=float, default=10.0, help="time that requests in flight get after SIGTERM")
-    verb.add_argument("--triton-address", metavar="HOST:PORT", help="use this tritonserver instead of starting one")
+    verb.add_argument(
+        "--triton-address",
+        metavar="HOST:PORT",
+        help="HTTP address of a tritonserver in explicit model control mode, to use instead of starting one",
+    )
     verb.add_argument(
         "--triton-repository", type=Path, metavar="DIR", help="its model repository, as seen from this machine"
     )

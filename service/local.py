@@ -20,7 +20,8 @@ from torch import Tensor
 
 from policy.checkpoint import CheckpointError
 from policy.embodiment import EmbodimentSpec
-from policy.policy import ChunkRequest, Policy
+from policy.policy import Policy
+from policy.request import ChunkRequest
 from service.backend import (
     BackendChunk,
     BackendDeadlineError,

@@ -13,7 +13,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -119,7 +119,7 @@ async def serve(config: ServeConfig) -> None:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
+        _on_signal(loop, number, stopping.set)
     service = Service(config)
     try:
         announcement = await _unless(stopping, service.start())
@@ -130,6 +130,13 @@ async def serve(config: ServeConfig) -> None:
         _logger.info("stopping")
         await service.stop()
         _logger.info("stopped")
+
+
+def _on_signal(loop: asyncio.AbstractEventLoop, number: signal.Signals, act: Callable[[], None]) -> None:
+    try:
+        loop.add_signal_handler(number, act)
+    except NotImplementedError:  # Windows, whose event loops know no signals
+        signal.signal(number, lambda *_: loop.call_soon_threadsafe(act))
 
 
 async def _unless(stopping: asyncio.Event, work: Any) -> dict[str, Any] | None:

@@ -85,6 +85,7 @@ def toy_config(specs: Sequence[EmbodimentSpec] = TOY_SPECS, vocabulary: int = 51
         history_steps=3,
         num_inference_steps=2,
         max_inference_steps=8,
+        noise_scale=1.0,
         latent_dim=16,
         num_soft_tokens=1,
         encoder=trunk,

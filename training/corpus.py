@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer
 
 from policy import sizes
-from policy.config import ModelConfig
+from policy.config import INFERENCE_ONLY, ModelConfig
 from policy.embodiment import EmbodimentSpec
 from policy.normalization import Normalizer, Statistics
 from policy.vla import VLA, build_vla
@@ -62,7 +62,7 @@ class Corpus:
         """What a resumed run must agree on: size, seed and the very bytes of the data."""
         return {
             "size": self.recipe.size,
-            "config": self.config.to_json(),
+            "config": {name: value for name, value in self.config.to_json().items() if name not in INFERENCE_ONLY},
             "data": {pack.task: pack.source_sha256 for pack in self.packs},
         }
 

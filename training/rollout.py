@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from policy.policy import ChunkRequest, Policy
+from policy.policy import Policy
+from policy.request import ChunkRequest
 from premotor.client import HistoryBuffer, PolicyClient
 from training.simulation.task import Frame, Simulation
 

@@ -68,7 +68,7 @@ class _Timed:
 def measure_overhead(settings: OverheadSettings) -> dict[str, Any]:
     """p50, p90 and p99 of each way, and `overhead_ratio`: p50 of PredictChunk over p50 of the bare forward.
 
-    Raises RevisionError, DeviceMissingError, ServiceStartError; ValueError when the probe has no case of the embodiment.
+    Raises RevisionError, DeviceMissingError, ServiceStartError; ValueError when the probe does not know the embodiment.
     """
     revision = read_revision(settings.checkpoint, policy=POLICY)
     case = _case(revision, settings.embodiment)

@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack, to_dlpack
 
 from policy.embodiment import EmbodimentSpec
-from policy.policy import ChunkRequest, Policy
+from policy.policy import Policy
+from policy.request import ChunkRequest
 from service.inference import predict_batch
 from service.triton.tensors import ACTIONS, FLOATS, INSTRUCTION, META, META_FIELDS, PIXELS, TIMING
 

@@ -54,12 +54,8 @@ class TritonInstallation:
         return environment | openmp_environment(threads)
 
 
-def find_installation(executable: Path | None = None) -> TritonInstallation:
-    """The tritonserver to run: the one given, else the wheel's, else an installed one. Raises TritonNotFoundError."""
-    if executable is not None:
-        if not os.access(executable, os.X_OK):
-            raise TritonNotFoundError(f"{executable} is not an executable file")
-        return TritonInstallation(executable=executable)
+def find_installation() -> TritonInstallation:
+    """The tritonserver to run: the wheel's, else the one on PATH or of NVIDIA's image. Raises TritonNotFoundError."""
     wheel = _wheel()
     if wheel is not None:
         return TritonInstallation(executable=wheel / "bin" / "tritonserver", wheel=wheel)

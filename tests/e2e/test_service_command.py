@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import platform
 import re
 import shutil
 import signal
@@ -30,17 +31,14 @@ from service.local import to_chunk_request
 from service.model_settings import ModelSettings
 from service.probe import ProbeCase, read_probe
 from service.revision import Revision, read_revision
-from service.triton.installation import TritonNotFoundError, find_installation
 
 WAIT_S = 60.0
 
 
 @pytest.fixture(scope="module", autouse=True)
 def triton_is_here() -> None:
-    try:
-        find_installation()
-    except TritonNotFoundError as error:
-        pytest.skip(str(error))
+    if (sys.platform, platform.machine()) != ("linux", "x86_64"):
+        pytest.skip("Triton's wheel is for Linux x86-64")
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +114,36 @@ def test_the_admin_plane_says_ready(service: Served, revision: Revision) -> None
         readiness = json.load(answer)
     assert readiness["ready"] is True
     assert readiness["policies"][0]["revision"] == revision.revision
+
+
+async def test_killing_triton_under_load_costs_unavailable_answers_until_service_resumes_by_itself(
+    service: Served, revision: Revision, cases: tuple[ProbeCase, ...]
+) -> None:
+    message = chunk_requests(revision, cases[0], policy=POLICY)[0]
+    async with grpc.aio.insecure_channel(service.grpc_address) as channel:
+        stub = policy_pb2_grpc.PolicyServiceStub(channel)
+
+        async def robot() -> set[grpc.StatusCode]:
+            """Asks until it has been failed and then answered; returns how its calls ended."""
+            ended: list[grpc.StatusCode] = []
+            while not (ended and ended[-1] is grpc.StatusCode.OK and len(set(ended)) > 1):
+                try:
+                    await stub.PredictChunk(message, timeout=5.0)
+                    ended.append(grpc.StatusCode.OK)
+                except grpc.aio.AioRpcError as error:
+                    ended.append(error.code())
+                    await asyncio.sleep(0.05)
+            return set(ended)
+
+        robots = [asyncio.create_task(robot()) for _ in range(4)]
+        await stub.PredictChunk(message, timeout=WAIT_S)
+        footprint = Footprint.of(service.process.pid)
+        (victim,) = [process for process in footprint.processes if Path(process.exe()).name == "tritonserver"]
+        victim.kill()
+        async with asyncio.timeout(WAIT_S):
+            ended = await asyncio.gather(*robots)
+    assert ended == [{grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE}] * 4
+    assert not footprint.regions()
 
 
 async def test_sigterm_answers_what_is_in_flight_and_leaves_nothing(

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from service.__main__ import main
 
@@ -76,3 +77,11 @@ def test_check_names_the_file_that_is_missing(
     (directory / "probe.npz").unlink()
     assert main(["check", str(directory)]) == 1
     assert "probe.npz is missing" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_measuring_a_device_that_is_not_there_fails_saying_so(
+    toy_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", "device", "--policy", str(toy_checkpoint), "--device", "cuda"]) == 1
+    assert "torch sees no CUDA device" in capsys.readouterr().err

@@ -66,6 +66,7 @@ CONFIG = ModelConfig(
     history_steps=HISTORY_STEPS,
     num_inference_steps=2,
     max_inference_steps=4,
+    noise_scale=1.0,
     latent_dim=8,
     num_soft_tokens=1,
     encoder=_TRUNK,
