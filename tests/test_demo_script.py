@@ -68,6 +68,7 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         history_steps=4,
         num_inference_steps=1,
         max_inference_steps=2,
+        noise_scale=1.0,
         latent_dim=16,
         num_soft_tokens=1,
         encoder=trunk,
