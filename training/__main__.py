@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +68,9 @@ def _parser() -> argparse.ArgumentParser:
         verb.add_argument("--workers", type=int, default=2, help="processes that simulate (default: 2)")
         if name in ("inspect", "evaluate", "demo"):
             verb.add_argument("--json", type=Path, metavar="FILE", help="also write what is printed, machine-readable")
+        if name == "inspect":
+            verb.add_argument("--noise-scale", type=float, help="of the initial noise, 0 to 1 (default: the model's)")
+            verb.add_argument("--inference-steps", type=int, help="Euler steps (default: the model's)")
         if name in ("stage1", "stage2"):
             verb.add_argument("--until", type=int, metavar="STEP", help="stop after this step, to be resumed later")
         if name == "evaluate":
@@ -158,9 +162,13 @@ def _inspect(recipe: Recipe, run: RunDirectory, options: argparse.Namespace) -> 
     from training.inspection import format_inspection, inspect
 
     corpus = _corpus(recipe, run)
-    rows = inspect(_train(corpus, run, options), corpus.mixture(landmarks=False), device=options.device)
+    vla = _train(corpus, run, options)
+    asked = {"noise_scale": options.noise_scale, "num_inference_steps": options.inference_steps}
+    vla.config = replace(vla.config, **{name: value for name, value in asked.items() if value is not None})
+    rows = inspect(vla, corpus.mixture(landmarks=False), device=options.device)
     print(format_inspection(rows))
-    _write_json(run.root / "inspection.json", {"tasks": rows})
+    if vla.config == corpus.config:
+        _write_json(run.root / "inspection.json", {"tasks": rows})
     if options.json:
         _write_json(options.json, {"tasks": rows})
 
@@ -208,7 +216,8 @@ def _demo(recipe: Recipe, run: RunDirectory, options: argparse.Namespace) -> Non
     for name, verb in (("record", _record), ("stats", _stats), ("stage1", _stage1), ("stage2", _stage2)):
         print(f"== {name}: {VERBS[name]}", flush=True)
         verb(recipe, run, options)
-    _inspect(recipe, run, argparse.Namespace(**{**vars(options), "json": None}))
+    inspection = {"json": None, "noise_scale": None, "inference_steps": None}
+    _inspect(recipe, run, argparse.Namespace(**vars(options) | inspection))
     if not run.checkpoint.exists():
         _export(recipe, run, options)
     evaluation = {
