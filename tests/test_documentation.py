@@ -131,7 +131,9 @@ def test_the_first_screen_has_the_two_commands_the_house_and_a_place_for_the_fig
 
 
 def test_make_help_lists_the_verbs() -> None:
-    result = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    result = subprocess.run(
+        ["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
     listed = {line.split()[0]: line.split(maxsplit=1)[1] for line in result.stdout.splitlines()}
     assert {"setup", "demo", "test", "check", "protos", "train-demo"} <= set(listed)
     assert all(listed.values())

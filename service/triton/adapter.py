@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import triton_python_backend_utils as pb_utils  # pyright: ignore[reportMissingImports]  # comes with Triton's python backend
 from torch import Tensor
-from torch.utils.dlpack import from_dlpack, to_dlpack
+from torch.utils.dlpack import from_dlpack, to_dlpack  # pyright: ignore[reportPrivateImportUsage]
 
 from policy.embodiment import EmbodimentSpec
 from policy.policy import Policy
