@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -51,7 +53,7 @@ def export_checkpoint(
                 }
                 for pack in corpus.packs
             },
-            "training": {**training, "hardware": f"{platform.machine()}, torch {torch.__version__}"},
+            "training": {**training, "hardware": hardware()},
             "metrics": dict(metrics),
             "git_commit": git_commit(),
         },
@@ -73,6 +75,21 @@ def probe_request(pack: Pack, config: ModelConfig) -> ChunkRequest:
         seed=1,
         num_inference_steps=config.num_inference_steps,
     )
+
+
+def hardware() -> dict[str, Any]:
+    """What the run was made on, as far as the standard library and torch can tell."""
+    cpuinfo = Path("/proc/cpuinfo")
+    models = re.findall(r"^model name\s*: (.*)$", cpuinfo.read_text() if cpuinfo.is_file() else "", re.MULTILINE)
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "machine": platform.machine(),
+        "processor": models[0] if models else platform.processor(),
+        "num_cpus": os.cpu_count(),
+        "gpus": gpus,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
 
 
 def git_commit() -> str:
