@@ -100,6 +100,7 @@ class CheckpointParts:
     """What a checkpoint holds, checked and built, before anybody asks it."""
 
     vla: VLA
+    tokenizer: Tokenizer
     specs: Sequence[EmbodimentSpec]
     statistics: Sequence[Statistics]
     manifest: Mapping[str, Any]
@@ -122,7 +123,12 @@ def read_checkpoint(directory: Path) -> CheckpointParts:
     vla = build_vla(config, tokenizer)
     _load_weights(vla, directory / "model.safetensors")
     return CheckpointParts(
-        vla=vla, specs=specs, statistics=statistics, manifest=manifest, revision=revision_of(directory)
+        vla=vla,
+        tokenizer=tokenizer,
+        specs=specs,
+        statistics=statistics,
+        manifest=manifest,
+        revision=revision_of(directory),
     )
 
 

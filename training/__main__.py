@@ -114,12 +114,12 @@ def _record(recipe: Recipe, run: RunDirectory, options: argparse.Namespace) -> N
         record(
             task=task,
             directory=run.dataset(task),
-            num_episodes=recipe.data.episodes_per_task,
+            num_episodes=recipe.data.num_episodes(task),
             first_seed=recipe.data.first_seed,
             disturbed_fraction=recipe.data.disturbed_fraction,
             num_workers=options.workers,
         )
-        print(f"{task}: {recipe.data.episodes_per_task} episodes in {run.dataset(task)}")
+        print(f"{task}: {recipe.data.num_episodes(task)} episodes in {run.dataset(task)}")
 
 
 def _stats(recipe: Recipe, run: RunDirectory, options: argparse.Namespace) -> None:
@@ -151,6 +151,7 @@ def _export(recipe: Recipe, run: RunDirectory, options: argparse.Namespace) -> N
         "stage2_steps": recipe.stage2.schedule.num_steps,
         "stage1_hours": round(seconds_spent(run.stage1) / 3600, 3),
         "stage2_hours": round(seconds_spent(run.stage2) / 3600, 3),
+        "started_from": corpus.parent_manifest,
         "seed": recipe.seed,
         "threads": options.threads,
     }
@@ -240,7 +241,9 @@ def _train(corpus: Corpus, run: RunDirectory, options: argparse.Namespace, until
     from training.stage1 import train_stage1
     from training.stage2 import train_stage2
 
-    prior = train_stage1(corpus, run.stage1, device=options.device) if corpus.recipe.stage1.schedule.num_steps else None
+    recipe = corpus.recipe
+    has_prior = recipe.stage1.schedule.num_steps and not recipe.stage2.start_from
+    prior = train_stage1(corpus, run.stage1, device=options.device) if has_prior else None
     return train_stage2(corpus, prior, run.stage2, device=options.device, until=until)
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer
 
 from policy import sizes
+from policy.checkpoint import CheckpointParts, read_checkpoint
 from policy.config import INFERENCE_ONLY, ModelConfig
 from policy.embodiment import EmbodimentSpec
 from policy.normalization import Normalizer, Statistics
@@ -34,6 +36,18 @@ class Corpus:
     statistics: Sequence[Statistics]
     tokenizer: Tokenizer
     config: ModelConfig
+    parent: CheckpointParts | None = None  # the checkpoint that stage 2 starts from
+
+    @property
+    def parent_manifest(self) -> dict[str, Any] | None:
+        """How the checkpoint was made that stage 2 starts from, and its revision; None when it starts from nothing."""
+        if self.parent is None:
+            return None
+        manifest = self.parent.manifest
+        return {
+            "revision": self.parent.revision,
+            **{key: manifest[key] for key in ("recipe", "training", "git_commit")},
+        }
 
     @property
     def normalizers(self) -> Mapping[str, Normalizer]:
@@ -49,26 +63,36 @@ class Corpus:
         )
 
     def sampler(self, batch_size: int, seed: int) -> TaskBalancedSampler:
-        """Every task as often as every other, however long its episodes."""
-        return TaskBalancedSampler([pack.num_frames for pack in self.packs], [1.0] * len(self.packs), batch_size, seed)
+        """Every task as often as its weight says, however long its episodes."""
+        weights = [self.recipe.data.weight(pack.task) for pack in self.packs]
+        return TaskBalancedSampler([pack.num_frames for pack in self.packs], weights, batch_size, seed)
 
     def build_model(self) -> VLA:
-        """Fresh weights, a function of the recipe's seed alone."""
+        """Fresh weights, a function of the recipe's seed alone, or those of the checkpoint that stage 2 starts from."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.recipe.seed)
-            return build_vla(self.config, self.tokenizer)
+            vla = build_vla(self.config, self.tokenizer)
+        if self.parent is not None:
+            vla.load_state_dict(self.parent.vla.state_dict())
+        return vla
 
     def identity(self) -> dict[str, Any]:
         """What a resumed run must agree on: size, seed and the very bytes of the data."""
         return {
             "size": self.recipe.size,
             "config": {name: value for name, value in self.config.to_json().items() if name not in INFERENCE_ONLY},
+            "weights": dict(self.recipe.data.weights),
+            "start_from": self.parent.revision if self.parent else "",
             "data": {pack.task: pack.source_sha256 for pack in self.packs},
         }
 
 
 def open_corpus(recipe: Recipe, run: RunDirectory) -> Corpus:
-    """Pack what is not packed yet, then read specs, statistics and words. Raises when a task's dataset is missing."""
+    """Pack what is not packed yet, then read specs, statistics and words.
+
+    Raises FileNotFoundError when a task's dataset is missing, ValueError when the checkpoint that stage 2 starts from
+    knows other bodies, CheckpointError when it cannot be read.
+    """
     missing = [task for task in recipe.data.tasks if not run.dataset(task).is_dir()]
     if missing:
         raise FileNotFoundError(
@@ -76,6 +100,8 @@ def open_corpus(recipe: Recipe, run: RunDirectory) -> Corpus:
         )
     image_size = {"tiny": 96, "small": 128, "tiny-vlm": 64}[recipe.size]
     packs = build_packs([run.dataset(task) for task in recipe.data.tasks], run.packs, image_size=image_size)
+    if recipe.stage2.start_from:
+        return _fine_tuned(recipe, packs, read_checkpoint(Path(recipe.stage2.start_from)))
     specs: dict[str, EmbodimentSpec] = {}
     for pack in packs:
         specs.setdefault(pack.spec.name, pack.spec)
@@ -94,6 +120,26 @@ def open_corpus(recipe: Recipe, run: RunDirectory) -> Corpus:
         statistics=[statistics[spec.name] for spec in ordered],
         tokenizer=tokenizer,
         config=config,
+    )
+
+
+def _fine_tuned(recipe: Recipe, packs: Sequence[Pack], parent: CheckpointParts) -> Corpus:
+    """Weights mean what they meant only with the statistics, words and order of bodies they were trained with."""
+    known = {spec.name: spec.digest for spec in parent.specs}
+    for pack in packs:
+        if known.get(pack.spec.name) != pack.spec.digest:
+            raise ValueError(
+                f"stage2.start_from {recipe.stage2.start_from}: embodiment {pack.spec.name!r} of task {pack.task!r} is "
+                f"not the one it was trained on"
+            )
+    return Corpus(
+        recipe=recipe,
+        packs=packs,
+        specs=parent.specs,
+        statistics=parent.statistics,
+        tokenizer=parent.tokenizer,
+        config=parent.vla.config,
+        parent=parent,
     )
 
 

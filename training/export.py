@@ -39,7 +39,7 @@ def export_checkpoint(
         probe=[(request, chunk) for request, chunk in zip(requests, policy.predict_chunk(requests), strict=True)],
         manifest={
             "method": "action prior from state-action trajectories (arXiv 2606.26095)",
-            "variant": corpus.recipe.variant,
+            "variant": corpus.parent.manifest["variant"] if corpus.parent else corpus.recipe.variant,
             "recipe": corpus.recipe.to_json(),
             "data": {
                 pack.task: {

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -24,12 +24,28 @@ class UnknownRecipeError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class DataRecipe:
-    """Demonstrations: successes only, the first `episodes_per_task` that succeed from `first_seed` on."""
+    """Demonstrations: successes only, the first `episodes_per_task` that succeed from `first_seed` on.
+
+    `episodes` and `weights` name tasks that differ: in how many episodes they get, and in how often a batch draws them.
+    """
 
     tasks: tuple[str, ...]
     episodes_per_task: int
+    episodes: Mapping[str, int] = field(default_factory=dict)
+    weights: Mapping[str, float] = field(default_factory=dict)
     disturbed_fraction: float = 0.5
     first_seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, table in (("episodes", self.episodes), ("weights", self.weights)):
+            if unknown := sorted(set(table) - set(self.tasks)):
+                raise ValueError(f"data.{name} names {unknown}, expected some of {sorted(self.tasks)}")
+
+    def num_episodes(self, task: str) -> int:
+        return self.episodes.get(task, self.episodes_per_task)
+
+    def weight(self, task: str) -> float:
+        return self.weights.get(task, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +59,10 @@ class Stage1Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage2Recipe:
-    """The VLA. `decay_steps` is N_decay of lambda(k); 0 turns distillation off."""
+    """The VLA. `decay_steps` is N_decay of lambda(k); 0 turns distillation off.
+
+    `start_from` is a checkpoint to fine-tune: its weights, words and statistics, in place of stage 1's prior.
+    """
 
     schedule: Schedule
     batch_size: int = 64
@@ -52,6 +71,7 @@ class Stage2Recipe:
     history: bool = True
     state_dropout: float = 0.3
     landmark_weight: float = 1.0
+    start_from: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +96,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         # The expert may fail on some scenes, so more seeds are tried than episodes are kept.
-        training = range(self.data.first_seed, self.data.first_seed + 100 * self.data.episodes_per_task)
+        training = range(
+            self.data.first_seed, self.data.first_seed + 100 * max(map(self.data.num_episodes, self.data.tasks))
+        )
         first = self.evaluation.first_seed
         if first < training.stop and first + self.evaluation.num_episodes > training.start:
             raise ValueError(

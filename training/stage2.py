@@ -57,7 +57,9 @@ def train_stage2(
             landmark_weight=recipe.landmark_weight,
         )
 
-    settings: dict[str, Any] = {name: value for name, value in asdict(recipe).items() if name != "schedule"}
+    settings: dict[str, Any] = {
+        name: value for name, value in asdict(recipe).items() if name not in ("schedule", "start_from")
+    }
     averaged = run(
         directory=directory,
         modules=nn.ModuleDict(modules),

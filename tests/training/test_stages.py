@@ -10,74 +10,19 @@ import numpy as np
 import pytest
 import torch
 
-from policy.embodiment import Camera, EmbodimentSpec, Group, GroupKind
 from training.corpus import Corpus, open_corpus
-from training.data.lerobot.writer import LeRobotWriter
 from training.export import export_checkpoint
 from training.inspection import inspect
 from training.loop import Schedule, step_seed
 from training.objective import encode_motion, flow_loss, prior_decay, stage2_losses
-from training.recipe import DataRecipe, Recipe, RunDirectory, Stage1Recipe, Stage2Recipe
+from training.recipe import Recipe, RunDirectory, Stage1Recipe
 from training.stage1 import train_stage1
 from training.stage2 import train_stage2
 
-SPEC = EmbodimentSpec(
-    name="slider",
-    cameras=(Camera(name="front", height=32, width=32),),
-    state=(Group(name="position", dim=2, kind=GroupKind.OTHER, unit="m"),),
-    action=(Group(name="position", dim=2, kind=GroupKind.OTHER, unit="m"),),
-    control_rate_hz=10.0,
-)
-RECIPE = Recipe(
-    name="toy",
-    size="tiny-vlm",
-    autocast=False,
-    data=DataRecipe(tasks=("slide",), episodes_per_task=4),
-    stage1=Stage1Recipe(schedule=Schedule(num_steps=12, warmup_steps=2, save_every=4, log_every=1), batch_size=8),
-    stage2=Stage2Recipe(
-        schedule=Schedule(num_steps=8, warmup_steps=2, save_every=3, log_every=1), batch_size=4, decay_steps=4
-    ),
-)
-
-
-def write_demonstrations(root: Path) -> None:
-    generator = np.random.default_rng(0)
-    numeric = {"dtype": "float32", "shape": [2], "names": ["x", "y"]}
-    features = {
-        "observation.images.front": {"dtype": "video", "shape": [32, 32, 3], "names": ["height", "width", "channels"]},
-        "observation.state": numeric,
-        "action": numeric,
-        "executed_action": numeric,
-        "observation.environment_state": numeric,
-    }
-    annotations = {"task": "slide", "embodiment": SPEC.to_json(), "environment_state_names": ["x", "y"]}
-    with LeRobotWriter(root, fps=10.0, features=features, robot_type="slider", annotations=annotations) as writer:
-        for seed in range(4):
-            steps = 20 + seed
-            path = np.cumsum(generator.normal(size=(steps, 2)), 0).astype(np.float32)
-            writer.add_episode(
-                {
-                    "observation.images.front": generator.integers(0, 256, (steps, 32, 32, 3), dtype=np.uint8),
-                    "observation.state": path,
-                    "action": path + 1,
-                    "executed_action": path + 1,
-                    "observation.environment_state": path * 2,
-                },
-                "slide it over",
-                seed=seed,
-            )
-
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
-    run = RunDirectory(root=tmp_path_factory.mktemp("run"))
-    write_demonstrations(run.dataset("slide"))
-    return run
-
-
-@pytest.fixture(scope="module")
-def corpus(run: RunDirectory) -> Corpus:
-    return open_corpus(RECIPE, run)
+def corpus(toy_recipe: Recipe, toy_run: RunDirectory) -> Corpus:
+    return open_corpus(toy_recipe, toy_run)
 
 
 def losses(directory: Path) -> list[float]:
@@ -126,14 +71,14 @@ def test_stage2_killed_between_saves_and_resumed_gives_the_losses_of_an_unbroken
 
 def test_a_run_directory_of_another_recipe_is_refused(corpus: Corpus, tmp_path: Path) -> None:
     train_stage1(corpus, tmp_path, until=1)
-    other = replace(corpus, recipe=replace(RECIPE, stage1=replace(RECIPE.stage1, batch_size=4)))
+    other = replace(corpus, recipe=replace(corpus.recipe, stage1=replace(corpus.recipe.stage1, batch_size=4)))
     with pytest.raises(ValueError, match="batch_size differ"):
         train_stage1(other, tmp_path)
 
 
 def test_stage1_learns_to_reconstruct(corpus: Corpus, tmp_path: Path) -> None:
     recipe = replace(
-        RECIPE, stage1=Stage1Recipe(schedule=Schedule(num_steps=80, warmup_steps=5, log_every=5), batch_size=16)
+        corpus.recipe, stage1=Stage1Recipe(schedule=Schedule(num_steps=80, warmup_steps=5, log_every=5), batch_size=16)
     )
     train_stage1(replace(corpus, recipe=recipe), tmp_path)
     found = losses(tmp_path)
