@@ -161,6 +161,7 @@ def _export(recipe: Recipe, run: RunDirectory, options: argparse.Namespace) -> N
 
 def _inspect(recipe: Recipe, run: RunDirectory, options: argparse.Namespace) -> None:
     from training.inspection import format_inspection, inspect
+    from training.json_file import write_json
 
     corpus = _corpus(recipe, run)
     vla = _train(corpus, run, options)
@@ -169,9 +170,9 @@ def _inspect(recipe: Recipe, run: RunDirectory, options: argparse.Namespace) -> 
     rows = inspect(vla, corpus.mixture(landmarks=False), device=options.device)
     print(format_inspection(rows))
     if vla.config == corpus.config:
-        _write_json(run.root / "inspection.json", {"tasks": rows})
+        write_json(run.root / "inspection.json", {"tasks": rows})
     if options.json:
-        _write_json(options.json, {"tasks": rows})
+        write_json(options.json, {"tasks": rows})
 
 
 def _evaluate(recipe: Recipe, run: RunDirectory, options: argparse.Namespace) -> list[Mapping[str, Any]]:
@@ -250,13 +251,6 @@ def _train(corpus: Corpus, run: RunDirectory, options: argparse.Namespace, until
 def _known_metrics(run: RunDirectory) -> dict[str, Any]:
     path = run.root / "inspection.json"
     return {"inspection": json.loads(path.read_text())["tasks"]} if path.is_file() else {}
-
-
-def _write_json(path: Path, values: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_name(path.name + ".tmp")
-    staged.write_text(json.dumps(values, indent=2) + "\n")
-    staged.replace(path)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from training.batches import Mixture, landmark_scales
 from training.data.pack import Pack, build_packs
 from training.data.sampler import TaskBalancedSampler
 from training.data.statistics import embodiment_statistics
+from training.json_file import write_json
 from training.recipe import Recipe, RunDirectory
 
 _SIZES = {"tiny": sizes.tiny, "small": sizes.small}
@@ -151,7 +152,5 @@ def read_statistics(packs: Sequence[Pack], run: RunDirectory, *, horizon: int) -
         if found["source"] == source:
             return found["embodiments"]
     embodiments = embodiment_statistics(packs, horizon=horizon)
-    staged = run.statistics.with_suffix(".tmp")
-    staged.write_text(json.dumps({"source": source, "embodiments": embodiments}, indent=2) + "\n")
-    staged.replace(run.statistics)
+    write_json(run.statistics, {"source": source, "embodiments": embodiments})
     return embodiments

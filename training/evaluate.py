@@ -6,7 +6,6 @@ build their own.
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import sys
 import time
@@ -21,6 +20,7 @@ import torch
 
 from policy.policy import Policy
 from premotor.client import PolicyClient, PolicyError
+from training.json_file import write_json
 from training.rollout import ChunkSource, Episode, LocalSource, ServedSource, run_episode, summarise
 from training.simulation.registry import make_simulation
 from training.simulation.task import Frame, Simulation
@@ -158,7 +158,4 @@ def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def write_results(path: Path, rows: Sequence[Mapping[str, Any]], **context: Any) -> None:
     """A list with a row per task, each with `context` added; written beside and renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_name(path.name + ".tmp")
-    staged.write_text(json.dumps([{**row, **context} for row in rows], indent=2) + "\n")
-    staged.replace(path)
+    write_json(path, [{**row, **context} for row in rows])

@@ -21,6 +21,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from training.json_file import write_json
+
 LossFunction = Callable[[int, torch.Generator], Mapping[str, Tensor]]
 
 
@@ -212,9 +214,7 @@ def _check_identity(directory: Path, identity: Mapping[str, Any]) -> None:
     path = directory / "run.json"
     wanted = json.loads(json.dumps(identity))
     if not path.exists():
-        staged = path.with_suffix(".tmp")
-        staged.write_text(json.dumps(wanted, indent=2) + "\n")
-        staged.replace(path)
+        write_json(path, wanted)
         return
     found = json.loads(path.read_text())
     different = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
