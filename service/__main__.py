@@ -97,6 +97,7 @@ def _bench_overhead(options: argparse.Namespace) -> Callable[[], int]:
 
     settings = OverheadSettings(
         checkpoint=options.policy,
+        size=options.size,
         embodiment=options.embodiment,
         iterations=options.iterations,
         backend=options.backend,
@@ -213,6 +214,9 @@ def _add_bench(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     overhead.set_defaults(verb=_bench_overhead)
     overhead.add_argument("--embodiment", default="", help="the body that asks; the first of the checkpoint's probe")
     overhead.add_argument("--iterations", type=int, default=200, help="calls of each kind")
+    overhead.add_argument(
+        "--size", choices=("tiny", "small"), default="", help="random weights of this size for the checkpoint's bodies"
+    )
     batching = benches.add_parser(
         "batching", help="chunks per second with batching on and off, interleaved", formatter_class=_HelpFormatter
     )

@@ -40,7 +40,7 @@ CLIENT_NEEDS = ("numpy", "grpc", "google.protobuf", "premotor")
 # Optional: imported where they are used, never when the client is.
 CLIENT_CODECS = ("simplejpeg", "PIL")
 # The only modules of the service that run a model, and those that reach for one when their verb is called.
-RUNS_THE_MODEL = ("service.inference", "service.local", "service.triton.adapter")
+RUNS_THE_MODEL = ("service.bench.untrained", "service.inference", "service.local", "service.triton.adapter")
 REACHES_FOR_THE_MODEL = ("service.__main__", "service.bench.overhead")
 MODEL_CODE = ("torch", "policy", "transformers", "safetensors", "tokenizers", "training")
 WITHOUT_MODEL_CODE = ("service.gateway", "service.admin")

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import os
 import random
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, Literal
 
 import grpc
 import numpy as np
@@ -46,6 +47,8 @@ class DeviceMissingError(Exception):
 @dataclass(frozen=True, kw_only=True)
 class OverheadSettings:
     checkpoint: Path
+    # Another architecture size, of random weights, for the same bodies; empty measures the checkpoint itself.
+    size: Literal["", "tiny", "small"] = ""
     # Empty takes the first case of the probe.
     embodiment: str = ""
     iterations: int = 200
@@ -70,13 +73,23 @@ def measure_overhead(settings: OverheadSettings) -> dict[str, Any]:
 
     Raises RevisionError, DeviceMissingError, ServiceStartError; ValueError when the probe does not know the embodiment.
     """
-    revision = read_revision(settings.checkpoint, policy=POLICY)
+    if not settings.size:
+        return _measure(settings, settings.checkpoint)
+    from service.bench.untrained import write_untrained
+
+    with tempfile.TemporaryDirectory() as directory:
+        write_untrained(settings.checkpoint, settings.size, Path(directory) / settings.size)
+        return _measure(settings, Path(directory) / settings.size)
+
+
+def _measure(settings: OverheadSettings, checkpoint: Path) -> dict[str, Any]:
+    revision = read_revision(checkpoint, policy=POLICY)
     case = _case(revision, settings.embodiment)
     messages = chunk_requests(revision, case, policy=POLICY)
     requests = [decoded_request(message, case, revision) for message in messages]
     forward = BareForward(revision, settings.model)
     with (
-        served(settings.checkpoint, settings.model, backend=settings.backend) as service,
+        served(checkpoint, settings.model, backend=settings.backend) as service,
         grpc.insecure_channel(service.grpc_address) as channel,
     ):
         stub = policy_pb2_grpc.PolicyServiceStub(channel)
@@ -99,8 +112,9 @@ def format_overhead(result: dict[str, Any]) -> str:
     for name, row in result["server_spans"].items():
         lines.append(f"{'  server: ' + name:<24}{row['p50_ms']:>9.2f}{row['p90_ms']:>9.2f}{row['p99_ms']:>9.2f}")
     lines.append(
-        f"overhead_ratio {result['overhead_ratio']:.3f} (rounds {min(result['round_ratios']):.3f} to "
-        f"{max(result['round_ratios']):.3f}), on the stream {result['stream_overhead_ratio']:.3f}; "
+        f"overhead_ratio {result['overhead_ratio']:.3f}, on the stream {result['stream_overhead_ratio']:.3f}; "
+        f"median of {len(result['round_ratios'])} rounds {result['median_round_ratio']:.3f} "
+        f"(95 % {result['median_round_ratio_interval'][0]:.3f} to {result['median_round_ratio_interval'][1]:.3f}); "
         f"{result['iterations']} iterations, embodiment {result['embodiment']}, {result['threads']} thread(s), "
         f"{result['dtype']} on {result['device']}; actions differ by at most {result['max_action_difference']:.1e}"
     )
@@ -212,11 +226,14 @@ def _result(
     settings: OverheadSettings, revision: Revision, case: ProbeCase, runs: dict[str, list[_Timed]]
 ) -> dict[str, Any]:
     ways = {name: _percentiles([timed.seconds for timed in timed_runs]) for name, timed_runs in runs.items()}
+    round_ratios = _round_ratios(runs)
     timings = [timed.timing for timed in runs[UNARY] if timed.timing is not None]
     return {
         "overhead_ratio": ways[UNARY]["p50_ms"] / ways[BARE]["p50_ms"],
         "stream_overhead_ratio": ways[STREAM]["p50_ms"] / ways[BARE]["p50_ms"],
-        "round_ratios": _round_ratios(runs),
+        "median_round_ratio": float(np.median(round_ratios)),
+        "median_round_ratio_interval": _median_interval(round_ratios),
+        "round_ratios": round_ratios,
         "ways": ways,
         "server_spans": {
             span: _percentiles([decode_duration(getattr(timing, span), field=span) for timing in timings])
@@ -228,6 +245,7 @@ def _result(
             for timed, bare in zip(runs[name], runs[BARE], strict=True)
         ),
         "iterations": settings.iterations,
+        "size": settings.size,
         "revision": revision.revision,
         "embodiment": revision.description.embodiments[case.request.embodiment_index].name,
         "num_cameras": len(case.request.images),
@@ -249,6 +267,13 @@ def _round_ratios(runs: dict[str, list[_Timed]]) -> list[float]:
         return [float(np.median(seconds[i : i + _BLOCK_CALLS])) for i in range(0, len(seconds), _BLOCK_CALLS)]
 
     return [unary / bare for unary, bare in zip(block_medians(UNARY), block_medians(BARE), strict=True)]
+
+
+def _median_interval(ratios: list[float]) -> tuple[float, float]:
+    """95 % of the medians of rounds drawn again, with replacement."""
+    drawn = np.random.default_rng(0).choice(ratios, (2000, len(ratios)))
+    low, high = np.percentile(np.median(drawn, axis=1), (2.5, 97.5))
+    return float(low), float(high)
 
 
 def _percentiles(seconds: list[float]) -> dict[str, float]:

@@ -214,6 +214,18 @@ def test_a_flipped_byte_ends_the_start_with_the_name_of_the_file(toy_checkpoint:
         pytest.fail("a damaged checkpoint was served")
 
 
+def test_overhead_can_be_measured_on_a_size_that_nobody_has_trained(toy_checkpoint: Path) -> None:
+    settings = OverheadSettings(
+        checkpoint=toy_checkpoint, size="tiny", iterations=2, backend="local", model=ModelSettings()
+    )
+    overhead = measure_overhead(settings)
+    assert overhead["size"] == "tiny"
+    assert overhead["revision"] != read_revision(toy_checkpoint, policy="toy").revision
+    assert overhead["max_action_difference"] < 1e-5
+    low, high = overhead["median_round_ratio_interval"]
+    assert low <= overhead["median_round_ratio"] <= high
+
+
 def test_the_benches_report_ratios_and_equal_actions(toy_checkpoint: Path) -> None:
     # In process: Triton's start costs seconds, and there are three.
     overhead = measure_overhead(
