@@ -1,4 +1,4 @@
-"""A checkpoint of random weights, of another size, for the bodies of a given one: what a size costs before it is trained.
+"""A checkpoint of random weights, of another size, for the bodies of a given one: what a size costs untrained.
 
 Owns nothing that is kept. Imports torch, and so only inside a bench that measures the model in its own process.
 """
