@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, TypeVar
 
 from policy.images import Interpolation
+from policy.prior import EncoderInputs
 from policy.trunk import TrunkConfig
 
 _T = TypeVar("_T")
@@ -55,6 +56,7 @@ class ModelConfig:
     encoder: TrunkConfig
     decoder: TrunkConfig
     backbone: ConvolutionalSettings | VlmSettings
+    encoder_inputs: EncoderInputs = "state-action"
 
     def __post_init__(self) -> None:
         if not 1 <= self.execution_horizon <= self.action_horizon:

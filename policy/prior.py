@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -21,6 +22,9 @@ from policy.trunk import Trunk, TrunkConfig
 
 _TIME_FEATURES = 64
 
+# What E reads of a window; without states it is the action-only prior of paper A's Table IV.
+EncoderInputs = Literal["state-action", "action"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class PriorConfig:
@@ -31,6 +35,7 @@ class PriorConfig:
     num_soft_tokens: int
     encoder: TrunkConfig
     decoder: TrunkConfig
+    encoder_inputs: EncoderInputs = "state-action"
 
 
 class EmbodimentLinear(nn.Module):
@@ -59,6 +64,7 @@ class MotionEncoder(nn.Module):
         super().__init__()
         width = config.encoder.width
         self.num_soft_tokens = config.num_soft_tokens
+        self.reads_states = config.encoder_inputs == "state-action"
         self.cls = nn.Parameter(torch.randn(width) * 0.02)
         self.soft_tokens = nn.Parameter(torch.randn(config.num_embodiments, config.num_soft_tokens, width) * 0.02)
         self.kind = nn.Parameter(torch.randn(2, width) * 0.02)  # state, action
@@ -81,9 +87,8 @@ class MotionEncoder(nn.Module):
         pairs = torch.stack([state_tokens, action_tokens], 2).flatten(1, 2)  # B 2T D
         head = torch.cat([self.cls.expand(batch, 1, -1), self.soft_tokens[embodiment]], 1)
         x = torch.cat([head.to(pairs.dtype), pairs], 1)
-        readable = torch.cat(
-            [step_mask.new_ones(batch, 1 + self.num_soft_tokens), step_mask.repeat_interleave(2, dim=1)], 1
-        )
+        pair_mask = torch.stack([step_mask & self.reads_states, step_mask], 2).flatten(1, 2)
+        readable = torch.cat([step_mask.new_ones(batch, 1 + self.num_soft_tokens), pair_mask], 1)
         h = self.trunk(x, readable[:, None].expand(-1, x.shape[1], -1))
         return normalize_latent(self.latent(h[:, 0]))
 

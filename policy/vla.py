@@ -77,6 +77,7 @@ def prior_config(config: ModelConfig) -> PriorConfig:
         num_soft_tokens=config.num_soft_tokens,
         encoder=config.encoder,
         decoder=config.decoder,
+        encoder_inputs=config.encoder_inputs,
     )
 
 

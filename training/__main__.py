@@ -92,7 +92,7 @@ def _run(options: argparse.Namespace) -> int:
 
     torch.set_num_threads(options.threads)
     recipe = Recipe.load(options.recipe)
-    run = RunDirectory(root=options.run or Path("build/runs") / recipe.name)
+    run = RunDirectory.of(recipe, options.run or Path("build/runs") / recipe.name)
     verb = {
         "record": _record,
         "stats": _stats,
@@ -141,21 +141,13 @@ def _stage2(recipe: Recipe, run: RunDirectory, options: argparse.Namespace) -> N
 
 
 def _export(recipe: Recipe, run: RunDirectory, options: argparse.Namespace) -> None:
-    from training.export import export_checkpoint
-    from training.loop import seconds_spent
+    from training.pipeline import export
 
     corpus = _corpus(recipe, run)
     vla = _train(corpus, run, options)
-    training = {
-        "stage1_steps": recipe.stage1.schedule.num_steps,
-        "stage2_steps": recipe.stage2.schedule.num_steps,
-        "stage1_hours": round(seconds_spent(run.stage1) / 3600, 3),
-        "stage2_hours": round(seconds_spent(run.stage2) / 3600, 3),
-        "started_from": corpus.parent_manifest,
-        "seed": recipe.seed,
-        "threads": options.threads,
-    }
-    revision = export_checkpoint(corpus, vla, run.checkpoint, training=training, metrics=_known_metrics(run))
+    revision = export(
+        corpus, vla, run, run.checkpoint, step=recipe.stage2.schedule.num_steps, metrics=_known_metrics(run)
+    )
     print(f"revision {revision} in {run.checkpoint}")
 
 
@@ -167,7 +159,7 @@ def _inspect(recipe: Recipe, run: RunDirectory, options: argparse.Namespace) -> 
     vla = _train(corpus, run, options)
     asked = {"noise_scale": options.noise_scale, "num_inference_steps": options.inference_steps}
     vla.config = replace(vla.config, **{name: value for name, value in asked.items() if value is not None})
-    rows = inspect(vla, corpus.mixture(landmarks=False), device=options.device)
+    rows = inspect(vla, corpus.mixture(corpus.packs, landmarks=False), device=options.device)
     print(format_inspection(rows))
     if vla.config == corpus.config:
         write_json(run.root / "inspection.json", {"tasks": rows})
@@ -239,13 +231,9 @@ def _corpus(recipe: Recipe, run: RunDirectory) -> Corpus:
 
 def _train(corpus: Corpus, run: RunDirectory, options: argparse.Namespace, until: int | None = None) -> VLA:
     """The trained VLA: both stages are resumed, which takes no time once they are done."""
-    from training.stage1 import train_stage1
-    from training.stage2 import train_stage2
+    from training.pipeline import train_stages
 
-    recipe = corpus.recipe
-    has_prior = recipe.stage1.schedule.num_steps and not recipe.stage2.start_from
-    prior = train_stage1(corpus, run.stage1, device=options.device) if has_prior else None
-    return train_stage2(corpus, prior, run.stage2, device=options.device, until=until)
+    return train_stages(corpus, run, device=options.device, until=until)
 
 
 def _known_metrics(run: RunDirectory) -> dict[str, Any]:

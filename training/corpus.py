@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ _SIZES = {"tiny": sizes.tiny, "small": sizes.small}
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
     recipe: Recipe
-    packs: Sequence[Pack]
+    packs: Sequence[Pack]  # a task each, with the episodes that the recipe uses
+    motion_packs: Sequence[Pack] = ()  # more of stage 1's tasks, without images
     specs: Sequence[EmbodimentSpec]  # in the order of their index in the model
     statistics: Sequence[Statistics]
     tokenizer: Tokenizer
@@ -54,19 +56,30 @@ class Corpus:
     def normalizers(self) -> Mapping[str, Normalizer]:
         return {spec.name: Normalizer(spec, values) for spec, values in zip(self.specs, self.statistics, strict=True)}
 
-    def mixture(self, *, landmarks: bool) -> Mixture:
+    @property
+    def stage1_packs(self) -> Sequence[Pack]:
+        return (*_of_tasks(self.packs, self.recipe.stage1.tasks), *self.motion_packs)
+
+    @property
+    def stage2_packs(self) -> Sequence[Pack]:
+        return _of_tasks(self.packs, self.recipe.stage2.tasks)
+
+    def mixture(self, packs: Sequence[Pack], *, landmarks: bool) -> Mixture:
         return Mixture(
-            packs=self.packs,
+            packs=packs,
             normalizers=self.normalizers,
             embodiments={spec.name: index for index, spec in enumerate(self.specs)},
             config=self.config,
-            landmark_scales=landmark_scales(self.packs) if landmarks else (),
+            landmark_scales=landmark_scales(packs) if landmarks else (),
         )
 
-    def sampler(self, batch_size: int, seed: int) -> TaskBalancedSampler:
-        """Every task as often as its weight says, however long its episodes."""
-        weights = [self.recipe.data.weight(pack.task) for pack in self.packs]
-        return TaskBalancedSampler([pack.num_frames for pack in self.packs], weights, batch_size, seed)
+    def sampler(self, packs: Sequence[Pack], batch_size: int, seed: int) -> TaskBalancedSampler:
+        """Every task as often as its weight says, however long its episodes and in however many packs they are."""
+        frames = Counter[str]()
+        for pack in packs:
+            frames[pack.task] += pack.num_frames
+        weights = [self.recipe.data.weight(pack.task) * pack.num_frames / frames[pack.task] for pack in packs]
+        return TaskBalancedSampler([pack.num_frames for pack in packs], weights, batch_size, seed)
 
     def build_model(self) -> VLA:
         """Fresh weights, a function of the recipe's seed alone, or those of the checkpoint that stage 2 starts from."""
@@ -77,14 +90,14 @@ class Corpus:
             vla.load_state_dict(self.parent.vla.state_dict())
         return vla
 
-    def identity(self) -> dict[str, Any]:
-        """What a resumed run must agree on: size, seed and the very bytes of the data."""
+    def identity(self, packs: Sequence[Pack]) -> dict[str, Any]:
+        """What a resumed stage on `packs` must agree on: size, words and the very bytes of the data."""
         return {
             "size": self.recipe.size,
             "config": {name: value for name, value in self.config.to_json().items() if name not in INFERENCE_ONLY},
             "weights": dict(self.recipe.data.weights),
             "start_from": self.parent.revision if self.parent else "",
-            "data": {pack.task: pack.source_sha256 for pack in self.packs},
+            "data": [[pack.task, pack.source_sha256, pack.num_episodes] for pack in packs],
         }
 
 
@@ -100,7 +113,8 @@ def open_corpus(recipe: Recipe, run: RunDirectory) -> Corpus:
             f"no demonstrations of {', '.join(missing)} in {run.datasets}; run the verb 'record' first"
         )
     image_size = {"tiny": 96, "small": 128, "tiny-vlm": 64}[recipe.size]
-    packs = build_packs([run.dataset(task) for task in recipe.data.tasks], run.packs, image_size=image_size)
+    recorded = build_packs([run.dataset(task) for task in recipe.data.tasks], run.packs, image_size=image_size)
+    packs = [pack.first(recipe.data.num_episodes(pack.task)) for pack in recorded] if recipe.data.root else recorded
     if recipe.stage2.start_from:
         return _fine_tuned(recipe, packs, read_checkpoint(Path(recipe.stage2.start_from)))
     specs: dict[str, EmbodimentSpec] = {}
@@ -113,15 +127,34 @@ def open_corpus(recipe: Recipe, run: RunDirectory) -> Corpus:
         config = sizes.tiny_vlm(ordered, vocabulary, toy_hugging_face("smolvlm", tokenizer))
     else:
         config = _SIZES[recipe.size](ordered, vocabulary)
-    statistics = read_statistics(packs, run, horizon=config.action_horizon)
+    config = replace(config, encoder_inputs=recipe.stage1.inputs)
+    statistics = read_statistics(recorded, run, horizon=config.action_horizon)
     return Corpus(
         recipe=recipe,
         packs=packs,
+        motion_packs=_motion_packs(recipe, run),
         specs=ordered,
         statistics=[statistics[spec.name] for spec in ordered],
         tokenizer=tokenizer,
         config=config,
     )
+
+
+def _motion_packs(recipe: Recipe, run: RunDirectory) -> list[Pack]:
+    if not recipe.stage1.motion_episodes:
+        return []
+    datasets = [run.motion_datasets / task for task in recipe.stage1.tasks or recipe.data.tasks]
+    if missing := [dataset.name for dataset in datasets if not dataset.is_dir()]:
+        raise FileNotFoundError(
+            f"no demonstrations without images of {', '.join(missing)} in {run.motion_datasets}, "
+            f"and stage1.motion_episodes is {recipe.stage1.motion_episodes}; record them first"
+        )
+    packs = build_packs(datasets, run.motion_packs, image_size=None)
+    return [pack.first(recipe.stage1.motion_episodes) for pack in packs]
+
+
+def _of_tasks(packs: Sequence[Pack], tasks: Sequence[str]) -> Sequence[Pack]:
+    return [pack for pack in packs if pack.task in tasks] if tasks else packs
 
 
 def _fine_tuned(recipe: Recipe, packs: Sequence[Pack], parent: CheckpointParts) -> Corpus:

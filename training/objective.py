@@ -74,8 +74,10 @@ class LandmarkHead(nn.Module):
         return torch.bmm(h[:, None], self.out[task].to(h.dtype))[:, 0]
 
 
-def prior_decay(step: int, decay_steps: int) -> float:
-    """lambda(k) = max(0, 1 - k / N_decay); 0 steps means no distillation at all."""
+def prior_decay(step: int, decay_steps: int | None) -> float:
+    """lambda(k) = max(0, 1 - k / N_decay); 0 steps means no distillation at all, None that it stays 1."""
+    if decay_steps is None:
+        return 1.0
     return max(0.0, 1.0 - step / decay_steps) if decay_steps > 0 else 0.0
 
 

@@ -6,12 +6,14 @@ Owns the recipe, its strict JSON form and the layout of a run's directory. Reads
 from __future__ import annotations
 
 import difflib
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from policy.prior import EncoderInputs
 from training.loop import Schedule
 
 _T = TypeVar("_T")
@@ -27,8 +29,11 @@ class DataRecipe:
     """Demonstrations: successes only, the first `episodes_per_task` that succeed from `first_seed` on.
 
     `episodes` and `weights` name tasks that differ: in how many episodes they get, and in how often a batch draws them.
+    `root` holds recordings that several runs share; they may hold more episodes than a run uses. Empty is the run's own
+    directory. Statistics are always those of whole recordings, so that runs on fewer episodes stay comparable.
     """
 
+    root: str = ""
     tasks: tuple[str, ...]
     episodes_per_task: int
     episodes: Mapping[str, int] = field(default_factory=dict)
@@ -50,28 +55,46 @@ class DataRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage1Recipe:
-    """The action prior. `num_steps` 0 in its schedule means none: stage 2 starts from a random decoder."""
+    """The action prior. `num_steps` 0 in its schedule means none: stage 2 starts from a random decoder.
+
+    `tasks` empty means all of data.tasks. `motion_episodes` of each come on top, recorded without images.
+    """
 
     schedule: Schedule
     batch_size: int = 128
     num_draws: int = 1
+    inputs: EncoderInputs = "state-action"
+    tasks: tuple[str, ...] = ()
+    motion_episodes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage2Recipe:
-    """The VLA. `decay_steps` is N_decay of lambda(k); 0 turns distillation off.
+    """The VLA. `decay_steps` is N_decay of lambda(k); 0 turns distillation off, null never lets go.
 
-    `start_from` is a checkpoint to fine-tune: its weights, words and statistics, in place of stage 1's prior.
+    `tasks` empty means all of data.tasks; a body left out keeps its place in the model. At the steps of `snapshots` a
+    checkpoint is written beside the run's. `start_from` is a checkpoint to fine-tune: its weights, words and
+    statistics, in place of stage 1's prior.
     """
 
     schedule: Schedule
     batch_size: int = 64
     num_draws: int = 1
-    decay_steps: int
+    decay_steps: int | None
     history: bool = True
     state_dropout: float = 0.3
     landmark_weight: float = 1.0
+    tasks: tuple[str, ...] = ()
+    snapshots: tuple[int, ...] = ()
     start_from: str = ""
+
+    def __post_init__(self) -> None:
+        steps = [0, *self.snapshots, self.schedule.num_steps]
+        if any(later <= earlier for earlier, later in itertools.pairwise(steps)):
+            raise ValueError(
+                f"stage2.snapshots are {list(self.snapshots)}, expected rising steps between 0 and "
+                f"{self.schedule.num_steps}, the last step"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +118,9 @@ class Recipe:
     evaluation: EvaluationRecipe = EvaluationRecipe()
 
     def __post_init__(self) -> None:
+        for name, tasks in (("stage1", self.stage1.tasks), ("stage2", self.stage2.tasks)):
+            if unknown := sorted(set(tasks) - set(self.data.tasks)):
+                raise ValueError(f"{name}.tasks names {unknown}, expected some of {sorted(self.data.tasks)}")
         # The expert may fail on some scenes, so more seeds are tried than episodes are kept.
         training = range(
             self.data.first_seed, self.data.first_seed + 100 * max(map(self.data.num_episodes, self.data.tasks))
@@ -108,10 +134,14 @@ class Recipe:
 
     @property
     def variant(self) -> str:
-        """The name style.md gives this combination of prior and history."""
+        """The name of this combination of prior and history."""
+        if not self.stage1.schedule.num_steps:
+            return "no-prior-history" if self.stage2.history else "no-prior"
         if self.stage2.history:
-            return "history" if self.stage1.schedule.num_steps else "no-prior-history"
-        return "state-prior" if self.stage1.schedule.num_steps else "no-prior"
+            return "history" if self.stage1.inputs == "state-action" else "action-prior-history"
+        if self.stage1.motion_episodes:
+            return "scaled-prior"
+        return "state-prior" if self.stage1.inputs == "state-action" else "action-prior"
 
     def to_json(self) -> dict[str, Any]:
         return json.loads(json.dumps(asdict(self)))
@@ -126,7 +156,8 @@ class Recipe:
         parts["data"] = _build(DataRecipe, {**data, "tasks": tuple(data.get("tasks", ()))}, "data")
         for name, kind in (("stage1", Stage1Recipe), ("stage2", Stage2Recipe)):
             stage = dict(parts.get(name, {}))
-            parts[name] = _build(kind, {**stage, "schedule": _build(Schedule, stage.get("schedule", {}), name)}, name)
+            stage["schedule"] = _build(Schedule, stage.get("schedule", {}), name)
+            parts[name] = _build(kind, {key: _frozen(value) for key, value in stage.items()}, name)
         if "evaluation" in parts:
             parts["evaluation"] = _build(EvaluationRecipe, parts["evaluation"], "evaluation")
         return _build(cls, parts, "recipe")
@@ -147,20 +178,34 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class RunDirectory:
-    """Where each verb of a run reads and writes."""
+    """Where each verb of a run reads and writes. `shared` holds recordings that are not the run's own."""
 
     root: Path
+    shared: Path | None = None
+
+    @classmethod
+    def of(cls, recipe: Recipe, root: Path) -> RunDirectory:
+        return cls(root=root, shared=Path(recipe.data.root) if recipe.data.root else None)
 
     def dataset(self, task: str) -> Path:
-        return self.root / "data" / task
+        return self.datasets / task
 
     @property
     def datasets(self) -> Path:
-        return self.root / "data"
+        return (self.shared or self.root) / "data"
 
     @property
     def packs(self) -> Path:
-        return self.root / "packs"
+        return (self.shared or self.root) / "packs"
+
+    @property
+    def motion_datasets(self) -> Path:
+        """Demonstrations without images, for stage 1 alone."""
+        return (self.shared or self.root) / "motion"
+
+    @property
+    def motion_packs(self) -> Path:
+        return (self.shared or self.root) / "motion-packs"
 
     @property
     def statistics(self) -> Path:
@@ -178,9 +223,17 @@ class RunDirectory:
     def checkpoint(self) -> Path:
         return self.root / "checkpoint"
 
+    def snapshot(self, step: int) -> Path:
+        """The checkpoint of one of stage 2's `snapshots`."""
+        return self.root / "snapshots" / f"step_{step:06d}"
+
     @property
     def evaluation(self) -> Path:
         return self.root / "evaluation"
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _build(kind: type[_T], values: Mapping[str, Any], where: str) -> _T:

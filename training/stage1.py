@@ -25,8 +25,9 @@ def train_stage1(
         prior = ActionPrior(prior_config(corpus.config)).to(device)
     if not recipe.schedule.num_steps:
         return prior
-    mixture = corpus.mixture(landmarks=False)
-    sampler = corpus.sampler(recipe.batch_size, corpus.recipe.seed + 1)
+    packs = corpus.stage1_packs
+    mixture = corpus.mixture(packs, landmarks=False)
+    sampler = corpus.sampler(packs, recipe.batch_size, corpus.recipe.seed + 1)
 
     def loss(step: int, generator: torch.Generator) -> Mapping[str, Tensor]:
         motion = to_device(mixture.motion(sampler.batch(step)), device)
@@ -39,7 +40,7 @@ def train_stage1(
         schedule=recipe.schedule,
         seed=corpus.recipe.seed + 1,
         loss=loss,
-        identity={**corpus.identity(), "stage": 1, "batch_size": recipe.batch_size, "num_draws": recipe.num_draws},
+        identity={**corpus.identity(packs), "stage": 1, "batch_size": recipe.batch_size, "num_draws": recipe.num_draws},
         device=device,
         autocast=corpus.recipe.autocast,
         until=until,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from policy.config import ConvolutionalSettings
 from policy.prior import ActionPrior
 from policy.vla import VLA
 from training.corpus import Corpus
+from training.data.pack import Pack
 from training.loop import run, step_seed
 from training.objective import LandmarkHead, prior_decay, stage2_losses, to_device
 
@@ -36,11 +37,12 @@ def train_stage2(
         vla.prior.load_state_dict(prior.state_dict())
     vla = vla.to(device)
     modules: dict[str, nn.Module] = {"vla": vla}
-    landmark_head = _landmark_head(corpus)
+    packs = corpus.stage2_packs
+    landmark_head = _landmark_head(corpus, packs)
     if landmark_head is not None:
         modules["landmark_head"] = landmark_head.to(device)
-    mixture = corpus.mixture(landmarks=landmark_head is not None)
-    sampler = corpus.sampler(recipe.batch_size, corpus.recipe.seed + 2)
+    mixture = corpus.mixture(packs, landmarks=landmark_head is not None)
+    sampler = corpus.sampler(packs, recipe.batch_size, corpus.recipe.seed + 2)
 
     def loss(step: int, generator: torch.Generator) -> Mapping[str, Tensor]:
         picks = sampler.batch(step)
@@ -58,7 +60,9 @@ def train_stage2(
         )
 
     settings: dict[str, Any] = {
-        name: value for name, value in asdict(recipe).items() if name not in ("schedule", "start_from")
+        name: value
+        for name, value in asdict(recipe).items()
+        if name not in ("schedule", "start_from", "tasks", "snapshots")
     }
     averaged = run(
         directory=directory,
@@ -67,7 +71,7 @@ def train_stage2(
         schedule=recipe.schedule,
         seed=corpus.recipe.seed + 2,
         loss=loss,
-        identity={**corpus.identity(), "stage": 2, **settings},
+        identity={**corpus.identity(packs), "stage": 2, **settings},
         device=device,
         autocast=corpus.recipe.autocast,
         until=until,
@@ -76,7 +80,7 @@ def train_stage2(
     return vla
 
 
-def _landmark_head(corpus: Corpus) -> LandmarkHead | None:
+def _landmark_head(corpus: Corpus, packs: Sequence[Pack]) -> LandmarkHead | None:
     """Only for eyes that report keypoints; its own seed keeps the model's weights independent of it."""
     backbone = corpus.config.backbone
     if not corpus.recipe.stage2.landmark_weight or not isinstance(backbone, ConvolutionalSettings):
@@ -84,5 +88,5 @@ def _landmark_head(corpus: Corpus) -> LandmarkHead | None:
     visual_dim = corpus.config.max_cameras * backbone.num_keypoints * 3
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(corpus.recipe.seed + 4)
-        max_landmarks = max(len(pack.environment_state_names) for pack in corpus.packs)
-        return LandmarkHead(visual_dim, len(corpus.packs), max_landmarks)
+        max_landmarks = max(len(pack.environment_state_names) for pack in packs)
+        return LandmarkHead(visual_dim, len(packs), max_landmarks)

@@ -97,7 +97,7 @@ def test_the_distillation_decays_to_nothing_and_then_skips_the_encoder(corpus: C
     assert [prior_decay(step, 4) for step in (0, 1, 4, 9)] == [1.0, 0.75, 0.0, 0.0]
     assert prior_decay(0, 0) == 0.0
     vla = corpus.build_model()
-    mixture = corpus.mixture(landmarks=False)
+    mixture = corpus.mixture(corpus.packs, landmarks=False)
     batch = mixture.vla([(0, np.arange(4))], torch.ones(4, dtype=torch.bool))
     generator = torch.Generator()
     with_prior = stage2_losses(vla, batch, generator.manual_seed(0), distillation=0.5, num_draws=1)
@@ -112,7 +112,7 @@ def test_the_distillation_decays_to_nothing_and_then_skips_the_encoder(corpus: C
 
 def test_alignment_moves_the_vlm_and_never_the_encoder(corpus: Corpus) -> None:
     vla = corpus.build_model()
-    batch = corpus.mixture(landmarks=False).vla([(0, np.arange(4))], torch.ones(4, dtype=torch.bool), history=False)
+    batch = corpus.mixture(corpus.packs, landmarks=False).vla([(0, np.arange(4))], torch.ones(4, dtype=torch.bool), history=False)
     losses = stage2_losses(vla, batch, torch.Generator().manual_seed(0), distillation=1.0, num_draws=1)
     losses["alignment"].backward()
     assert all(value.grad is None for value in vla.prior.encoder.parameters())
@@ -121,7 +121,7 @@ def test_alignment_moves_the_vlm_and_never_the_encoder(corpus: Corpus) -> None:
 
 def test_padding_never_enters_the_flow_loss(corpus: Corpus) -> None:
     vla = corpus.build_model()
-    motion = corpus.mixture(landmarks=False).motion([(0, np.array([18, 40]))])
+    motion = corpus.mixture(corpus.packs, landmarks=False).motion([(0, np.array([18, 40]))])
     assert not motion.step_mask.all(), "the window must reach past an episode's end"
     z = encode_motion(vla.prior, motion)
     poisoned = motion.actions.clone()
@@ -157,9 +157,9 @@ def test_an_exported_run_serves_and_describes_itself(corpus: Corpus, tmp_path: P
 def test_inspection_sees_a_blind_policy(corpus: Corpus) -> None:
     vla = corpus.build_model()
     torch.nn.init.normal_(vla.prior.decoder.velocity_out.weight, std=0.5)
-    rows = inspect(vla, corpus.mixture(landmarks=False), num_frames=24)
+    rows = inspect(vla, corpus.mixture(corpus.packs, landmarks=False), num_frames=24)
     assert rows[0]["images_ratio"] != 1.0
-    blind = corpus.mixture(landmarks=False)
+    blind = corpus.mixture(corpus.packs, landmarks=False)
     for pack in blind.packs:
         pack.images["front"] = np.zeros_like(pack.images["front"])  # type: ignore[index]
     assert inspect(vla, blind, num_frames=24)[0]["images_ratio"] == pytest.approx(1.0)

@@ -12,7 +12,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,24 @@ class Pack:
     def episode_of(self, frames: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """The episode each frame belongs to."""
         return np.searchsorted(self.episode_start, frames, side="right") - 1
+
+    def first(self, num_episodes: int) -> Pack:
+        """The same pack with its first episodes only. Raises PackError when it holds fewer."""
+        if not 1 <= num_episodes <= self.num_episodes:
+            raise PackError(f"pack {self.directory} has {self.num_episodes} episodes, {num_episodes} were asked for")
+        stop = int(self.episode_start[num_episodes - 1] + self.episode_length[num_episodes - 1])
+        return replace(
+            self,
+            state=self.state[:stop],
+            action=self.action[:stop],
+            executed_action=self.executed_action[:stop],
+            environment_state=None if self.environment_state is None else self.environment_state[:stop],
+            images={name: frames[:stop] for name, frames in self.images.items()},
+            episode_start=self.episode_start[:num_episodes],
+            episode_length=self.episode_length[:num_episodes],
+            episode_seed=self.episode_seed[:num_episodes],
+            episode_instruction=self.episode_instruction[:num_episodes],
+        )
 
     @classmethod
     def open(cls, directory: Path | str) -> Pack:
