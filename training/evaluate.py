@@ -14,14 +14,14 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from policy.policy import Policy
 from premotor.client import PolicyClient, PolicyError
 from training.json_file import write_json
-from training.rollout import ChunkSource, Episode, LocalSource, ServedSource, run_episode, summarise
+from training.rollout import ChunkSource, Episode, HistoryCondition, LocalSource, ServedSource, run_episode, summarise
 from training.simulation.registry import make_simulation
 from training.simulation.task import Frame, Simulation
 from training.video import EpisodeVideo
@@ -35,14 +35,29 @@ class EvaluationError(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """Whom to ask: a checkpoint in process, or a policy's name at a gateway's address. Exactly one is given."""
+    """Whom to ask, and how: a checkpoint in process, or a policy's name at a gateway's address. Exactly one is given.
+
+    `history_mode` and `history_delay` spoil the history that is given (rollout.HistoryCondition), in process only;
+    `inference_delay` is how many control steps a chunk comes late.
+    """
 
     checkpoint: Path | None = None
     address: str = ""
     policy: str = ""
     history: bool = False
+    history_mode: Literal["true", "shuffled", "frozen"] = "true"
+    history_delay: int = 0
+    inference_delay: int = 0
+
+    @property
+    def condition(self) -> HistoryCondition:
+        return HistoryCondition(mode=self.history_mode if self.history else "none", delay_steps=self.history_delay)
 
     def __post_init__(self) -> None:
+        if self.inference_delay < 0:
+            raise ValueError(f"inference_delay is {self.inference_delay}, expected 0 or more control steps")
+        if self.address and self.condition.mode not in ("none", "true") or self.address and self.history_delay:
+            raise ValueError("a served policy is given the true history or none: spoil it in process")
         if (self.checkpoint is None) == (not self.address):
             raise ValueError("a target is either a checkpoint or an address, not both and not neither")
         if self.address and not self.policy:
@@ -96,7 +111,7 @@ def run_job(job: Job) -> Mapping[str, Any]:
             for count, seed in enumerate(job.seeds):
                 filmed = video if count < _FILMED_EPISODES else None
                 started = time.perf_counter()
-                episode = _film(simulation, source, seed, filmed)
+                episode = _film(simulation, source, seed, filmed, job.target.inference_delay)
                 elapsed_s += time.perf_counter() - started
                 episodes.append(episode)
                 solved = sum(episode.succeeded for episode in episodes)
@@ -116,10 +131,12 @@ def run_job(job: Job) -> Mapping[str, Any]:
     return summarise(simulation.spec.name, job.task, episodes, elapsed_s)
 
 
-def _film(simulation: Simulation, source: ChunkSource, seed: int, video: EpisodeVideo | None) -> Episode:
+def _film(
+    simulation: Simulation, source: ChunkSource, seed: int, video: EpisodeVideo | None, inference_delay: int
+) -> Episode:
     if video is None:
-        return run_episode(simulation, source, seed)
-    episode = run_episode(simulation, source, seed, on_frame=video.add_frame)
+        return run_episode(simulation, source, seed, inference_delay=inference_delay)
+    episode = run_episode(simulation, source, seed, on_frame=video.add_frame, inference_delay=inference_delay)
     last: Frame = simulation.observe()
     video.end_episode(last, succeeded=episode.succeeded)
     return episode
@@ -129,7 +146,7 @@ def _film(simulation: Simulation, source: ChunkSource, seed: int, video: Episode
 def open_source(job: Job) -> Iterator[ChunkSource]:
     target = job.target
     if target.checkpoint is not None:
-        yield LocalSource(Policy.from_checkpoint(target.checkpoint), history=target.history)
+        yield LocalSource(Policy.from_checkpoint(target.checkpoint), history=target.condition)
         return
     try:
         with PolicyClient(target.address) as client:

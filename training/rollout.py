@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -45,13 +44,60 @@ class ChunkSource(Protocol):
         ...
 
 
+HistoryMode = Literal["none", "true", "shuffled", "frozen"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HistoryCondition:
+    """What a policy is told of the past.
+
+    "shuffled" gives the true steps in another order at every question; "frozen" repeats the episode's first full
+    window; `delay_steps` gives a window that ends so many control steps before the present.
+    """
+
+    mode: HistoryMode = "none"
+    delay_steps: int = 0
+
+    def __post_init__(self) -> None:
+        if self.delay_steps < 0 or (self.delay_steps and self.mode != "true"):
+            raise ValueError(
+                f"history delay is {self.delay_steps} steps with mode {self.mode!r}, expected 0, or more with 'true'"
+            )
+
+
+class PastSteps:
+    """The steps of one episode, and the window of them that a condition lets a policy see."""
+
+    def __init__(self, condition: HistoryCondition, num_steps: int) -> None:
+        self._condition, self._num_steps = condition, num_steps
+        self._steps: list[tuple[Floats, Floats]] = []
+
+    def clear(self) -> None:
+        self._steps.clear()
+
+    def append(self, state: Floats, action: Floats) -> None:
+        self._steps.append((state, action))
+
+    def window(self, seed: int) -> list[tuple[Floats, Floats]]:
+        """Oldest first, at most `num_steps`; `seed` orders a shuffled one."""
+        if self._condition.mode == "none":
+            return []
+        if self._condition.mode == "frozen":
+            return self._steps[: self._num_steps]
+        seen = self._steps[: max(0, len(self._steps) - self._condition.delay_steps)]
+        window = seen[-self._num_steps :]
+        if self._condition.mode == "shuffled":
+            return [window[i] for i in np.random.default_rng(seed).permutation(len(window))]
+        return window
+
+
 class LocalSource:
     """A policy in this process."""
 
-    def __init__(self, policy: Policy, *, history: bool) -> None:
+    def __init__(self, policy: Policy, *, history: HistoryCondition) -> None:
         self._policy = policy
         self.execution_horizon = policy.config.execution_horizon
-        self._past: deque[tuple[Floats, Floats]] = deque(maxlen=policy.config.history_steps if history else 0)
+        self._past = PastSteps(history, policy.config.history_steps)
 
     def start_episode(self, simulation: Simulation, episode_id: str) -> None:
         self._past.clear()
@@ -62,10 +108,10 @@ class LocalSource:
         return Answer(actions=chunk.cpu().numpy(), latency_s=time.perf_counter() - started)
 
     def played(self, state: Floats, action: Floats) -> None:
-        self._past.append((state, action))
+        self._past.append(state, action)
 
     def _request(self, simulation: Simulation, frame: Frame, seed: int) -> ChunkRequest:
-        past = list(self._past)
+        past = self._past.window(seed)
         return ChunkRequest(
             embodiment=simulation.spec.name,
             images={name: torch.from_numpy(np.ascontiguousarray(image)) for name, image in frame.images.items()},
@@ -122,17 +168,30 @@ class Episode:
 
 
 def run_episode(
-    simulation: Simulation, source: ChunkSource, seed: int, on_frame: Callable[[Frame], None] | None = None
+    simulation: Simulation,
+    source: ChunkSource,
+    seed: int,
+    on_frame: Callable[[Frame], None] | None = None,
+    inference_delay: int = 0,
 ) -> Episode:
-    """One scene until it is solved or the task's step limit. `on_frame` sees a frame before every step."""
+    """One scene until it is solved or the task's step limit. `on_frame` sees a frame before every step.
+
+    A chunk takes over `inference_delay` control steps after its observation, from the action meant for that step on;
+    until then the one before plays on. The first is waited for. Raises ValueError when a chunk is too short for that.
+    """
     simulation.reset(seed)
     source.start_episode(simulation, f"{simulation.task}-{seed}")
     latencies: list[float] = []
+    planned: list[Floats] = []
     step = 0
     while step < simulation.max_steps and not simulation.succeeded():
         answer = source.predict(simulation, simulation.observe(), seed=seed * 1_000_003 + step)
         latencies.append(answer.latency_s)
-        for action in answer.actions[: source.execution_horizon]:
+        needed = source.execution_horizon + inference_delay
+        if len(answer.actions) < needed:
+            raise ValueError(f"a chunk has {len(answer.actions)} actions, playing it with this delay takes {needed}")
+        planned = [*planned, *answer.actions[len(planned) : needed]]
+        for action in planned[: source.execution_horizon]:
             if on_frame is not None:
                 on_frame(simulation.observe())
             state = simulation.state()
@@ -140,6 +199,7 @@ def run_episode(
             step += 1
             if simulation.succeeded() or step >= simulation.max_steps:
                 break
+        planned = planned[source.execution_horizon :]
     return Episode(seed=seed, succeeded=simulation.succeeded(), num_steps=step, latencies_s=tuple(latencies))
 
 

@@ -24,7 +24,18 @@ from premotor.client import PolicyClient
 from premotor.v1 import policy_pb2, policy_pb2_grpc
 from premotor.wire import decode_tensor, encode_duration, encode_tensor
 from training.evaluate import Target, format_table, write_results
-from training.rollout import Answer, Episode, LocalSource, ServedSource, run_episode, summarise, wilson_interval
+from training.rollout import (
+    Answer,
+    Episode,
+    HistoryCondition,
+    HistoryMode,
+    LocalSource,
+    PastSteps,
+    ServedSource,
+    run_episode,
+    summarise,
+    wilson_interval,
+)
 from training.simulation.task import Frame, Simulation
 
 Floats = npt.NDArray[np.float32]
@@ -126,6 +137,62 @@ def test_the_source_is_told_the_state_before_a_step_and_the_action_as_executed()
     np.testing.assert_array_equal(np.stack(states), [[step, 9, 0.5] for step in range(4)])
     # Row 2 of a chunk is (2, -2); the fourth step plays row 0 of the second chunk.
     np.testing.assert_array_equal(np.stack(actions), [[0, 0], [1, -1], [1, -1], [0, 0]])
+
+
+def test_a_late_chunk_takes_over_from_the_action_meant_for_that_step() -> None:
+    source = FakeSource()
+    run_episode(FakeSimulation(max_steps=6), source, seed=9, inference_delay=1)
+    assert source.asked_at == [0, 3]
+    # Rows 0 to 3 of the first chunk, then from row 1 on of the second, which was asked for one step before.
+    assert [float(action[0]) for _, action in source.steps] == [0, 1, 1, 1, 1, 1]
+    planned = _played_rows(inference_delay=1)
+    assert planned == [(0, 0), (0, 1), (0, 2), (0, 3), (1, 1), (1, 2), (1, 3)]
+    assert _played_rows(inference_delay=0) == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (2, 0)]
+
+
+def _played_rows(*, inference_delay: int) -> list[tuple[int, int]]:
+    """(question, row) of every action of seven steps."""
+
+    class Numbered(FakeSource):
+        def predict(self, simulation: Simulation, frame: Frame, seed: int) -> Answer:
+            question = len(self.asked_at)
+            answer = super().predict(simulation, frame, seed)
+            return Answer(actions=answer.actions / 10 + np.array([0, question / 10], np.float32), latency_s=0.0)
+
+    source = Numbered()
+    run_episode(FakeSimulation(max_steps=7), source, seed=0, inference_delay=inference_delay)
+    actions = np.stack([action for _, action in source.steps])
+    return [(round(float(10 * (y + x))), round(float(10 * x))) for x, y in actions]
+
+
+def test_a_chunk_that_is_too_short_for_the_delay_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"4 actions, playing it with this delay takes 5"):
+        run_episode(FakeSimulation(max_steps=6), FakeSource(), seed=0, inference_delay=2)
+
+
+@pytest.mark.parametrize(
+    ("mode", "delay", "expected"),
+    [("none", 0, []), ("true", 0, [4, 5, 6]), ("true", 2, [2, 3, 4]), ("true", 9, []), ("frozen", 0, [0, 1, 2])],
+)
+def test_a_condition_decides_which_past_a_policy_sees(mode: HistoryMode, delay: int, expected: list[int]) -> None:
+    past = PastSteps(HistoryCondition(mode=mode, delay_steps=delay), 3)
+    for step in range(7):
+        past.append(np.float32([step]), np.float32([0]))
+    assert [int(state[0]) for state, _ in past.window(seed=0)] == expected
+
+
+def test_a_shuffled_past_holds_the_true_steps_in_another_order() -> None:
+    past = PastSteps(HistoryCondition(mode="shuffled"), 8)
+    for step in range(10):
+        past.append(np.float32([step]), np.float32([0]))
+    seen = [int(state[0]) for state, _ in past.window(seed=1)]
+    assert sorted(seen) == list(range(2, 10)) != seen
+    assert seen == [int(state[0]) for state, _ in past.window(seed=1)]
+
+
+def test_only_a_true_history_can_be_delayed() -> None:
+    with pytest.raises(ValueError, match=r"delay is 3 steps with mode 'frozen'"):
+        HistoryCondition(mode="frozen", delay_steps=3)
 
 
 def test_the_scene_is_reset_before_the_episode_starts_and_every_question_has_its_own_seed() -> None:
@@ -267,7 +334,7 @@ def test_a_policy_in_process_and_a_served_one_are_asked_the_same(
 ) -> None:
     recording, client = service
     policy = RecordingPolicy()
-    local = LocalSource(cast(Policy, policy), history=history)
+    local = LocalSource(cast(Policy, policy), history=HistoryCondition(mode="true" if history else "none"))
     served = ServedSource(client, "tabletop", robot_id="robot", history=history)
     assert local.execution_horizon == served.execution_horizon == EXECUTION_HORIZON
     for seed in (7, 8):
@@ -294,7 +361,7 @@ def test_a_served_question_names_robot_and_episode(service: tuple[RecordingServi
 
 def test_history_is_the_last_steps_of_this_episode_oldest_first() -> None:
     policy = RecordingPolicy()
-    source = LocalSource(cast(Policy, policy), history=True)
+    source = LocalSource(cast(Policy, policy), history=HistoryCondition(mode="true"))
     for seed in (1, 2):
         run_episode(FakeSimulation(max_steps=7), source, seed)
     states = [question.history_states for question in policy.questions]
@@ -306,7 +373,7 @@ def test_history_is_the_last_steps_of_this_episode_oldest_first() -> None:
 
 def test_without_history_none_is_sent() -> None:
     policy = RecordingPolicy()
-    run_episode(FakeSimulation(max_steps=7), LocalSource(cast(Policy, policy), history=False), 0)
+    run_episode(FakeSimulation(max_steps=7), LocalSource(cast(Policy, policy), history=HistoryCondition()), 0)
     assert all(len(question.history_states) == 0 for question in policy.questions)
 
 

@@ -112,7 +112,8 @@ def test_the_distillation_decays_to_nothing_and_then_skips_the_encoder(corpus: C
 
 def test_alignment_moves_the_vlm_and_never_the_encoder(corpus: Corpus) -> None:
     vla = corpus.build_model()
-    batch = corpus.mixture(corpus.packs, landmarks=False).vla([(0, np.arange(4))], torch.ones(4, dtype=torch.bool), history=False)
+    mixture = corpus.mixture(corpus.packs, landmarks=False)
+    batch = mixture.vla([(0, np.arange(4))], torch.ones(4, dtype=torch.bool), history=False)
     losses = stage2_losses(vla, batch, torch.Generator().manual_seed(0), distillation=1.0, num_draws=1)
     losses["alignment"].backward()
     assert all(value.grad is None for value in vla.prior.encoder.parameters())
