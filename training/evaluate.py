@@ -38,7 +38,7 @@ class Target:
     """Whom to ask, and how: a checkpoint in process, or a policy's name at a gateway's address. Exactly one is given.
 
     `history_mode` and `history_delay` spoil the history that is given (rollout.HistoryCondition), in process only;
-    `inference_delay` is how many control steps a chunk comes late.
+    `inference_delay` is how many control steps a chunk comes late. `num_inference_steps` None is the policy's own number.
     """
 
     checkpoint: Path | None = None
@@ -48,6 +48,7 @@ class Target:
     history_mode: Literal["true", "shuffled", "frozen"] = "true"
     history_delay: int = 0
     inference_delay: int = 0
+    num_inference_steps: int | None = None
 
     @property
     def condition(self) -> HistoryCondition:
@@ -56,8 +57,10 @@ class Target:
     def __post_init__(self) -> None:
         if self.inference_delay < 0:
             raise ValueError(f"inference_delay is {self.inference_delay}, expected 0 or more control steps")
-        if self.address and self.condition.mode not in ("none", "true") or self.address and self.history_delay:
+        if self.address and (self.condition.mode not in ("none", "true") or self.history_delay):
             raise ValueError("a served policy is given the true history or none: spoil it in process")
+        if self.address and self.num_inference_steps is not None:
+            raise ValueError("num_inference_steps is for a checkpoint in process; a served policy uses its own")
         if (self.checkpoint is None) == (not self.address):
             raise ValueError("a target is either a checkpoint or an address, not both and not neither")
         if self.address and not self.policy:
@@ -146,7 +149,8 @@ def _film(
 def open_source(job: Job) -> Iterator[ChunkSource]:
     target = job.target
     if target.checkpoint is not None:
-        yield LocalSource(Policy.from_checkpoint(target.checkpoint), history=target.condition)
+        policy = Policy.from_checkpoint(target.checkpoint)
+        yield LocalSource(policy, history=target.condition, num_inference_steps=target.num_inference_steps)
         return
     try:
         with PolicyClient(target.address) as client:

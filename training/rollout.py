@@ -94,8 +94,10 @@ class PastSteps:
 class LocalSource:
     """A policy in this process."""
 
-    def __init__(self, policy: Policy, *, history: HistoryCondition) -> None:
+    def __init__(self, policy: Policy, *, history: HistoryCondition, num_inference_steps: int | None = None) -> None:
+        """`num_inference_steps` None leaves the Euler steps to the checkpoint."""
         self._policy = policy
+        self._num_inference_steps = num_inference_steps
         self.execution_horizon = policy.config.execution_horizon
         self._past = PastSteps(history, policy.config.history_steps)
 
@@ -120,6 +122,7 @@ class LocalSource:
             history_states=torch.from_numpy(np.stack([state for state, _ in past])) if past else None,
             history_actions=torch.from_numpy(np.stack([action for _, action in past])) if past else None,
             seed=seed,
+            num_inference_steps=self._num_inference_steps,
         )
 
 
