@@ -38,7 +38,8 @@ class Target:
     """Whom to ask, and how: a checkpoint in process, or a policy's name at a gateway's address. Exactly one is given.
 
     `history_mode` and `history_delay` spoil the history that is given (rollout.HistoryCondition), in process only;
-    `inference_delay` is how many control steps a chunk comes late. `num_inference_steps` None is the policy's own number.
+    `inference_delay` is how many control steps a chunk comes late. `num_inference_steps` None leaves the
+    Euler steps to the policy.
     """
 
     checkpoint: Path | None = None
