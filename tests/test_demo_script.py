@@ -26,7 +26,7 @@ from policy.vla import build_vla
 from policy.vocabulary import train_tokenizer
 from service.__main__ import main as service_main
 from training.recipe import Recipe
-from training.simulation.metaworld import SAWYER
+from training.simulation.bodies.sawyer import SPEC as SAWYER
 from training.simulation.registry import TASK_NAMES
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -1,16 +1,19 @@
 """Records one task as a LeRobot v3 dataset: the scripted expert, successes only, a part of them disturbed.
 
-Owns which seeds are recorded, what a frame holds, and resuming after a kill. Finished episodes lie in
-`<directory>.partial` until all are there; then the dataset is written once. Does not own simulators or the file format.
+Owns which seeds are recorded, what a frame holds (images or motion alone), and resuming after a kill. Finished episodes
+lie in `<directory>.partial` until all are there; then the dataset is written once. Any number of processes may record
+at a time, each its own directory. Does not own simulators or the file format.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import multiprocessing
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -49,6 +52,7 @@ class Plan:
     task: str
     first_seed: int
     disturbed_fraction: float
+    images: bool = True
 
     def __post_init__(self) -> None:
         if self.first_seed < 0:
@@ -73,19 +77,21 @@ def record(
     num_episodes: int,
     first_seed: int,
     disturbed_fraction: float = 0.5,
+    images: bool = True,
     num_workers: int = 1,
     report: Report = print_report,
 ) -> Path:
     """Write the first `num_episodes` solved seeds, counting from `first_seed`, to the dataset `directory`.
 
+    Without `images` nothing is rendered and the dataset has no video: states, actions and the environment's state.
     Resumes a recording that was killed and returns at once when it is done. `report` gets one event per episode.
     Raises ValueError for a wrong argument or task, FileExistsError when `directory` holds something else,
-    RecordingError when the expert fails on more than half of the scenes.
+    RecordingError when the expert fails on more than half of the scenes or another process records `directory` now.
     """
     if num_episodes < 1 or num_workers < 1:
         raise ValueError(f"num_episodes is {num_episodes} and num_workers {num_workers}, expected at least 1")
     directory = Path(directory)
-    plan = Plan(task=task, first_seed=first_seed, disturbed_fraction=disturbed_fraction)
+    plan = Plan(task=task, first_seed=first_seed, disturbed_fraction=disturbed_fraction, images=images)
     recording = {**asdict(plan), "num_episodes": num_episodes}
     if directory.exists():
         _check_same_recording(directory, recording)
@@ -93,11 +99,12 @@ def record(
     simulation = make_simulation(task)
     try:
         shards = Shards(directory.with_name(directory.name + ".partial"), plan)
-        _fill(shards, simulation, num_episodes, num_workers, report)
-        _seal(shards, simulation, directory, recording, num_episodes)
+        with shards.claimed():
+            _fill(shards, simulation, num_episodes, num_workers, report)
+            _seal(shards, simulation, directory, recording, num_episodes)
+            shutil.rmtree(shards.directory)
     finally:
         simulation.close()
-    shutil.rmtree(shards.directory)
     report({"event": "recorded", **recording, "directory": str(directory)})
     return directory
 
@@ -105,8 +112,12 @@ def record(
 def _check_same_recording(directory: Path, recording: Mapping[str, Any]) -> None:
     path = directory / ANNOTATIONS_PATH
     found = json.loads(path.read_text()).get("recording") if path.is_file() else None
-    if found != recording:
+    if found is None or _with_images_unless_said(found) != recording:
         raise FileExistsError(f"{directory} exists and holds {found}, expected {recording}: name another directory")
+
+
+def _with_images_unless_said(plan: Mapping[str, Any]) -> dict[str, Any]:
+    return {"images": True, **plan}
 
 
 class Shards:
@@ -119,8 +130,20 @@ class Shards:
         if not path.exists():
             _write_atomically(path, lambda file: file.write_text(json.dumps(wanted)))
         found = json.loads(path.read_text())
-        if found != wanted:
+        if _with_images_unless_said(found) != wanted:
             raise RecordingError(f"{directory} was begun as {found}, expected {wanted}: delete it to start again")
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Keep other processes out; a killed process has no claim. Raises RecordingError when one is inside."""
+        with (self.directory / "plan.json").open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise RecordingError(
+                    f"{self.directory} is being recorded by another process: wait for it or name another directory"
+                ) from error
+            yield
 
     def solved_seeds(self) -> list[int]:
         return sorted(int(path.stem) for path in self.directory.glob("[0-9]*.npz"))
@@ -192,7 +215,7 @@ def _attempt(shards: Shards, simulation: Simulation, seeds: Sequence[int]) -> It
         disturbance = None
         if shards.plan.is_disturbed(seed):
             disturbance = Disturbance(np.random.default_rng([seed, 1]), simulation.spec)
-        episode = record_episode(simulation, seed, disturbance=disturbance)
+        episode = record_episode(simulation, seed, disturbance=disturbance, images=shards.plan.images)
         shards.write(seed, episode)
         yield seed, None if episode is None else len(episode[ACTION_KEY])
 
@@ -233,42 +256,44 @@ def _attempt_part(shards: Shards, seeds: Sequence[int], writer: Connection) -> N
         simulation.close()
 
 
-def record_episode(simulation: Simulation, seed: int, *, disturbance: Disturbance | None) -> Arrays | None:
+def record_episode(
+    simulation: Simulation, seed: int, *, disturbance: Disturbance | None, images: bool = True
+) -> Arrays | None:
     """The expert's episode on one scene as dataset columns, each [num_steps, ...]; None when it does not solve it.
 
     `action` is the expert's label, `executed_action` what was played. Raises NoisyFrameError for a broken image.
     """
-    from training.simulation.rendering import check_frame
-
     simulation.reset(seed)
     expert = simulation.expert()
-    rows: list[Mapping[str, npt.NDArray[Any]]] = []
+    rows: list[Arrays] = []
     solved, steps_left = False, simulation.max_steps
     while steps_left > 0:
-        frame = simulation.observe()
-        check_frame(frame.images)
+        observed = _observe(simulation) if images else _read_state(simulation)
         label = next(expert)
         executed = simulation.step(label if disturbance is None or solved else disturbance.apply(label))
-        rows.append(
-            {CAMERA_PREFIX + name: image for name, image in frame.images.items()}
-            | {
-                STATE_KEY: frame.state,
-                ACTION_KEY: label,
-                EXECUTED_ACTION_KEY: executed,
-                ENVIRONMENT_STATE_KEY: frame.environment_state,
-            }
-        )
+        rows.append(observed | {ACTION_KEY: label, EXECUTED_ACTION_KEY: executed})
         steps_left -= 1
         if simulation.succeeded() and not solved:
             solved, steps_left = True, STEPS_AFTER_SUCCESS
     return {key: np.stack([row[key] for row in rows]) for key in rows[0]} if solved else None
 
 
+def _observe(simulation: Simulation) -> Arrays:
+    from training.simulation.rendering import check_frame
+
+    frame = simulation.observe()
+    check_frame(frame.images)
+    cameras = {CAMERA_PREFIX + name: image for name, image in frame.images.items()}
+    return {**cameras, STATE_KEY: frame.state, ENVIRONMENT_STATE_KEY: frame.environment_state}
+
+
+def _read_state(simulation: Simulation) -> Arrays:
+    return {STATE_KEY: simulation.state(), ENVIRONMENT_STATE_KEY: simulation.environment_state()}
+
+
 def _seal(
     shards: Shards, simulation: Simulation, directory: Path, recording: Mapping[str, Any], num_episodes: int
 ) -> None:
-    from training.simulation.rendering import renderer_name
-
     seeds = shards.solved_seeds()[:num_episodes]
     annotations = {
         "task": simulation.task,
@@ -278,12 +303,12 @@ def _seal(
         "disturbed_seeds": [seed for seed in seeds if shards.plan.is_disturbed(seed)],
         "failed_seeds": [seed for seed in shards.failed_seeds() if seed < seeds[-1]],
         "simulator": simulator_versions(simulation.task),
-        "renderer": renderer_name(),
+        "renderer": _renderer() if shards.plan.images else "none",
     }
     with LeRobotWriter(
         directory,
         fps=simulation.spec.control_rate_hz,
-        features=_features(simulation),
+        features=_features(simulation, images=shards.plan.images),
         robot_type=simulation.spec.name,
         annotations=annotations,
     ) as writer:
@@ -291,7 +316,13 @@ def _seal(
             writer.add_episode(shards.read(seed), simulation.instruction, seed=seed)
 
 
-def _features(simulation: Simulation) -> dict[str, dict[str, Any]]:
+def _renderer() -> str:
+    from training.simulation.rendering import renderer_name
+
+    return renderer_name()
+
+
+def _features(simulation: Simulation, *, images: bool) -> dict[str, dict[str, Any]]:
     spec: EmbodimentSpec = simulation.spec
     features: dict[str, dict[str, Any]] = {
         CAMERA_PREFIX + camera.name: {
@@ -299,7 +330,7 @@ def _features(simulation: Simulation) -> dict[str, dict[str, Any]]:
             "shape": [camera.height, camera.width, 3],
             "names": ["height", "width", "channels"],
         }
-        for camera in spec.cameras
+        for camera in (spec.cameras if images else ())
     }
     for key, names in (
         (STATE_KEY, _element_names(spec.state)),

@@ -19,11 +19,14 @@ import pytest
 from policy.embodiment import EmbodimentSpec
 from training.data.lerobot.reader import LeRobotReader
 from training.record import STEPS_AFTER_SUCCESS, Plan, RecordingError, Shards, record, record_episode
+from training.simulation.bodies.sawyer import SPEC as SAWYER
 from training.simulation.disturbance import Disturbance
-from training.simulation.metaworld import SAWYER
 from training.simulation.task import Frame
 
 ARGUMENTS: dict[str, Any] = {"task": "drawer-open", "num_episodes": 2, "first_seed": 40, "disturbed_fraction": 0.5}
+
+
+NUMERIC = ("observation.state", "action", "executed_action", "observation.environment_state")
 
 
 class CountingTask:
@@ -42,10 +45,13 @@ class CountingTask:
 
     def observe(self) -> Frame:
         images = {name: np.full((128, 128, 3), self._count, np.uint8) for name in self.spec.camera_names}
-        return Frame(images=images, state=self.state(), environment_state=np.array([self._count], np.float32))
+        return Frame(images=images, state=self.state(), environment_state=self.environment_state())
 
     def state(self) -> np.ndarray:
         return np.full(4, self._count, np.float32)
+
+    def environment_state(self) -> np.ndarray:
+        return np.array([self._count], np.float32)
 
     def step(self, action: np.ndarray) -> np.ndarray:
         self._count += 1
@@ -139,6 +145,76 @@ def test_a_recording_is_what_a_pack_reads(recorded: tuple[Path, list[Mapping[str
     assert (built.executed_action != built.action).any()
     assert built.spec == SAWYER
     assert list(built.episode_seed) == [40, 41]
+
+
+@pytest.fixture(scope="module")
+def motion(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return record(directory=tmp_path_factory.mktemp("motion") / "drawer", images=False, **ARGUMENTS)
+
+
+def test_a_recording_without_images_holds_the_same_motion(
+    recorded: tuple[Path, list[Mapping[str, Any]]], motion: Path
+) -> None:
+    seen, unseen = LeRobotReader(recorded[0]), LeRobotReader(motion)
+    assert not any(key.startswith("observation.images") for key in unseen.features)
+    assert unseen.annotations["recording"]["images"] is False
+    assert unseen.annotations["renderer"] == "none"
+    assert not list(motion.rglob("*.mp4"))
+    for with_images, without in zip(seen.episodes, unseen.episodes, strict=True):
+        expected, found = seen.numeric(with_images, NUMERIC), unseen.numeric(without, NUMERIC)
+        for key in NUMERIC:
+            np.testing.assert_array_equal(found[key], expected[key])
+
+
+def test_a_recording_without_images_renders_nothing() -> None:
+    class UnseenTask(CountingTask):
+        def observe(self) -> Frame:
+            raise AssertionError("rendered")
+
+    episode = record_episode(UnseenTask(), 0, disturbance=None, images=False)
+    assert episode is not None
+    assert set(episode) == set(NUMERIC)
+    np.testing.assert_array_equal(episode["observation.environment_state"][:, 0], np.arange(20))
+
+
+def test_a_recording_without_images_is_what_a_state_action_pack_reads(motion: Path, tmp_path: Path) -> None:
+    from training.data import pack
+    from training.data.lerobot.layout import DatasetError
+
+    built = pack.build_pack(motion, tmp_path / "pack", image_size=None)
+    assert built.spec == SAWYER
+    assert not built.images
+    assert built.environment_state is not None
+    with pytest.raises(DatasetError, match="camera 'left'"):
+        pack.build_pack(motion, tmp_path / "images", image_size=96)
+
+
+def test_a_recording_with_images_is_not_taken_for_one_without(
+    recorded: tuple[Path, list[Mapping[str, Any]]], motion: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(FileExistsError, match="name another directory"):
+        record(directory=recorded[0], images=False, **ARGUMENTS)
+    with pytest.raises(FileExistsError, match="name another directory"):
+        record(directory=motion, **ARGUMENTS)
+    Shards(tmp_path / "x.partial", Plan(task="lift", first_seed=0, disturbed_fraction=0.5, images=False))
+    with pytest.raises(RecordingError, match="delete it to start again"):
+        Shards(tmp_path / "x.partial", Plan(task="lift", first_seed=0, disturbed_fraction=0.5))
+
+
+def test_a_plan_that_does_not_mention_images_is_one_with_images(tmp_path: Path) -> None:
+    (tmp_path / "x.partial").mkdir()
+    (tmp_path / "x.partial" / "plan.json").write_text('{"task": "lift", "first_seed": 0, "disturbed_fraction": 0.5}')
+    Shards(tmp_path / "x.partial", Plan(task="lift", first_seed=0, disturbed_fraction=0.5))
+
+
+def test_a_directory_is_recorded_by_one_process_at_a_time(tmp_path: Path) -> None:
+    plan = Plan(task="drawer-open", first_seed=40, disturbed_fraction=0.5)
+    with Shards(tmp_path / "drawer.partial", plan).claimed():
+        with pytest.raises(RecordingError, match="another process"):
+            record(directory=tmp_path / "drawer", **ARGUMENTS)
+        record(directory=tmp_path / "other", images=False, report=lambda event: None, **ARGUMENTS)
+    with Shards(tmp_path / "drawer.partial", plan).claimed():
+        pass
 
 
 def test_an_episode_ends_some_steps_after_its_success() -> None:

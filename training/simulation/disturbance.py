@@ -9,20 +9,22 @@ import numpy as np
 import numpy.typing as npt
 
 from policy.embodiment import EmbodimentSpec, Group, GroupKind, group_slices
+from training.simulation.bodies import load_body
 
-SCALES = {"sawyer": 0.5, "panda": 0.4, "aloha": 0.04}  # of one offset, in the action's own unit
 BURST_STEPS = (4, 12)
 QUIET_STEPS = (8, 32)
 SMOOTHING = 0.6
 
 
 class Disturbance:
-    """Offsets for one episode: bursts in a random direction, faded in and out, quiet in between; never on a gripper."""
+    """Offsets for one episode: bursts in a random direction, faded in and out, quiet in between; on arms alone."""
 
     def __init__(self, rng: np.random.Generator, spec: EmbodimentSpec, *, scale: float | None = None) -> None:
-        """`scale` is the standard deviation of a burst's offset per dimension, in the action's unit."""
+        """`scale` is the standard deviation of a burst's offset per dimension, in the action's unit; None: that of
+        the body.
+        """
         self._rng = rng
-        self._scale = SCALES[spec.name] if scale is None else scale
+        self._scale = load_body(spec.name).DISTURBANCE_SCALE if scale is None else scale
         self._mask = np.concatenate(
             [np.full(group.dim, _moves(group), np.float32) for group, _ in group_slices(spec.action)]
         )
@@ -45,4 +47,4 @@ class Disturbance:
 
 
 def _moves(group: Group) -> bool:
-    return group.kind is not GroupKind.GRIPPER
+    return group.kind not in (GroupKind.GRIPPER, GroupKind.BASE, GroupKind.OTHER)

@@ -1,6 +1,6 @@
 """Meta-World tasks of the `sawyer` body: the hand is moved in small Cartesian steps, 80 times a second.
 
-Owns the body's spec, its cameras, the seeding of its scenes and its experts. The environments are Meta-World's own, v3.
+Owns the cameras, the seeding of the scenes and the experts. The environments are Meta-World's own, v3.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from policy.embodiment import Camera, EmbodimentSpec, Group, GroupKind, Normalization, Representation
-from training.simulation.rendering import IMAGE_SIZE, FastRenderer, FreeView
+from training.simulation.bodies.sawyer import SPEC
+from training.simulation.rendering import FastRenderer, FreeView
 from training.simulation.task import Frame
 
 VIEWS = {
@@ -21,44 +21,11 @@ VIEWS = {
     "right": FreeView(look_at=(0.0, 0.68, 0.13), distance=0.69, azimuth=140.0, elevation=-32.0),
 }
 COLLISION_GEOM_GROUP = 4
-# Meta-World's own puck is dark red on brown wood and its goal a 2 cm dot: hardly visible at 96 pixels.
+HANDLE_HELD = 0.6  # opening of a gripper with the nut's handle in it, at most
+# Meta-World's own puck and peg are dark red on brown wood and its goal a 2 cm dot: hardly visible at 96 pixels.
 PUCK_RGBA = (0.3, 1.0, 0.1, 1.0)
 GOAL_RGBA = (0.1, 0.1, 1.0, 1.0)
 GOAL_RADIUS_M = 0.03
-
-SAWYER = EmbodimentSpec(
-    name="sawyer",
-    cameras=tuple(Camera(name=name, height=IMAGE_SIZE, width=IMAGE_SIZE) for name in VIEWS),
-    state=(
-        Group(name="hand", dim=3, kind=GroupKind.END_EFFECTOR_POSITION, unit="m", normalization=Normalization.MIN_MAX),
-        Group(
-            name="gripper", dim=1, kind=GroupKind.GRIPPER, unit="fraction open", normalization=Normalization.IDENTITY
-        ),
-    ),
-    action=(
-        Group(
-            name="hand",
-            dim=3,
-            kind=GroupKind.END_EFFECTOR_POSITION,
-            unit="cm",
-            representation=Representation.DELTA,
-            normalization=Normalization.IDENTITY,
-            lower_limit=(-1.0,) * 3,
-            upper_limit=(1.0,) * 3,
-        ),
-        Group(
-            name="gripper",
-            dim=1,
-            kind=GroupKind.GRIPPER,
-            unit="effort, 1 closes",
-            normalization=Normalization.IDENTITY,
-            lower_limit=(-1.0,),
-            upper_limit=(1.0,),
-        ),
-    ),
-    control_rate_hz=80.0,
-)
-
 
 Vector = npt.NDArray[np.float64]
 
@@ -69,7 +36,8 @@ class Scene:
 
     hand: Vector
     opening: float
-    thing: Vector
+    thing: Vector  # what the hand goes for: puck, handle or button
+    ring: Vector  # centre of the nut's ring in assembly, the thing itself elsewhere
     goal: Vector
 
 
@@ -103,6 +71,27 @@ def pick_and_place(scene: Scene) -> Vector:
     return _towards(scene, puck + (0.0, 0.0, 0.03 + back_off), gain=12.0, grip=1.0 if near else -1.0)
 
 
+def assemble(scene: Scene) -> Vector:
+    """Take the nut by its handle, lift it, bring its ring over the peg, lower it."""
+    grip_point = scene.thing + (-0.02, 0.0, 0.0)
+    offset = float(np.linalg.norm(scene.hand[:2] - grip_point[:2]))
+    above_m = scene.hand[2] - grip_point[2]
+    near = offset < 0.03 and above_m < 0.06
+    if near and scene.opening <= HANDLE_HELD:
+        return _towards(scene, scene.hand + _ring_to_peg(scene.goal - scene.ring), gain=10.0, grip=1.0)
+    back_off = _funnel(offset - (0.01 if scene.opening > 0.95 else 0.03), 0.1)
+    return _towards(scene, grip_point + (0.0, 0.0, 0.03 + back_off), gain=10.0, grip=1.0 if near else -1.0)
+
+
+def _ring_to_peg(move: Vector) -> Vector:
+    """How to move a held nut whose ring is `move` away from the top of the peg: up, over, down."""
+    offset = float(np.linalg.norm(move[:2]))
+    clearance_m = 0.04 - move[2]
+    down = move[2] + (0.05 if offset > 0.012 else -0.06)
+    across = float(np.clip(clearance_m / 0.05, 0.0, 1.0)) if offset > 0.02 else 1.0
+    return np.append(across * move[:2], down)
+
+
 def _funnel(offset_m: float, height_m: float) -> float:
     """How far to stay back while off the axis by `offset_m`.
 
@@ -115,6 +104,25 @@ def _towards(scene: Scene, target: Vector, *, gain: float, grip: float) -> Vecto
     return np.append(gain * (target - scene.hand), grip)
 
 
+def _as_it_is(model: Any) -> None:
+    pass
+
+
+def _bright_puck_and_goal(model: Any) -> None:
+    _paint(model, model.geom("objGeom").bodyid[0], PUCK_RGBA)
+    model.site("goal").rgba[:] = GOAL_RGBA
+    model.site("goal").size[:] = GOAL_RADIUS_M
+
+
+def _blue_peg(model: Any) -> None:
+    _paint(model, model.body("peg").id, GOAL_RGBA)
+
+
+def _paint(model: Any, body: int, rgba: tuple[float, float, float, float]) -> None:
+    model.geom_rgba[model.geom_bodyid == body] = rgba
+    model.geom_matid[model.geom_bodyid == body] = -1
+
+
 @dataclass(frozen=True, kw_only=True)
 class MetaWorldTask:
     """What differs between the tasks of this body."""
@@ -124,53 +132,57 @@ class MetaWorldTask:
     max_steps: int
     expert: Callable[[Scene], Vector]
     has_goal: bool = False
+    ring_site: str = ""
+    raise_contrast: Callable[[Any], None] = _as_it_is
+    visible_site_groups: tuple[int, ...] = ()
 
 
-TASKS = {
-    "pick-place": MetaWorldTask(
-        environment="pick-place-v3",
-        instruction="pick up the puck and bring it to the goal",
-        max_steps=200,
-        expert=pick_and_place,
-        has_goal=True,
-    ),
-    "drawer-open": MetaWorldTask(
-        environment="drawer-open-v3", instruction="open the drawer", max_steps=200, expert=open_drawer
-    ),
-    "button-press": MetaWorldTask(
-        environment="button-press-v3", instruction="press the button", max_steps=200, expert=press_button
-    ),
-}
+PICK_PLACE = MetaWorldTask(
+    environment="pick-place-v3",
+    instruction="pick up the puck and bring it to the goal",
+    max_steps=200,
+    expert=pick_and_place,
+    has_goal=True,
+    raise_contrast=_bright_puck_and_goal,
+    visible_site_groups=(0, 1, 2),
+)
+DRAWER_OPEN = MetaWorldTask(
+    environment="drawer-open-v3", instruction="open the drawer", max_steps=200, expert=open_drawer
+)
+BUTTON_PRESS = MetaWorldTask(
+    environment="button-press-v3", instruction="press the button", max_steps=200, expert=press_button
+)
+ASSEMBLY = MetaWorldTask(
+    environment="assembly-v3",
+    instruction="put the nut on the peg",
+    max_steps=240,
+    expert=assemble,
+    has_goal=True,
+    ring_site="RoundNut",
+    raise_contrast=_blue_peg,
+)
 MIN_GOAL_DISTANCE_M = 0.15  # the environment's own rule for pick-place
 
 
 class MetaWorldSimulation:
     """One Meta-World task behind the Simulation protocol."""
 
-    spec = SAWYER
+    spec = SPEC
 
-    def __init__(self, task: str) -> None:
+    def __init__(self, task: str, definition: MetaWorldTask) -> None:
         from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 
-        self._definition = TASKS[task]
-        self.task, self.instruction = task, self._definition.instruction
-        self.max_steps = self._definition.max_steps
-        names = ("object_x", "object_y", "object_z")
-        self.environment_state_names = (*names, "goal_x", "goal_y", "goal_z") if self._definition.has_goal else names
+        self._definition = definition
+        self.task, self.instruction, self.max_steps = task, definition.instruction, definition.max_steps
+        names = ["object"]
+        names += ["ring"] if self._definition.ring_site else []
+        names += ["goal"] if self._definition.has_goal else []
+        self.environment_state_names = tuple(f"{name}_{axis}" for name in names for axis in "xyz")
         self._environment: Any = ALL_V3_ENVIRONMENTS[self._definition.environment]()
         self._environment.max_path_length = 1_000_000  # the caller counts steps; Meta-World raises past its own 500
-        if self._definition.has_goal:
-            self._raise_contrast()
+        self._definition.raise_contrast(self._environment.model)
         self._renderer: FastRenderer | None = None
         self._succeeded = False
-
-    def _raise_contrast(self) -> None:
-        model = self._environment.model
-        puck = model.geom("objGeom").bodyid[0]
-        model.geom_rgba[model.geom_bodyid == puck] = PUCK_RGBA
-        model.geom_matid[model.geom_bodyid == puck] = -1
-        model.site("goal").rgba[:] = GOAL_RGBA
-        model.site("goal").size[:] = GOAL_RADIUS_M
 
     def reset(self, seed: int) -> None:
         environment = self._environment
@@ -191,30 +203,40 @@ class MetaWorldSimulation:
     def observe(self) -> Frame:
         if self._renderer is None:
             self._renderer = self._make_renderer()
-        scene = self._scene()
-        objects = np.concatenate([scene.thing, scene.goal]) if self._definition.has_goal else scene.thing
         return Frame(
             images=self._renderer.render(self._environment.data),
             state=self.state(),
-            environment_state=objects.astype(np.float32),
+            environment_state=self.environment_state(),
         )
 
     def state(self) -> npt.NDArray[np.float32]:
         scene = self._scene()
         return np.append(scene.hand, scene.opening).astype(np.float32)
 
+    def environment_state(self) -> npt.NDArray[np.float32]:
+        scene = self._scene()
+        positions = [scene.thing]
+        positions += [scene.ring] if self._definition.ring_site else []
+        positions += [scene.goal] if self._definition.has_goal else []
+        return np.concatenate(positions).astype(np.float32)
+
     def _make_renderer(self) -> FastRenderer:
         return FastRenderer(
             self._environment.model,
             VIEWS,
             hidden_geom_groups=(COLLISION_GEOM_GROUP,),
-            visible_site_groups=(0, 1, 2) if self._definition.has_goal else (),
+            visible_site_groups=self._definition.visible_site_groups,
         )
 
     def _scene(self) -> Scene:
         readings = self._environment._get_curr_obs_combined_no_goal()
+        ring_site = self._definition.ring_site
         return Scene(
-            hand=readings[:3], opening=float(readings[3]), thing=readings[4:7], goal=self._environment._target_pos
+            hand=readings[:3],
+            opening=float(readings[3]),
+            thing=readings[4:7],
+            ring=self._environment.data.site(ring_site).xpos.copy() if ring_site else readings[4:7],
+            goal=self._environment._target_pos,
         )
 
     def step(self, action: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

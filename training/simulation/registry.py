@@ -1,33 +1,22 @@
-"""The tasks by name. Importing this module imports no simulator: each is imported when one of its tasks is made."""
+"""The tasks by name: every file of tasks/ is one, imported when it is asked for, and its simulator when it is made.
+
+Owns the names and what a task's file must hold. Does not own tasks or bodies: a new one is one file there.
+"""
 
 from __future__ import annotations
 
 import difflib
 import importlib
 import importlib.metadata
-from dataclasses import dataclass
+import pkgutil
+from typing import Protocol, cast
 
+from policy.embodiment import EmbodimentSpec
+from training.simulation import tasks
+from training.simulation.bodies import load_body
 from training.simulation.task import Simulation
 
-
-@dataclass(frozen=True, kw_only=True)
-class _Entry:
-    module: str
-    simulation: str
-    package: str
-
-
-_METAWORLD = _Entry(module="training.simulation.metaworld", simulation="MetaWorldSimulation", package="metaworld")
-_ALOHA = _Entry(module="training.simulation.aloha", simulation="AlohaSimulation", package="gym-aloha")
-_PANDA = _Entry(module="training.simulation.panda", simulation="PandaSimulation", package="robosuite")
-_TASKS = {
-    "pick-place": _METAWORLD,
-    "drawer-open": _METAWORLD,
-    "button-press": _METAWORLD,
-    "transfer-cube": _ALOHA,
-    "lift": _PANDA,
-}
-TASK_NAMES = tuple(_TASKS)
+TASK_NAMES = tuple(sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(tasks.__path__)))
 
 
 class UnknownTaskError(ValueError):
@@ -38,33 +27,51 @@ class MissingSimulatorError(ImportError):
     """The simulator of a task is not installed."""
 
 
+class _Task(Protocol):
+    """What a task's file holds."""
+
+    BODY: str
+    PACKAGE: str
+
+    def make(self) -> Simulation: ...
+
+
 def make_simulation(task: str) -> Simulation:
     """Raises UnknownTaskError, or MissingSimulatorError with the remedy."""
-    entry = _entry(task)
+    definition = _load(task)
     try:
-        module = importlib.import_module(entry.module)
-        return getattr(module, entry.simulation)(task)
+        return definition.make()
     except ModuleNotFoundError as error:
         raise MissingSimulatorError(
-            f"task {task!r} needs {entry.package}, and the module {error.name!r} is not installed: "
+            f"task {task!r} needs {definition.PACKAGE}, and the module {error.name!r} is not installed: "
             "pip install 'premotor[sim]'"
         ) from error
 
 
 def check_task(task: str) -> None:
     """Raises UnknownTaskError, which suggests the nearest name; imports no simulator."""
-    _entry(task)
-
-
-def simulator_versions(task: str) -> dict[str, str]:
-    """The installed versions that a task's scenes and images depend on."""
-    return {package: importlib.metadata.version(package) for package in ("mujoco", _entry(task).package)}
-
-
-def _entry(task: str) -> _Entry:
-    if task not in _TASKS:
+    if task not in TASK_NAMES:
         nearest = difflib.get_close_matches(task, TASK_NAMES, n=1, cutoff=0.0)[0]
         raise UnknownTaskError(
             f"unknown task {task!r}, did you mean {nearest!r}? The tasks are {', '.join(TASK_NAMES)}"
         )
-    return _TASKS[task]
+
+
+def body_of(task: str) -> str:
+    """The name of the body that plays a task; raises UnknownTaskError and imports no simulator."""
+    return _load(task).BODY
+
+
+def embodiment(task: str) -> EmbodimentSpec:
+    """The spec of the body that plays a task; raises UnknownTaskError and imports no simulator."""
+    return load_body(body_of(task)).SPEC
+
+
+def simulator_versions(task: str) -> dict[str, str]:
+    """The installed versions that a task's scenes and images depend on."""
+    return {package: importlib.metadata.version(package) for package in ("mujoco", _load(task).PACKAGE)}
+
+
+def _load(task: str) -> _Task:
+    check_task(task)
+    return cast(_Task, importlib.import_module(f"{tasks.__name__}.{task.replace('-', '_')}"))

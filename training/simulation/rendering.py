@@ -18,8 +18,10 @@ import mujoco
 import numpy as np
 import numpy.typing as npt
 
-IMAGE_SIZE = 128
+from training.simulation.task import IMAGE_SIZE
+
 NOISE_LIMIT = 25.0
+UNSEEN_GEOM_GROUP = 5  # MuJoCo draws the first three groups unless told otherwise
 
 
 class NoisyFrameError(RuntimeError):
@@ -38,10 +40,14 @@ class FreeView:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelView:
-    """A camera of the model, for instance one mounted on a wrist; `upside_down` turns its image by 180 degrees."""
+    """A camera of the model, for instance one mounted on a wrist; `upside_down` turns its image by 180 degrees.
+
+    `unseen_bodies` are never in its picture, though their bounding boxes may be: what it is mounted on.
+    """
 
     camera: str
     upside_down: bool = False
+    unseen_bodies: tuple[str, ...] = ()
 
 
 View = FreeView | ModelView
@@ -63,24 +69,33 @@ class FastRenderer:
         model.vis.quality.shadowsize = 0
         model.vis.global_.offwidth = max(model.vis.global_.offwidth, size)
         model.vis.global_.offheight = max(model.vis.global_.offheight, size)
+        self._model = model
         self._renderer = mujoco.Renderer(model, size, size, max_geom=2000)
         self._options = mujoco.MjvOption()
         self._options.geomgroup[list(hidden_geom_groups)] = 0
         self._options.sitegroup[:] = 0
         self._options.sitegroup[list(visible_site_groups)] = 1
-        self._cameras = {name: (_camera(view), getattr(view, "upside_down", False)) for name, view in views.items()}
+        self._views = {name: (view, _camera(view)) for name, view in views.items()}
 
     def render(self, data: Any) -> dict[str, npt.NDArray[np.uint8]]:
         """Every view as uint8 [size, size, 3]."""
-        return {name: self._render(data, camera, turned) for name, (camera, turned) in self._cameras.items()}
+        return {name: self._render(data, view, camera) for name, (view, camera) in self._views.items()}
 
-    def _render(self, data: Any, camera: Any, turned: bool) -> npt.NDArray[np.uint8]:
-        self._renderer.update_scene(data, camera, scene_option=self._options)
+    def _render(self, data: Any, view: View, camera: Any) -> npt.NDArray[np.uint8]:
+        self._update_scene(data, view, camera)
         flags = self._renderer.scene.flags
         flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
         flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
         image = self._renderer.render()
-        return np.ascontiguousarray(image[::-1, ::-1]) if turned else image
+        return np.ascontiguousarray(image[::-1, ::-1]) if isinstance(view, ModelView) and view.upside_down else image
+
+    def _update_scene(self, data: Any, view: View, camera: Any) -> None:
+        """Leaves out what cannot be in the picture: MuJoCo draws it all, and an arm has 100,000 triangles."""
+        groups = self._model.geom_group
+        present = groups.copy()
+        groups[_out_of_sight(self._model, data, view)] = UNSEEN_GEOM_GROUP
+        self._renderer.update_scene(data, camera, scene_option=self._options)
+        groups[:] = present
 
     def close(self) -> None:
         self._renderer.close()
@@ -94,6 +109,33 @@ def _camera(view: View) -> Any:
     camera.lookat[:] = view.look_at
     camera.distance, camera.azimuth, camera.elevation = view.distance, view.azimuth, view.elevation
     return camera
+
+
+def _out_of_sight(model: Any, data: Any, view: View) -> npt.NDArray[np.bool_]:
+    """Which geoms' bounding boxes are wholly beyond a side of a square view, bool [num geoms]; never a plane."""
+    position, axes, field_rad = _pose(model, data, view)
+    slope = np.tan(0.5 * field_rad)
+    outward = np.array([[1, 0, slope], [-1, 0, slope], [0, 1, slope], [0, -1, slope]])
+    sides = outward @ axes.T  # 4 3, normals of the view's sides in the world
+    rotation = data.geom_xmat.reshape(-1, 3, 3)
+    centre = data.geom_xpos + np.einsum("gij,gj->gi", rotation, model.geom_aabb[:, :3])
+    reach = np.einsum("sgj,gj->sg", np.abs(np.einsum("si,gij->sgj", sides, rotation)), model.geom_aabb[:, 3:])
+    beyond = (sides @ (centre - position).T > reach).any(axis=0)
+    if isinstance(view, ModelView) and view.unseen_bodies:
+        beyond |= np.isin(model.geom_bodyid, [model.body(name).id for name in view.unseen_bodies])
+    return (model.geom_rbound > 0) & beyond
+
+
+def _pose(model: Any, data: Any, view: View) -> tuple[npt.NDArray[Any], npt.NDArray[Any], float]:
+    """A camera's position, its axes as columns (right, up, behind) and its field of view."""
+    if isinstance(view, ModelView):
+        camera = model.camera(view.camera).id
+        return data.cam_xpos[camera], data.cam_xmat[camera].reshape(3, 3), np.deg2rad(model.cam_fovy[camera])
+    azimuth, elevation = np.deg2rad((view.azimuth, view.elevation))
+    ahead = np.array([np.cos(elevation) * np.cos(azimuth), np.cos(elevation) * np.sin(azimuth), np.sin(elevation)])
+    right = np.array([np.sin(azimuth), -np.cos(azimuth), 0.0])
+    axes = np.stack([right, np.cross(right, ahead), -ahead], axis=1)
+    return np.array(view.look_at) - view.distance * ahead, axes, np.deg2rad(model.vis.global_.fovy)
 
 
 def renderer_name() -> str:

@@ -1,6 +1,6 @@
 """What a simulated task on one body is: the protocol that recording, evaluation and the demo drive, and its frames.
 
-Owns no simulator and imports none: each body's module implements `Simulation`, and registry.py names the tasks.
+Owns no simulator and imports none: each simulator's module implements `Simulation`, and registry.py finds the tasks.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from policy.embodiment import EmbodimentSpec
+
+IMAGE_SIZE = 128  # pixels, height and width of every camera
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +49,10 @@ class Simulation(Protocol):
 
     def state(self) -> npt.NDArray[np.float32]:
         """The state alone, float32 [state_dim], without rendering: what a robot logs between two observations."""
+        ...
+
+    def environment_state(self) -> npt.NDArray[np.float32]:
+        """What a frame's `environment_state` holds, float32 [num names], without rendering."""
         ...
 
     def step(self, action: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

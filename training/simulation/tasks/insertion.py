@@ -1,0 +1,14 @@
+"""gym-aloha's Insertion on the `aloha` body."""
+
+from __future__ import annotations
+
+from training.simulation.task import Simulation
+
+BODY = "aloha"
+PACKAGE = "gym-aloha"
+
+
+def make() -> Simulation:
+    from training.simulation.aloha import AlohaSimulation
+
+    return AlohaSimulation("insertion")
