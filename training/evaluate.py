@@ -160,22 +160,26 @@ def open_source(job: Job) -> Iterator[ChunkSource]:
         raise EvaluationError(f"policy {target.policy!r} at {target.address}: {error}") from error
 
 
-def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows for a person: success with its interval, latency, rate."""
+def format_table(rows: Sequence[Mapping[str, Any]], groups: Mapping[str, Sequence[str]] | None = None) -> str:
+    """Rows for a person: success with its interval, latency, rate; then means over all tasks and over each group's."""
     lines = [
-        f"{'body':<8} {'task':<14} {'episodes':>8} {'success':>8} {'95 % interval':>15} "
+        f"{'body':<10} {'task':<14} {'episodes':>8} {'success':>8} {'95 % interval':>15} "
         f"{'p50 ms':>8} {'p99 ms':>8} {'chunks/s':>9}"
     ]
     for row in rows:
-        rate = row["successes"] / row["episodes"]
         interval = f"{row['success_low']:.0%} to {row['success_high']:.0%}"
         lines.append(
-            f"{row['embodiment']:<8} {row['task']:<14} {row['episodes']:>8} {rate:>8.0%} {interval:>15} "
+            f"{row['embodiment']:<10} {row['task']:<14} {row['episodes']:>8} {success_rate(row):>8.0%} {interval:>15} "
             f"{row['latency_p50_ms']:>8.1f} {row['latency_p99_ms']:>8.1f} {row['chunks_per_s']:>9.1f}"
         )
-    mean = sum(row["successes"] / row["episodes"] for row in rows) / len(rows)
-    lines.append(f"{'mean over tasks':<32} {mean:>7.0%}")
+    for name, tasks in {"mean over tasks": [row["task"] for row in rows], **(groups or {})}.items():
+        if rates := [success_rate(row) for row in rows if row["task"] in tasks]:
+            lines.append(f"{name:<34} {sum(rates) / len(rates):>8.0%}")
     return "\n".join(lines)
+
+
+def success_rate(row: Mapping[str, Any]) -> float:
+    return row["successes"] / row["episodes"]
 
 
 def write_results(path: Path, rows: Sequence[Mapping[str, Any]], **context: Any) -> None:

@@ -1,15 +1,37 @@
-"""JSON on disk, whole or not at all: written beside its place and renamed."""
+"""JSON on disk, whole or not at all: written beside its place and renamed. And JSON as frozen data, strictly."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+_T = TypeVar("_T")
 
 
 def write_json(path: Path, values: Any) -> None:
     """Makes the directory when it is not there; a reader sees the old file or the new one, never a part."""
+    write_text(path, json.dumps(values, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """As write_json does."""
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = path.with_name(path.name + ".tmp")
-    staged.write_text(json.dumps(values, indent=2) + "\n")
+    staged.write_text(text)
     staged.replace(path)
+
+
+def build(kind: type[_T], values: Any, where: str) -> _T:
+    """The dataclass that an object of JSON says. Raises ValueError that names an unknown or missing key and `where`."""
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{where} is {type(values).__name__}, expected an object")
+    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    if unknown := sorted(set(values) - known):
+        raise ValueError(f"{where} has unknown keys {unknown}, expected {sorted(known)}")
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise ValueError(f"{where}: {error}") from None
