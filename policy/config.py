@@ -30,10 +30,20 @@ class ConvolutionalSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class VlmSettings:
-    """A Hugging Face image-text-to-text model (vlm.py); `hugging_face` is its own config, `model_type` included."""
+    """A Hugging Face image-text-to-text model (vlm.py); `hugging_face` is its own config, `model_type` included.
+
+    `image_mean` and `image_std` are of pixels in 0 to 1; None is what its family was trained on.
+    """
 
     kind: Literal["vlm"] = "vlm"
     hugging_face: Mapping[str, Any]
+    image_mean: tuple[float, ...] | None = None
+    image_std: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for name, values, lowest in (("image_mean", self.image_mean, -1e3), ("image_std", self.image_std, 1e-6)):
+            if values is not None and not (len(values) == 3 and all(lowest <= value <= 1e3 for value in values)):
+                raise ValueError(f"backbone.{name} is {list(values)}, expected three numbers from {lowest:g} to 1000")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,12 +101,16 @@ INFERENCE_ONLY = ("execution_horizon", "num_inference_steps", "max_inference_ste
 def _backbone(values: Any) -> ConvolutionalSettings | VlmSettings:
     kind = values.get("kind") if isinstance(values, Mapping) else None
     if kind == "vlm":
-        return _build(VlmSettings, values, "backbone")
+        return _build(VlmSettings, {name: _frozen(value) for name, value in values.items()}, "backbone")
     if kind == "convolutional":
         trunk = _build(TrunkConfig, values.get("trunk"), "backbone.trunk")
         channels = tuple(values.get("channels", ()))
         return _build(ConvolutionalSettings, {**values, "trunk": trunk, "channels": channels}, "backbone")
     raise ValueError(f"backbone.kind is {kind!r}, expected 'convolutional' or 'vlm'")
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _build(cls: type[_T], values: Any, where: str) -> _T:

@@ -29,9 +29,7 @@ def interpolate(
     return (1 - r) * noise + r * actions
 
 
-def masked_mean(
-    values: Float[Tensor, "batch horizon dim"], mask: Bool[Tensor, "batch horizon dim"]
-) -> Float[Tensor, ""]:
+def masked_mean(values: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"]) -> Float[Tensor, ""]:
     """Mean over the real entries alone; 0 when there are none."""
     return torch.where(mask, values, 0).sum() / mask.sum().clamp(min=1)
 

@@ -1,7 +1,8 @@
 """A Hugging Face image-text-to-text model as the backbone: it reads `[p_k, images, text, state, (z_hist), query]`.
 
 Owns the sequence, its attention and positions, and the embeddings that are no words. What differs between families of
-models is in vlm_families.py. Loads from local directories and safetensors alone; runs no code that comes with a model.
+models is in vlm_families.py, what a directory must hold in vlm_directory.py. Loads from local directories and
+safetensors alone; runs no code that comes with a model.
 
 With history one pass answers twice: the sequence is `[prefix, query, history, query]`, in which history and the second
 query cannot read the first query and take the positions they would have without it.
@@ -9,7 +10,6 @@ query cannot read the first query and take the positions they would have without
 
 from __future__ import annotations
 
-import json
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, cast
@@ -23,7 +23,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedMode
 from policy.backbone import Backbone, BackboneOutput, ObservationBatch
 from policy.config import ModelConfig, VlmSettings
 from policy.prior import EmbodimentLinear
-from policy.vlm_families import FAMILIES, Family, placeholders_per_side
+from policy.vlm_directory import check_weights
+from policy.vlm_families import family_of, placeholders_per_side
 from policy.vocabulary import HISTORY, QUERY, RESERVED, SOFT, STATE
 
 _MAX_WORDS = 128
@@ -44,7 +45,7 @@ class VlmBackbone(Backbone):
 
     def __init__(self, config: ModelConfig, settings: VlmSettings, tokenizer: Tokenizer) -> None:
         super().__init__()
-        self.family = _family(settings)
+        self.family = family_of(settings.hugging_face)
         self.tokenizer = tokenizer
         self._encoder = _plain_text(tokenizer)
         model = _build(settings)
@@ -60,7 +61,8 @@ class VlmBackbone(Backbone):
         self.history_in = nn.Linear(config.latent_dim, self.width)
         self.query = nn.Parameter(torch.empty(self.width))
         self._initialize_tokens()
-        mean, std = torch.tensor(self.family.mean_std).view(2, 3, 1, 1)
+        mean_std = (settings.image_mean or self.family.mean_std[0], settings.image_std or self.family.mean_std[1])
+        mean, std = torch.tensor(mean_std).view(2, 3, 1, 1)
         self.register_buffer("pixel_mean", mean, persistent=False)
         self.register_buffer("pixel_std", std, persistent=False)
         reserved = torch.tensor([_token(tokenizer, name) for name in RESERVED])
@@ -92,13 +94,27 @@ class VlmBackbone(Backbone):
         self.tokenizer.save(str(Path(directory) / "tokenizer.json"))
 
     def load_pretrained(self, directory: str | Path) -> None:
-        """Weights of the model saved in `directory`, from whose read_pretrained this backbone was built.
+        """Weights of the model saved in `directory`, from whose read_directory this backbone was built.
 
-        Starts the tokens that are no words anew, at the scale of the model's word embeddings.
+        Starts the tokens that are no words anew, at the scale of the model's word embeddings. Draws from torch's
+        default generator. Raises OSError for a missing file, ValueError when the weights are not all of the model's.
         """
-        model = AutoModelForImageTextToText.from_pretrained(
-            directory, local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
+        check_weights(Path(directory))
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            directory,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            dtype=torch.float32,
+            output_loading_info=True,
         )
+        model, report = loaded
+        # Hugging Face would start what is missing at random. Of its head for words nothing is asked here.
+        if missing := sorted(name for name in report["missing_keys"] if name.startswith("model.")):
+            raise ValueError(
+                f"{directory} lacks {len(missing)} weights of its {self.vlm.config.model_type}, {missing[0]} first; "
+                "save the whole model there again"
+            )
         vocabulary = self._embedding().num_embeddings
         if model.get_input_embeddings().num_embeddings != vocabulary:
             model.resize_token_embeddings(vocabulary, mean_resizing=False)
@@ -223,52 +239,6 @@ class VlmBackbone(Backbone):
                 self._words.clear()
             self._words[instruction] = tuple(self._encoder.encode(instruction).ids[:_MAX_WORDS])
         return self._words[instruction]
-
-
-def read_pretrained(directory: str | Path) -> tuple[VlmSettings, Tokenizer]:
-    """Settings and tokenizer of a model saved in a local directory, reserved tokens added; reads no weights.
-
-    Raises OSError for a directory without config.json or tokenizer.json, ValueError for a family that is not supported.
-    """
-    directory = Path(directory)
-    if not (directory / "tokenizer.json").is_file():
-        raise OSError(f"{directory} holds no tokenizer.json")
-    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-    tokenizer.add_special_tokens([name for name in RESERVED if tokenizer.token_to_id(name) is None])
-    config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    text = config.get_text_config()
-    highest = max(tokenizer.get_vocab(with_added_tokens=True).values())
-    if highest >= text.vocab_size:
-        text.vocab_size = -(-(highest + 1) // 64) * 64
-    settings = VlmSettings(hugging_face=_without_origin(config.to_dict()))
-    _check_pixels(_family(settings), directory / "preprocessor_config.json")
-    return settings, tokenizer
-
-
-def _check_pixels(family: Family, path: Path) -> None:
-    """A model that was trained on other pixel statistics than its family's would see wrong colours and say nothing."""
-    if not path.is_file():
-        return
-    own = json.loads(path.read_text())
-    for key, expected in zip(("image_mean", "image_std"), family.mean_std, strict=True):
-        found = own.get(key, expected)
-        if any(abs(a - b) > 1e-3 for a, b in zip(found, expected, strict=True)):
-            raise ValueError(f"{path}: {key} is {found}, expected {list(expected)}")
-
-
-def _without_origin(values: Any) -> Any:
-    """A config without the paths and versions it was read with: the same model is the same data anywhere."""
-    if isinstance(values, dict):
-        origin = ("_name_or_path", "transformers_version")
-        return {key: _without_origin(value) for key, value in values.items() if key not in origin}
-    return values
-
-
-def _family(settings: VlmSettings) -> Family:
-    model_type = settings.hugging_face.get("model_type")
-    if model_type not in FAMILIES:
-        raise ValueError(f"backbone.hugging_face.model_type is {model_type!r}, expected one of {sorted(FAMILIES)}")
-    return FAMILIES[model_type]
 
 
 def _build(settings: VlmSettings) -> Any:

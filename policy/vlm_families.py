@@ -6,7 +6,7 @@ image takes, and how positions and attention run over the prefix. Frames arrive 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,6 +108,14 @@ FAMILIES: dict[str, Family] = {
         fixed_image_size=True,
     ),
 }
+
+
+def family_of(hugging_face: Mapping[str, Any]) -> Family:
+    """The family of a model, by its config. Raises ValueError that names the families there are."""
+    model_type = hugging_face.get("model_type")
+    if model_type not in FAMILIES:
+        raise ValueError(f"model_type is {model_type!r}, expected one of {sorted(FAMILIES)}")
+    return FAMILIES[model_type]
 
 
 def placeholders_per_side(family: Family, config: Any, image_size: int) -> int:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 # Before anything imports MuJoCo or torch; spawned servers inherit both.
 os.environ.setdefault("MUJOCO_GL", "egl")
@@ -14,6 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 from jaxtyping import install_import_hook
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 # Shapes and dtypes at tensor boundaries are checked here and free in production. Modules that validate their own input
 # are left out, for their errors must be their own. Before any of them is imported.
@@ -28,7 +31,8 @@ from policy.policy import Policy
 from policy.request import ChunkRequest
 from policy.trunk import TrunkConfig
 from policy.vla import VLA, build_vla
-from policy.vocabulary import train_tokenizer
+from policy.vlm_toy import toy_hugging_face
+from policy.vocabulary import IMAGE_MARKERS, train_tokenizer
 
 torch.set_num_threads(1)
 
@@ -155,3 +159,69 @@ def make_toy_request() -> Callable[..., ChunkRequest]:
 @pytest.fixture(scope="session")
 def toy_specs() -> tuple[EmbodimentSpec, ...]:
     return TOY_SPECS
+
+
+# What lies beside the weights of published models, at toy size.
+_PROCESSORS: dict[str, dict[str, Any]] = {
+    "smolvlm": {
+        "image_processor_type": "SmolVLMImageProcessor",
+        "do_image_splitting": True,
+        "size": {"longest_edge": 256},
+        "max_image_size": {"longest_edge": 64},
+        "resample": 1,
+    },
+    "qwen3_vl": {
+        "image_processor_type": "Qwen2VLImageProcessorFast",
+        "size": {"longest_edge": 16777216, "shortest_edge": 65 * 65},
+        "patch_size": 16,
+        "temporal_patch_size": 2,
+        "merge_size": 2,
+    },
+    "paligemma": {
+        "image_processor_type": "SiglipImageProcessor",
+        "size": {"height": 64, "width": 64},
+        "resample": 3,
+        "image_seq_length": 16,
+    },
+}
+
+
+@pytest.fixture(scope="session")
+def foreign_tokenizer() -> Tokenizer:
+    """A tokenizer of someone else's: image markers, and none of our reserved tokens."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, special_tokens=["<pad>", *IMAGE_MARKERS], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(["close the drawer", "press the red button"], trainer)
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def save_vlm(foreign_tokenizer: Tokenizer) -> Callable[..., Path]:
+    """Saves a random model with large weights as Hugging Face does, in shards where told; `text` changes its config."""
+
+    def build(
+        directory: Path, family: str, *, image_size: int = 64, max_shard_size: str = "50GB", seed: int = 3, **text: Any
+    ) -> Path:
+        from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedTokenizerFast
+
+        values = toy_hugging_face(family, foreign_tokenizer, image_size)
+        values["text_config"] |= text
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = AutoModelForImageTextToText.from_config(AutoConfig.for_model(**values))
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.mul_(1.5)
+        model.save_pretrained(directory, max_shard_size=max_shard_size)
+        PreTrainedTokenizerFast(tokenizer_object=foreign_tokenizer, pad_token="<pad>").save_pretrained(directory)
+        if family in _PROCESSORS:
+            shared = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "do_rescale": True, "rescale_factor": 1 / 255}
+            (directory / "preprocessor_config.json").write_text(json.dumps(shared | _PROCESSORS[family]))
+        return directory
+
+    return build

@@ -1,73 +1,52 @@
+"""A model saved by Hugging Face becomes the backbone with all of its weights."""
+
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoConfig, AutoModelForImageTextToText
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from transformers import AutoModelForImageTextToText
 
 from policy.backbone import ObservationBatch
 from policy.config import ModelConfig, VlmSettings
 from policy.embodiment import EmbodimentSpec
 from policy.sizes import tiny_vlm
 from policy.vla import build_vla
-from policy.vlm import VlmBackbone, read_pretrained
-from policy.vlm_toy import toy_hugging_face
-from policy.vocabulary import IMAGE_MARKERS, RESERVED
+from policy.vlm import VlmBackbone
+from policy.vlm_directory import read_directory
 
 Observe = Callable[..., ObservationBatch]
 
 
-@pytest.fixture(scope="module")
-def foreign_tokenizer() -> Tokenizer:
-    """A tokenizer of someone else's: image markers, and none of our reserved tokens."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=320, special_tokens=["<pad>", *IMAGE_MARKERS], initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(["close the drawer", "press the red button"], trainer)
-    return tokenizer
-
-
 @pytest.fixture
-def save(foreign_tokenizer: Tokenizer, tmp_path: Path) -> Callable[..., Path]:
-    """Saves a random model with large weights as Hugging Face would; `text` changes its text config."""
-
-    def build(family: str, *, image_size: int = 64, **text: Any) -> Path:
-        values = toy_hugging_face(family, foreign_tokenizer, image_size)
-        values["text_config"] |= text
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(3)
-            model = AutoModelForImageTextToText.from_config(AutoConfig.for_model(**values))
-            with torch.no_grad():
-                for parameter in model.parameters():
-                    parameter.mul_(1.5)
-        model.save_pretrained(tmp_path)
-        foreign_tokenizer.save(str(tmp_path / "tokenizer.json"))
-        return tmp_path
-
-    return build
+def save(save_vlm: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
+    return partial(save_vlm, tmp_path)
 
 
 def _config(settings: VlmSettings, specs: tuple[EmbodimentSpec, ...], tokenizer: Tokenizer) -> ModelConfig:
     return tiny_vlm(specs, tokenizer.get_vocab_size(), settings.hugging_face)
 
 
-@pytest.mark.parametrize("family", ["smolvlm", "qwen3_vl"])
+@pytest.mark.parametrize("max_shard_size", ["50GB", "300KB"], ids=["whole", "sharded"])
+@pytest.mark.parametrize("family", ["smolvlm", "qwen3_vl", "paligemma"])
 def test_a_saved_model_becomes_the_backbone(
-    family: str, save: Callable[..., Path], specs: tuple[EmbodimentSpec, ...], observe: Observe
+    family: str,
+    max_shard_size: str,
+    save: Callable[..., Path],
+    specs: tuple[EmbodimentSpec, ...],
+    observe: Observe,
 ) -> None:
-    directory = save(family)
-    settings, tokenizer = read_pretrained(directory)
+    directory = save(family, max_shard_size=max_shard_size)
+    assert (directory / "model.safetensors").exists() == (max_shard_size == "50GB")
+    model = read_directory(directory)
+    settings, tokenizer = model.settings, model.tokenizer
     config = ModelConfig.from_json(json.loads(json.dumps(_config(settings, specs, tokenizer).to_json())))
     torch.manual_seed(0)
     backbone = build_vla(config, tokenizer).eval().backbone
@@ -76,10 +55,9 @@ def test_a_saved_model_becomes_the_backbone(
     fresh = backbone(observation).without_history
     backbone.load_pretrained(directory)
 
-    saved = load_file(directory / "model.safetensors")
+    theirs = AutoModelForImageTextToText.from_pretrained(directory, local_files_only=True).model.state_dict()
     for name, value in backbone.vlm.state_dict().items():
-        expected = saved["model." + name]
-        assert torch.equal(value[: len(expected)], expected), name
+        assert torch.equal(value[: len(theirs[name])], theirs[name]), name
     answer = backbone(observation, torch.ones(3, config.latent_dim))
     assert (answer.without_history - fresh).abs().max() > 1e-2
     answer.without_history.sum().backward()
@@ -87,11 +65,44 @@ def test_a_saved_model_becomes_the_backbone(
 
 
 @torch.no_grad()
+def test_pixels_are_normalised_as_the_directory_says(
+    save: Callable[..., Path], specs: tuple[EmbodimentSpec, ...], observe: Observe
+) -> None:
+    directory = save("smolvlm")
+    path = directory / "preprocessor_config.json"
+    own = {**json.loads(path.read_text()), "image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
+    path.write_text(json.dumps(own))
+    model = read_directory(directory)
+    config = replace(_config(model.settings, specs, model.tokenizer), backbone=model.settings)
+    backbone = build_vla(ModelConfig.from_json(config.to_json()), model.tokenizer).backbone
+    assert isinstance(backbone, VlmBackbone)
+    observation = observe(config)
+    frames = observation.images.movedim(-1, -3) / 255
+    mean, std = torch.tensor([own["image_mean"], own["image_std"]])[:, :, None, None]
+    torch.testing.assert_close(backbone._pixels(observation)["pixel_values"], (frames - mean) / std)
+
+
+def test_weights_that_lack_some_of_the_model_are_refused(
+    save: Callable[..., Path], specs: tuple[EmbodimentSpec, ...]
+) -> None:
+    directory = save("paligemma")
+    weights = load_file(directory / "model.safetensors")
+    del weights["language_model.model.norm.weight"]
+    save_file(weights, directory / "model.safetensors", {"format": "pt"})
+    model = read_directory(directory)
+    backbone = build_vla(_config(model.settings, specs, model.tokenizer), model.tokenizer).backbone
+    assert isinstance(backbone, VlmBackbone)
+    with pytest.raises(ValueError, match=r"lacks 1 weights of its paligemma, model.language_model.norm.weight first"):
+        backbone.load_pretrained(directory)
+
+
+@torch.no_grad()
 def test_tokens_that_are_no_words_start_at_the_scale_of_words(
     save: Callable[..., Path], specs: tuple[EmbodimentSpec, ...]
 ) -> None:
     directory = save("qwen3_vl")
-    settings, tokenizer = read_pretrained(directory)
+    model = read_directory(directory)
+    settings, tokenizer = model.settings, model.tokenizer
     backbone = build_vla(_config(settings, specs, tokenizer), tokenizer).backbone
     assert isinstance(backbone, VlmBackbone)
     backbone.load_pretrained(directory)
@@ -101,50 +112,12 @@ def test_tokens_that_are_no_words_start_at_the_scale_of_words(
         assert 0.5 < tokens.std() / words < 2
 
 
-def test_reserved_tokens_take_free_rows_of_the_embedding_or_new_ones(
-    save: Callable[..., Path], foreign_tokenizer: Tokenizer
-) -> None:
-    num_words = foreign_tokenizer.get_vocab_size()
-    settings, tokenizer = read_pretrained(save("smolvlm"))
-    assert [tokenizer.token_to_id(name) for name in RESERVED] == list(range(num_words, num_words + 4))
-    assert settings.hugging_face["text_config"]["vocab_size"] == -(-(num_words + 4) // 64) * 64
-    settings, tokenizer = read_pretrained(save("smolvlm", vocab_size=num_words + 4))
-    assert settings.hugging_face["text_config"]["vocab_size"] == num_words + 4
-
-
-def test_settings_do_not_tell_where_they_were_read(save: Callable[..., Path]) -> None:
-    directory = save("qwen3_vl")
-    settings, _ = read_pretrained(directory)
-    text = json.dumps(settings.hugging_face)
-    assert str(directory) not in text
-    assert "_name_or_path" not in text
-
-
-def test_other_pixel_statistics_than_the_familys_are_refused(save: Callable[..., Path]) -> None:
-    directory = save("qwen3_vl")
-    path = directory / "preprocessor_config.json"
-    path.write_text(json.dumps({"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}))
-    read_pretrained(directory)
-    path.write_text(json.dumps({"image_mean": [0.48, 0.45, 0.4], "image_std": [0.5, 0.5, 0.5]}))
-    with pytest.raises(ValueError, match=r"image_mean is \[0.48, 0.45, 0.4\], expected \[0.5, 0.5, 0.5\]"):
-        read_pretrained(directory)
-
-
-def test_a_directory_without_a_tokenizer_or_of_another_family_is_refused(save: Callable[..., Path]) -> None:
-    directory = save("smolvlm")
-    (directory / "config.json").write_text(json.dumps({"model_type": "llava"}))
-    with pytest.raises(ValueError, match="model_type is 'llava', expected one of"):
-        read_pretrained(directory)
-    (directory / "tokenizer.json").unlink()
-    with pytest.raises(OSError, match=r"holds no tokenizer.json"):
-        read_pretrained(directory)
-
-
 def test_weights_that_are_no_safetensors_are_not_opened(
     save: Callable[..., Path], specs: tuple[EmbodimentSpec, ...]
 ) -> None:
     directory = save("smolvlm")
-    settings, tokenizer = read_pretrained(directory)
+    model = read_directory(directory)
+    settings, tokenizer = model.settings, model.tokenizer
     backbone = build_vla(replace(_config(settings, specs, tokenizer)), tokenizer).backbone
     assert isinstance(backbone, VlmBackbone)
     (directory / "model.safetensors").rename(directory / "pytorch_model.bin")
