@@ -36,37 +36,52 @@ class Mixture:
         return max(len(mean) for mean, _ in self.landmark_scales)
 
     def motion(self, picks: Sequence[tuple[int, np.ndarray]]) -> MotionBatch:
-        return _cat_motion([self._motion(index, self._windows(index, frames)) for index, frames in picks])
+        return self._motion([(index, self._windows(index, frames, history_steps=0)) for index, frames in picks])
 
     def vla(self, picks: Sequence[tuple[int, np.ndarray]], state_mask: Tensor, *, history: bool = True) -> VLABatch:
         """`picks` are (pack, frames); `state_mask` [batch] hides the state of the samples where it is False."""
-        parts = [(index, frames, self._windows(index, frames)) for index, frames in picks]
-        histories = [self._history(index, windows) for index, _, windows in parts] if history else []
+        history_steps = self.config.history_steps if history else 0
+        parts = [(index, self._windows(index, frames, history_steps=history_steps)) for index, frames in picks]
+        histories = [self._history(index, windows) for index, windows in parts] if history else []
         return VLABatch(
             observation=self._observation(parts, state_mask),
             history=_cat_history(histories) if histories else None,
-            motion=_cat_motion([self._motion(index, windows) for index, _, windows in parts]),
+            motion=self._motion(parts),
             landmarks=self._landmarks(parts) if self.landmark_scales else None,
         )
 
-    def _windows(self, index: int, frames: np.ndarray) -> Windows:
+    def _windows(self, index: int, frames: np.ndarray, *, history_steps: int) -> Windows:
         return gather_windows(
-            self.packs[index], frames, horizon=self.config.action_horizon, history_steps=self.config.history_steps
+            self.packs[index], frames, horizon=self.config.action_horizon, history_steps=history_steps
         )
 
-    def _motion(self, index: int, windows: Windows) -> MotionBatch:
-        pack = self.packs[index]
-        normalizer = self.normalizers[pack.spec.name]
-        batch = len(windows.states)
-        states, actions = torch.from_numpy(windows.states), torch.from_numpy(windows.actions)
-        action_mask = torch.zeros(batch, self.config.max_action_dim, dtype=torch.bool)
-        action_mask[:, : pack.spec.action_dim] = True
+    def _motion(self, parts: Sequence[tuple[int, Windows]]) -> MotionBatch:
+        """Written straight into the whole batch: stage 1 reads far more windows than a padded copy of each allows."""
+        config = self.config
+        total = sum(len(windows.frames) for _, windows in parts)
+        states = torch.zeros(total, config.action_horizon, config.max_state_dim)
+        actions = torch.zeros(total, config.action_horizon, config.max_action_dim)
+        action_mask = torch.zeros(total, config.max_action_dim, dtype=torch.bool)
+        embodiment = torch.empty(total, dtype=torch.int64)
+        start = 0
+        for index, windows in parts:
+            spec = self.packs[index].spec
+            normalizer = self.normalizers[spec.name]
+            recorded = torch.from_numpy(windows.states)
+            rows = slice(start, start + len(windows.frames))
+            states[rows, :, : spec.state_dim] = normalizer.normalize_state(recorded)
+            actions[rows, :, : spec.action_dim] = normalizer.normalize_action(
+                torch.from_numpy(windows.actions), recorded[:, 0]
+            )
+            action_mask[rows, : spec.action_dim] = True
+            embodiment[rows] = self.embodiments[spec.name]
+            start = rows.stop
         return MotionBatch(
-            states=self._pad(normalizer.normalize_state(states), self.config.max_state_dim),
-            actions=self._pad(normalizer.normalize_action(actions, states[:, 0]), self.config.max_action_dim),
-            step_mask=torch.from_numpy(windows.chunk_mask),
+            states=states,
+            actions=actions,
+            step_mask=torch.cat([torch.from_numpy(windows.chunk_mask) for _, windows in parts]),
             action_mask=action_mask,
-            embodiment=torch.full((batch,), self.embodiments[pack.spec.name]),
+            embodiment=embodiment,
         )
 
     def _history(self, index: int, windows: Windows) -> HistoryBatch:
@@ -79,21 +94,21 @@ class Mixture:
             step_mask=torch.from_numpy(windows.history_mask),
         )
 
-    def _observation(self, parts: Sequence[tuple[int, np.ndarray, Windows]], state_mask: Tensor) -> ObservationBatch:
+    def _observation(self, parts: Sequence[tuple[int, Windows]], state_mask: Tensor) -> ObservationBatch:
         config = self.config
-        total = sum(len(frames) for _, frames, _ in parts)
+        total = sum(len(windows.frames) for _, windows in parts)
         images = torch.zeros(total, config.max_cameras, config.image_size, config.image_size, 3, dtype=torch.uint8)
         camera_mask = torch.zeros(total, config.max_cameras, dtype=torch.bool)
         states, instructions, embodiment, start = [], [], [], 0
-        for index, frames, windows in parts:
-            pack = self.packs[index]
+        for index, windows in parts:
+            pack, frames = self.packs[index], windows.frames
             rows = slice(start, start + len(frames))
             for camera, name in enumerate(pack.spec.camera_names):
-                images[rows, camera] = torch.from_numpy(pack.images[name][frames])
+                images[rows, camera] = torch.from_numpy(np.take(np.asarray(pack.images[name]), frames, axis=0))
                 camera_mask[rows, camera] = True
             now = self.normalizers[pack.spec.name].normalize_state(torch.from_numpy(windows.states[:, 0]))
             states.append(self._pad(now, config.max_state_dim))
-            instructions += [pack.instruction] * len(frames)
+            instructions += pack.instructions_of(frames)
             embodiment += [self.embodiments[pack.spec.name]] * len(frames)
             start = rows.stop
         return ObservationBatch(
@@ -105,12 +120,12 @@ class Mixture:
             embodiment=torch.tensor(embodiment),
         )
 
-    def _landmarks(self, parts: Sequence[tuple[int, np.ndarray, Windows]]) -> Landmarks:
-        total = sum(len(frames) for _, frames, _ in parts)
+    def _landmarks(self, parts: Sequence[tuple[int, Windows]]) -> Landmarks:
+        total = sum(len(windows.frames) for _, windows in parts)
         values, mask = torch.zeros(total, self.max_landmarks), torch.zeros(total, self.max_landmarks, dtype=torch.bool)
         task, start = [], 0
-        for index, frames, _ in parts:
-            positions = self.packs[index].environment_state
+        for index, windows in parts:
+            frames, positions = windows.frames, self.packs[index].environment_state
             if positions is None:
                 raise ValueError(
                     f"pack {self.packs[index].directory} has no environment_state; set landmark_weight to 0"
@@ -145,14 +160,4 @@ def _cat_history(parts: Sequence[HistoryBatch]) -> HistoryBatch:
         states=torch.cat([part.states for part in parts]),
         actions=torch.cat([part.actions for part in parts]),
         step_mask=torch.cat([part.step_mask for part in parts]),
-    )
-
-
-def _cat_motion(parts: Sequence[MotionBatch]) -> MotionBatch:
-    return MotionBatch(
-        states=torch.cat([part.states for part in parts]),
-        actions=torch.cat([part.actions for part in parts]),
-        step_mask=torch.cat([part.step_mask for part in parts]),
-        action_mask=torch.cat([part.action_mask for part in parts]),
-        embodiment=torch.cat([part.embodiment for part in parts]),
     )

@@ -7,15 +7,16 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tokenizers import Tokenizer
 
 from policy import sizes
 from policy.checkpoint import CheckpointParts, read_checkpoint
-from policy.config import INFERENCE_ONLY, ModelConfig
+from policy.config import INFERENCE_ONLY, ModelConfig, VlmSettings
 from policy.embodiment import EmbodimentSpec
+from policy.images import Interpolation
 from policy.normalization import Normalizer, Statistics
 from policy.vla import VLA, build_vla
 from policy.vlm_toy import toy_hugging_face
@@ -25,9 +26,14 @@ from training.data.pack import Pack, build_packs
 from training.data.sampler import TaskBalancedSampler
 from training.data.statistics import embodiment_statistics
 from training.json_file import write_json
+from training.parallel import ALONE, Processes
 from training.recipe import Recipe, RunDirectory
 
+if TYPE_CHECKING:
+    from policy.vlm_directory import VlmDirectory
+
 _SIZES = {"tiny": sizes.tiny, "small": sizes.small}
+_IMAGE_SIZES = {"tiny": 96, "small": 128, "tiny-vlm": 64, "paper": 224}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +45,7 @@ class Corpus:
     statistics: Sequence[Statistics]
     tokenizer: Tokenizer
     config: ModelConfig
+    pretrained: VlmDirectory | None = None  # the model that the backbone starts from
     parent: CheckpointParts | None = None  # the checkpoint that stage 2 starts from
 
     @property
@@ -51,6 +58,15 @@ class Corpus:
             "revision": self.parent.revision,
             **{key: manifest[key] for key in ("recipe", "training", "git_commit")},
         }
+
+    @property
+    def backbone_manifest(self) -> dict[str, Any] | None:
+        """Which pretrained model stage 2 tunes, and how; None when the backbone is trained from nothing."""
+        if self.recipe.backbone is None:
+            return None
+        from training.backbone import describe  # transformers takes seconds to import; only these recipes pay
+
+        return describe(self.config, self.recipe.backbone, self.pretrained)
 
     @property
     def normalizers(self) -> Mapping[str, Normalizer]:
@@ -73,19 +89,35 @@ class Corpus:
             landmark_scales=landmark_scales(packs) if landmarks else (),
         )
 
-    def sampler(self, packs: Sequence[Pack], batch_size: int, seed: int) -> TaskBalancedSampler:
+    def sampler(
+        self, packs: Sequence[Pack], batch_size: int, seed: int, processes: Processes = ALONE
+    ) -> TaskBalancedSampler:
         """Every task as often as its weight says, however long its episodes and in however many packs they are."""
         frames = Counter[str]()
         for pack in packs:
             frames[pack.task] += pack.num_frames
         weights = [self.recipe.data.weight(pack.task) * pack.num_frames / frames[pack.task] for pack in packs]
-        return TaskBalancedSampler([pack.num_frames for pack in packs], weights, batch_size, seed)
+        return TaskBalancedSampler(
+            [pack.num_frames for pack in packs],
+            weights,
+            batch_size,
+            seed,
+            rank=processes.rank,
+            world_size=processes.world_size,
+        )
 
     def build_model(self) -> VLA:
-        """Fresh weights, a function of the recipe's seed alone, or those of the checkpoint that stage 2 starts from."""
+        """Fresh weights, a function of the recipe's seed alone, or those of the checkpoint that stage 2 starts from.
+
+        A pretrained backbone has its own.
+        """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.recipe.seed)
             vla = build_vla(self.config, self.tokenizer)
+            if self.pretrained is not None:
+                from training.backbone import load_pretrained
+
+                load_pretrained(vla, self.pretrained)
         if self.parent is not None:
             vla.load_state_dict(self.parent.vla.state_dict())
         return vla
@@ -105,28 +137,37 @@ def open_corpus(recipe: Recipe, run: RunDirectory) -> Corpus:
     """Pack what is not packed yet, then read specs, statistics and words.
 
     Raises FileNotFoundError when a task's dataset is missing, ValueError when the checkpoint that stage 2 starts from
-    knows other bodies, CheckpointError when it cannot be read.
+    knows other bodies, CheckpointError when it cannot be read, OSError or ValueError when a pretrained model cannot be
+    the backbone.
     """
     missing = [task for task in recipe.data.tasks if not run.dataset(task).is_dir()]
     if missing:
         raise FileNotFoundError(
             f"no demonstrations of {', '.join(missing)} in {run.datasets}; run the verb 'record' first"
         )
-    image_size = {"tiny": 96, "small": 128, "tiny-vlm": 64}[recipe.size]
-    recorded = build_packs([run.dataset(task) for task in recipe.data.tasks], run.packs, image_size=image_size)
+    parent = read_checkpoint(Path(recipe.stage2.start_from)) if recipe.stage2.start_from else None
+    pretrained = _pretrained(recipe)
+    image_size, interpolation = _view(recipe, parent, pretrained)
+    recorded = build_packs(
+        [run.dataset(task) for task in recipe.data.tasks],
+        _packs_directory(recipe, run, image_size, interpolation),
+        image_size=image_size,
+        interpolation=interpolation,
+    )
     packs = [pack.first(recipe.data.num_episodes(pack.task)) for pack in recorded] if recipe.data.root else recorded
-    if recipe.stage2.start_from:
-        return _fine_tuned(recipe, packs, read_checkpoint(Path(recipe.stage2.start_from)))
+    if parent is not None:
+        return _fine_tuned(recipe, packs, parent)
     specs: dict[str, EmbodimentSpec] = {}
     for pack in packs:
         specs.setdefault(pack.spec.name, pack.spec)
     ordered = list(specs.values())
-    tokenizer = train_tokenizer([instruction for pack in packs for instruction in pack.instructions])
-    vocabulary = tokenizer.get_vocab_size()
-    if recipe.size == "tiny-vlm":
-        config = sizes.tiny_vlm(ordered, vocabulary, toy_hugging_face("smolvlm", tokenizer))
+    if pretrained is None:
+        tokenizer = train_tokenizer([instruction for pack in packs for instruction in pack.instructions])
+        config = _config(recipe, ordered, tokenizer)
     else:
-        config = _SIZES[recipe.size](ordered, vocabulary)
+        from training.backbone import config_around
+
+        tokenizer, config = pretrained.tokenizer, config_around(recipe.size, ordered, pretrained, image_size)
     config = replace(config, encoder_inputs=recipe.stage1.inputs)
     statistics = read_statistics(recorded, run, horizon=config.action_horizon)
     return Corpus(
@@ -137,7 +178,42 @@ def open_corpus(recipe: Recipe, run: RunDirectory) -> Corpus:
         statistics=[statistics[spec.name] for spec in ordered],
         tokenizer=tokenizer,
         config=config,
+        pretrained=pretrained,
     )
+
+
+def _config(recipe: Recipe, specs: Sequence[EmbodimentSpec], tokenizer: Tokenizer) -> ModelConfig:
+    """Of a model that starts from nothing."""
+    vocabulary = tokenizer.get_vocab_size()
+    if recipe.size == "tiny-vlm":
+        return sizes.tiny_vlm(specs, vocabulary, toy_hugging_face("smolvlm", tokenizer))
+    return _SIZES[recipe.size](specs, vocabulary)
+
+
+def _pretrained(recipe: Recipe) -> VlmDirectory | None:
+    if recipe.backbone is None or not recipe.backbone.directory:
+        return None
+    from policy.vlm_directory import read_directory
+
+    return read_directory(recipe.backbone.directory)
+
+
+def _view(recipe: Recipe, parent: CheckpointParts | None, pretrained: VlmDirectory | None) -> tuple[int, Interpolation]:
+    """How frames are resized, for training as it will be for serving."""
+    if parent is not None:
+        return parent.vla.config.image_size, parent.vla.config.interpolation
+    if recipe.backbone is not None and pretrained is not None:
+        from training.backbone import image_size_of
+
+        return image_size_of(pretrained, recipe.backbone, _IMAGE_SIZES[recipe.size]), pretrained.interpolation
+    return _IMAGE_SIZES[recipe.size], "bilinear"
+
+
+def _packs_directory(recipe: Recipe, run: RunDirectory, image_size: int, interpolation: Interpolation) -> Path:
+    """Runs share packs of the size's own view; another view has packs of its own beside them."""
+    if (image_size, interpolation) == (_IMAGE_SIZES[recipe.size], "bilinear"):
+        return run.packs
+    return run.packs.with_name(f"{run.packs.name}-{image_size}px-{interpolation}")
 
 
 def _motion_packs(recipe: Recipe, run: RunDirectory) -> list[Pack]:
@@ -159,6 +235,11 @@ def _of_tasks(packs: Sequence[Pack], tasks: Sequence[str]) -> Sequence[Pack]:
 
 def _fine_tuned(recipe: Recipe, packs: Sequence[Pack], parent: CheckpointParts) -> Corpus:
     """Weights mean what they meant only with the statistics, words and order of bodies they were trained with."""
+    if recipe.backbone is not None and not isinstance(parent.vla.config.backbone, VlmSettings):
+        raise ValueError(
+            f"stage2.start_from {recipe.stage2.start_from} has no vision-language model that the recipe's backbone "
+            "could tune; leave backbone out"
+        )
     known = {spec.name: spec.digest for spec in parent.specs}
     for pack in packs:
         if known.get(pack.spec.name) != pack.spec.digest:

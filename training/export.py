@@ -41,10 +41,11 @@ def export_checkpoint(
             "method": "action prior from state-action trajectories (arXiv 2606.26095)",
             "variant": corpus.parent.manifest["variant"] if corpus.parent else corpus.recipe.variant,
             "recipe": corpus.recipe.to_json(),
+            "backbone": corpus.backbone_manifest,
             "data": {
                 pack.task: {
                     "embodiment": pack.spec.name,
-                    "instruction": pack.instruction,
+                    "instructions": list(pack.instructions),
                     "num_episodes": pack.num_episodes,
                     "num_frames": pack.num_frames,
                     "first_seed": int(pack.episode_seed.min()),
@@ -69,7 +70,7 @@ def probe_request(pack: Pack, config: ModelConfig) -> ChunkRequest:
         embodiment=pack.spec.name,
         images={name: torch.from_numpy(np.array(pack.images[name][frames[0]])) for name in pack.spec.camera_names},
         state=torch.from_numpy(windows.states[0, 0].copy()),
-        instruction=pack.instruction,
+        instruction=pack.instructions_of(frames)[0],
         history_states=torch.from_numpy(windows.history_states[0, real]),
         history_actions=torch.from_numpy(windows.history_actions[0, real]),
         seed=1,

@@ -11,12 +11,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from policy.prior import EncoderInputs
 from training.loop import Schedule
 
 _T = TypeVar("_T")
+Tuning = Literal["full", "lora"]
 RECIPES = Path(__file__).parent / "recipes"
 
 
@@ -98,6 +99,36 @@ class Stage2Recipe:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BackboneRecipe:
+    """A pretrained vision-language model in place of the size's own backbone, and how stage 2 tunes it.
+
+    `directory` holds it as Hugging Face saves it; empty means the one of stage2.start_from. `image_size` null is what
+    it was trained on. `learning_rate_scale` is a factor of stage 2's learning rate for what trains inside of it; null
+    is 0.1 for full tuning (paper A: 1e-5 where actions have 1e-4) and 1 for LoRA, whose weights are new.
+    """
+
+    directory: str = ""
+    tuning: Tuning = "full"
+    lora_rank: int = 16
+    image_size: int | None = None
+    learning_rate_scale: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.tuning not in get_args(Tuning):
+            raise ValueError(f"backbone.tuning is {self.tuning!r}, expected one of {list(get_args(Tuning))}")
+        if self.lora_rank < 1:
+            raise ValueError(f"backbone.lora_rank is {self.lora_rank}, expected at least 1")
+        if self.learning_rate_scale is not None and not self.learning_rate_scale > 0:
+            raise ValueError(f"backbone.learning_rate_scale is {self.learning_rate_scale}, expected more than 0")
+
+    @property
+    def rate_scale(self) -> float:
+        if self.learning_rate_scale is None:
+            return 0.1 if self.tuning == "full" else 1.0
+        return self.learning_rate_scale
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluationRecipe:
     """Held-out scenes: seeds from `first_seed` on, disjoint from every training seed."""
 
@@ -109,15 +140,17 @@ class EvaluationRecipe:
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     name: str
-    size: Literal["tiny", "tiny-vlm", "small"]
+    size: Literal["tiny", "tiny-vlm", "small", "paper"]
     seed: int = 0
     autocast: bool = True
     data: DataRecipe
     stage1: Stage1Recipe
     stage2: Stage2Recipe
+    backbone: BackboneRecipe | None = None
     evaluation: EvaluationRecipe = EvaluationRecipe()
 
     def __post_init__(self) -> None:
+        _check_backbone(self)
         for name, tasks in (("stage1", self.stage1.tasks), ("stage2", self.stage2.tasks)):
             if unknown := sorted(set(tasks) - set(self.data.tasks)):
                 raise ValueError(f"{name}.tasks names {unknown}, expected some of {sorted(self.data.tasks)}")
@@ -158,6 +191,8 @@ class Recipe:
             stage = dict(parts.get(name, {}))
             stage["schedule"] = _build(Schedule, stage.get("schedule", {}), name)
             parts[name] = _build(kind, {key: _frozen(value) for key, value in stage.items()}, name)
+        if parts.get("backbone") is not None:
+            parts["backbone"] = _build(BackboneRecipe, parts["backbone"], "backbone")
         if "evaluation" in parts:
             parts["evaluation"] = _build(EvaluationRecipe, parts["evaluation"], "evaluation")
         return _build(cls, parts, "recipe")
@@ -208,6 +243,11 @@ class RunDirectory:
         return (self.shared or self.root) / "motion-packs"
 
     @property
+    def recipe(self) -> Path:
+        """The run's own recipe, where it has one: an imported data set's is in none that is shipped."""
+        return self.root / "recipe.json"
+
+    @property
     def statistics(self) -> Path:
         return self.root / "statistics.json"
 
@@ -230,6 +270,22 @@ class RunDirectory:
     @property
     def evaluation(self) -> Path:
         return self.root / "evaluation"
+
+
+def _check_backbone(recipe: Recipe) -> None:
+    backbone, parent = recipe.backbone, recipe.stage2.start_from
+    if backbone is None:
+        if recipe.size == "paper" and not parent:
+            raise ValueError("size is 'paper' and backbone is not given, expected the directory of a pretrained model")
+    elif parent and backbone.image_size is not None:
+        raise ValueError(f"backbone.image_size is {backbone.image_size}, expected null: stage2.start_from has its own")
+    elif backbone.directory and parent:
+        raise ValueError(
+            f"backbone.directory is {backbone.directory!r} and stage2.start_from {parent!r}, expected one of them: "
+            "a checkpoint brings its own backbone"
+        )
+    elif not backbone.directory and not parent:
+        raise ValueError("backbone.directory is empty, expected the directory of a pretrained model")
 
 
 def _frozen(value: Any) -> Any:

@@ -232,7 +232,7 @@ def served_request(index: int, frame: int) -> ChunkRequest:
         embodiment=recorded.spec.name,
         images={name: torch.from_numpy(frames[frame]) for name, frames in recorded.images.items()},
         state=torch.from_numpy(recorded.state[frame]),
-        instruction=recorded.instruction,
+        instruction=recorded.instructions_of(np.array([frame]))[0],
         history_states=torch.from_numpy(recorded.state[past]),
         history_actions=torch.from_numpy(recorded.executed_action[past]),
     )

@@ -22,10 +22,11 @@ import numpy.typing as npt
 import torch
 
 from policy.embodiment import EmbodimentSpec
-from policy.images import resize_frames
-from training.data.lerobot.embodiment import ACTION_KEY, CAMERA_PREFIX, STATE_KEY, embodiment_of
-from training.data.lerobot.layout import DatasetError, element_names
-from training.data.lerobot.reader import LeRobotReader
+from policy.images import Interpolation, resize_frames
+from training.data.lerobot.embodiment import ACTION_KEY, STATE_KEY, camera_key, embodiment_of
+from training.data.lerobot.layout import DatasetError, element_names, frame_shape
+from training.data.lerobot.reader import Episode, LeRobotReader
+from training.data.registration import open_reader, source_sha256
 
 FORMAT_VERSION = 1
 MANIFEST = "pack.json"
@@ -74,12 +75,9 @@ class Pack:
     def num_episodes(self) -> int:
         return len(self.episode_start)
 
-    @property
-    def instruction(self) -> str:
-        """The pack's one instruction. Raises PackError when its episodes have several."""
-        if len(self.instructions) != 1:
-            raise PackError(f"pack {self.directory} has {len(self.instructions)} instructions, expected one")
-        return self.instructions[0]
+    def instructions_of(self, frames: npt.NDArray[np.int64]) -> list[str]:
+        """What was asked for in the episode of each frame."""
+        return [self.instructions[index] for index in self.episode_instruction[self.episode_of(frames)]]
 
     def episode_of(self, frames: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """The episode each frame belongs to."""
@@ -152,29 +150,34 @@ class Pack:
                 raise PackError(f"pack {self.directory}: {name} does not have the sha256 in {MANIFEST}")
 
 
-def build_packs(datasets: Sequence[Path], directory: Path, *, image_size: int | None) -> list[Pack]:
+def build_packs(
+    datasets: Sequence[Path], directory: Path, *, image_size: int | None, interpolation: Interpolation = "bilinear"
+) -> list[Pack]:
     """A pack per LeRobot dataset, at `directory / <dataset directory name>`; those up to date are left alone."""
     names = [Path(dataset).name for dataset in datasets]
     if len(set(names)) != len(names):
         raise ValueError(f"two datasets share a directory name: {sorted(names)}")
     return [
-        build_pack(dataset, Path(directory) / name, image_size=image_size)
+        build_pack(dataset, Path(directory) / name, image_size=image_size, interpolation=interpolation)
         for dataset, name in zip(datasets, names, strict=True)
     ]
 
 
-def build_pack(dataset: Path, directory: Path, *, image_size: int | None) -> Pack:
-    """Convert one LeRobot dataset, frames resized to image_size, or without images when that is None.
+def build_pack(
+    dataset: Path, directory: Path, *, image_size: int | None, interpolation: Interpolation = "bilinear"
+) -> Pack:
+    """Convert one LeRobot dataset, or a registered one, frames resized to image_size, or without images if None.
 
     Writes `<directory>.tmp` and renames it; returns at once when `directory` holds a pack of the same dataset content.
     Raises DatasetError for a dataset that does not fit its embodiment.
     """
     directory = Path(directory)
-    source = {"name": Path(dataset).name, "sha256": _digest_of_tree(Path(dataset))}
+    source = {"name": Path(dataset).name, "sha256": source_sha256(Path(dataset))}
     existing = _read_manifest(directory)
-    if existing is not None and _made_from(existing) == (FORMAT_VERSION, source["sha256"], image_size):
+    wanted = (FORMAT_VERSION, source["sha256"], image_size, interpolation)
+    if existing is not None and _made_from(existing) == wanted:
         return Pack.open(directory)
-    reader = LeRobotReader(dataset)
+    reader = open_reader(Path(dataset))
     spec = embodiment_of(reader)
     _check_fits(reader, spec, with_images=image_size is not None)
     temporary = directory.with_name(directory.name + ".tmp")
@@ -185,13 +188,16 @@ def build_pack(dataset: Path, directory: Path, *, image_size: int | None) -> Pac
     instructions = _write_episodes(reader, temporary)
     if image_size is not None:
         for camera in spec.camera_names:
-            _write_images(reader, CAMERA_PREFIX + camera, temporary / f"images_{camera}.npy", image_size)
+            _write_images(
+                reader, camera_key(reader, camera), temporary / f"images_{camera}.npy", image_size, interpolation
+            )
     manifest = {
         "format_version": FORMAT_VERSION,
         "task": reader.annotations.get("task", Path(dataset).name),
         "instructions": instructions,
         "embodiment": spec.to_json(),
         "image_size": image_size,
+        "interpolation": interpolation,
         "environment_state_names": _environment_state_names(reader),
         "num_frames": reader.num_frames,
         "num_episodes": len(reader.episodes),
@@ -222,10 +228,9 @@ def _check_fits(reader: LeRobotReader, spec: EmbodimentSpec, *, with_images: boo
                 f"{reader.root}: {key!r} has shape {feature['shape']}, embodiment {spec.name!r} has [{dim}]"
             )
     for camera in spec.cameras if with_images else ():
-        feature = reader.features.get(CAMERA_PREFIX + camera.name)
-        expected = [camera.height, camera.width, 3]
-        if feature is None or list(feature["shape"]) != expected or not re.fullmatch(r"[\w.-]+", camera.name):
-            found = "no such feature" if feature is None else f"shape {feature['shape']}"
+        found = frame_shape(reader.features[camera_key(reader, camera.name)])
+        expected = (camera.height, camera.width, 3)
+        if found != expected or not re.fullmatch(r"[\w.-]+", camera.name):
             raise DatasetError(
                 f"{reader.root}: camera {camera.name!r} of {spec.name!r} needs {expected}, found {found}"
             )
@@ -262,12 +267,9 @@ def _write_numeric(reader: LeRobotReader, directory: Path) -> None:
 
 def _write_episodes(reader: LeRobotReader, directory: Path) -> list[str]:
     instructions: dict[str, int] = {}
-    instruction = []
-    for episode in reader.episodes:
-        tasks = np.unique(reader.numeric(episode, ["task_index"])["task_index"])
-        if len(tasks) != 1:
-            raise DatasetError(f"{reader.root}: episode {episode.index} changes its task, indices {tasks.tolist()}")
-        instruction.append(instructions.setdefault(reader.tasks[int(tasks[0])], len(instructions)))
+    instruction = [
+        instructions.setdefault(episode_instruction(reader, episode), len(instructions)) for episode in reader.episodes
+    ]
     length = np.array([episode.length for episode in reader.episodes], np.int64)
     seed = np.array([NO_SEED if e.seed is None else e.seed for e in reader.episodes], np.int64)
     np.savez(
@@ -280,16 +282,34 @@ def _write_episodes(reader: LeRobotReader, directory: Path) -> list[str]:
     return list(instructions)
 
 
-def _write_images(reader: LeRobotReader, key: str, path: Path, size: int) -> None:
+def episode_instruction(reader: LeRobotReader, episode: Episode) -> str:
+    """What was asked for in an episode. Raises DatasetError when that changes within it or is not in the tasks."""
+    if reader.annotations.get("instruction"):
+        return reader.annotations["instruction"]
+    column = reader.annotations.get("instruction_column", "task_index")
+    tasks = np.unique(reader.numeric(episode, [column])[column])
+    if len(tasks) != 1:
+        raise DatasetError(
+            f"{reader.data_file(episode)}: episode {episode.index} changes its task, {column} is {tasks.tolist()}"
+        )
+    if int(tasks[0]) not in reader.tasks:
+        raise DatasetError(
+            f"{reader.data_file(episode)}: episode {episode.index} has {column} {int(tasks[0])}, "
+            f"the data set has the tasks {sorted(reader.tasks)}"
+        )
+    return reader.tasks[int(tasks[0])]
+
+
+def _write_images(reader: LeRobotReader, key: str, path: Path, size: int, interpolation: Interpolation) -> None:
     num_frames, size = int(reader.num_frames), int(size)
     output = np.lib.format.open_memmap(path, "w+", np.dtype(np.uint8), (num_frames, size, size, 3))
     start = 0
     for batch in _batches(reader.iter_frames(key), _RESIZE_BATCH):
-        if list(batch.shape[1:]) != list(reader.features[key]["shape"]):
+        if batch.shape[1:] != frame_shape(reader.features[key]):
             raise DatasetError(
                 f"{reader.root}: {key!r} decodes to {batch.shape[1:]}, declared {reader.features[key]['shape']}"
             )
-        output[start : start + len(batch)] = resize_frames(torch.from_numpy(batch), size).numpy()
+        output[start : start + len(batch)] = resize_frames(torch.from_numpy(batch), size, interpolation).numpy()
         start += len(batch)
     output.flush()
 
@@ -309,18 +329,12 @@ def _read_manifest(directory: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
-def _made_from(manifest: Mapping[str, Any]) -> tuple[int, str, int | None]:
-    return manifest["format_version"], manifest["source"]["sha256"], manifest["image_size"]
+def _made_from(manifest: Mapping[str, Any]) -> tuple[int, str, int | None, str]:
+    # Packs from before there was a choice do not name it.
+    interpolation = manifest.get("interpolation", "bilinear")
+    return manifest["format_version"], manifest["source"]["sha256"], manifest["image_size"], interpolation
 
 
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _digest_of_tree(root: Path) -> str:
-    """One digest of every file's path and content, so that any change of a dataset is seen."""
-    digest = hashlib.sha256()
-    for path in sorted(path for path in root.rglob("*") if path.is_file()):
-        digest.update(f"{path.relative_to(root).as_posix()}\0{_sha256(path)}\n".encode())
-    return digest.hexdigest()

@@ -5,12 +5,24 @@ from __future__ import annotations
 import math
 
 from policy.embodiment import Camera, EmbodimentSpec, Group, GroupKind
-from training.data.lerobot.layout import DatasetError
+from training.data.lerobot.layout import DatasetError, frame_shape
 from training.data.lerobot.reader import LeRobotReader
 
 STATE_KEY = "observation.state"
 ACTION_KEY = "action"
 CAMERA_PREFIX = "observation.images."
+
+
+def camera_name(key: str) -> str:
+    return key.removeprefix(CAMERA_PREFIX).removeprefix("observation.")
+
+
+def camera_key(reader: LeRobotReader, name: str) -> str:
+    """The feature of a camera. Raises DatasetError naming the cameras there are."""
+    for key in reader.camera_keys:
+        if camera_name(key) == name:
+            return key
+    raise DatasetError(f"{reader.root}: no camera {name!r}, it has {list(map(camera_name, reader.camera_keys))}")
 
 
 def embodiment_of(reader: LeRobotReader) -> EmbodimentSpec:
@@ -19,12 +31,9 @@ def embodiment_of(reader: LeRobotReader) -> EmbodimentSpec:
     if annotated is not None:
         return EmbodimentSpec.from_json(annotated)
     cameras = tuple(
-        Camera(
-            name=key.removeprefix(CAMERA_PREFIX),
-            height=reader.features[key]["shape"][0],
-            width=reader.features[key]["shape"][1],
-        )
+        Camera(name=camera_name(key), height=height, width=width)
         for key in reader.camera_keys
+        for height, width, _ in [frame_shape(reader.features[key])]
     )
     return EmbodimentSpec(
         name=reader.robot_type,

@@ -53,6 +53,12 @@ def row_shape(feature: Mapping[str, Any]) -> tuple[int, ...]:
     return () if shape == (1,) else shape
 
 
+def frame_shape(feature: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Height, width and channels of a camera feature as decoded; some data sets declare channels first."""
+    first, second, third = (int(dim) for dim in feature["shape"])
+    return (second, third, first) if first <= 4 < third else (first, second, third)
+
+
 def element_names(feature: Mapping[str, Any]) -> tuple[str, ...] | None:
     """A feature's names as one flat tuple: `names` may be null, a list, or a dict such as {"motors": [...]}."""
     names = feature.get("names")

@@ -46,19 +46,20 @@ class LeRobotReader:
 
     Opening checks the version, the metadata and that every file an episode points to exists, and raises DatasetError or
     FileNotFoundError otherwise. `string` features are not read. Not thread-safe: it keeps the last table it opened.
+    `annotations` are what our own data sets carry in a file, for a data set that carries none.
     """
 
-    def __init__(self, root: Path | str) -> None:
+    def __init__(self, root: Path | str, *, annotations: Mapping[str, Any] | None = None) -> None:
         self.root = Path(root)
-        self.info = _read_info(self.root)
+        self.info = read_info(self.root)
         self.version: str = self.info["codebase_version"]
         self.fps = float(self.info["fps"])
         self.robot_type: str = self.info.get("robot_type") or "unknown"
         self.features: dict[str, dict[str, Any]] = self.info["features"]
         self.tasks = self._read_tasks()
         self.episodes = self._read_episodes()
-        self.annotations: dict[str, Any] = {}
-        if (self.root / ANNOTATIONS_PATH).exists():
+        self.annotations: dict[str, Any] = dict(annotations or {})
+        if annotations is None and (self.root / ANNOTATIONS_PATH).exists():
             self.annotations = json.loads((self.root / ANNOTATIONS_PATH).read_text())
         self._table: tuple[Path, pa.Table] | None = None
         self._check_files()
@@ -108,9 +109,10 @@ class LeRobotReader:
         run: list[tuple[float, int]] = []
         for episode, following in pairwise([*self.episodes, None]):
             assert episode is not None
-            path, start_s = self._video(episode, key)
+            path, start_s = self.video_file(episode, key)
             run.append((start_s, episode.length))
-            if following is None or self._video(following, key)[0] != path or self._video(following, key)[1] < start_s:
+            next_path, next_start_s = self.video_file(following, key) if following else (None, 0.0)
+            if next_path != path or next_start_s < start_s:
                 yield path, run
                 run = []
 
@@ -123,7 +125,7 @@ class LeRobotReader:
             for index in indices:
                 yield decode_image(self._image_bytes(cells[index].as_py(), episode, key))
             return
-        path, start_s = self._video(episode, key)
+        path, start_s = self.video_file(episode, key)
         if isinstance(indices, range):
             spans = [(start_s, len(indices))]
         else:
@@ -142,13 +144,16 @@ class LeRobotReader:
             raise KeyError(f"no camera feature {key!r} in {self.root}, it has {list(self.camera_keys)}")
         return self.features[key]
 
-    def _video(self, episode: Episode, key: str) -> tuple[Path, float]:
+    def video_file(self, episode: Episode, key: str) -> tuple[Path, float]:
         """The file of an episode's video and the second its first frame is shown at."""
         template = self.info.get("video_path")
         if not template:
             raise DatasetError(f"{self.root / INFO_PATH}: feature {key!r} is video and video_path is not given")
         start_s = self._field(episode, f"videos/{key}/from_timestamp") if self._is_v3 else 0.0
         return self._path(template, episode, key), start_s
+
+    def data_file(self, episode: Episode) -> Path:
+        return self._path(self.info["data_path"], episode)
 
     @property
     def _is_v3(self) -> bool:
@@ -172,21 +177,25 @@ class LeRobotReader:
         return self.root / template.format(video_key=key, **places)
 
     def _rows(self, episode: Episode) -> pa.Table:
-        path = self._path(self.info["data_path"], episode)
+        path = self.data_file(episode)
         if self._table is None or self._table[0] != path:
             self._table = (path, pq.read_table(path, memory_map=True))
         table = self._table[1]
         start = self._field(episode, "dataset_from_index") - table.column("index")[0].as_py() if self._is_v3 else 0
         rows = table.slice(start, episode.length) if start >= 0 else table.slice(0, 0)
-        expected = np.arange(episode.length)
         if len(rows) != episode.length or (not self._is_v3 and len(table) != episode.length):
             raise DatasetError(
                 f"{path}: {len(table)} rows do not hold episode {episode.index} of {episode.length} frames"
             )
-        if (self._column(rows, "episode_index", episode) != episode.index).any() or (
-            self._column(rows, "frame_index", episode) != expected
-        ).any():
-            raise DatasetError(f"{path}: rows of episode {episode.index} are not where the metadata says")
+        for key, expected in (("episode_index", episode.index), ("frame_index", np.arange(episode.length))):
+            found = self._column(rows, key, episode)
+            wrong = np.flatnonzero(found != expected)
+            if len(wrong):
+                frame = int(wrong[0])
+                raise DatasetError(
+                    f"{path}: rows of episode {episode.index} are not where the metadata says: its row {frame} has "
+                    f"{key} {found[frame]}, expected {np.broadcast_to(expected, found.shape)[frame]}"
+                )
         return rows
 
     def _column(self, rows: pa.Table, key: str, episode: Episode) -> np.ndarray:
@@ -251,13 +260,15 @@ class LeRobotReader:
 
     def _check_files(self) -> None:
         video_keys = [key for key in self.camera_keys if self.features[key]["dtype"] == "video"]
-        paths = {self._path(self.info["data_path"], episode) for episode in self.episodes}
-        paths |= {self._video(episode, key)[0] for episode in self.episodes for key in video_keys}
-        for path in sorted(paths):
-            _existing(path)
+        paths = {self.data_file(episode) for episode in self.episodes}
+        paths |= {self.video_file(episode, key)[0] for episode in self.episodes for key in video_keys}
+        missing = [str(path) for path in sorted(paths) if not path.is_file()]
+        if missing:
+            raise FileNotFoundError(f"{len(missing)} files of the data set are missing: {', '.join(missing[:8])}")
 
 
-def _read_info(root: Path) -> dict[str, Any]:
+def read_info(root: Path) -> dict[str, Any]:
+    """info.json. Raises DatasetError for a format that is not read, FileNotFoundError when it is missing."""
     path = _existing(root / INFO_PATH)
     info = json.loads(path.read_text())
     storage = info.get("storage_format", "lerobot")

@@ -13,6 +13,7 @@ from pathlib import Path
 import av
 import numpy as np
 import numpy.typing as npt
+from av.error import FFmpegError
 
 from training.data.lerobot.layout import DatasetError
 
@@ -52,8 +53,15 @@ class VideoEncoder:
 def decode_spans(path: Path, fps: float, spans: Sequence[tuple[float, int]]) -> Iterator[Frames]:
     """Every frame of each (start in seconds, number of frames), in one pass over the file; spans lie in order.
 
-    Yields uint8 [height, width, 3]. Raises DatasetError when the file lacks a frame of a span.
+    Yields uint8 [height, width, 3]. Raises DatasetError when the file lacks a frame of a span or does not decode.
     """
+    try:
+        yield from _decode_spans(path, fps, spans)
+    except FFmpegError as error:
+        raise DatasetError(f"{path}: does not decode: {error}") from None
+
+
+def _decode_spans(path: Path, fps: float, spans: Sequence[tuple[float, int]]) -> Iterator[Frames]:
     if not spans:
         return
     with av.open(str(path)) as container:
@@ -84,7 +92,28 @@ def decode_spans(path: Path, fps: float, spans: Sequence[tuple[float, int]]) -> 
                 wanted += 1
 
 
+def frame_times_s(path: Path) -> npt.NDArray[np.float64]:
+    """When each frame of a file is shown, in order, read from its packets without decoding one.
+
+    Raises DatasetError for a file that is no video.
+    """
+    try:
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            if stream.time_base is None:
+                raise DatasetError(f"{path}: the video stream has no time base")
+            ticks = [packet.pts for packet in container.demux(stream) if packet.pts is not None]
+    except (FFmpegError, IndexError) as error:
+        raise DatasetError(f"{path}: {error}") from None
+    return np.sort(np.array(ticks, np.float64)) * float(stream.time_base)
+
+
 def decode_image(encoded: bytes) -> Frames:
-    """A PNG or JPEG file's bytes -> uint8 [height, width, 3], RGB."""
-    with av.open(io.BytesIO(encoded), mode="r") as container:
-        return np.asarray(next(container.decode(video=0)).to_ndarray(format="rgb24"), np.uint8)
+    """A PNG or JPEG file's bytes -> uint8 [height, width, 3], RGB. Raises DatasetError when they are not one."""
+    try:
+        with av.open(io.BytesIO(encoded), mode="r") as container:
+            for frame in container.decode(video=0):
+                return np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
+    except FFmpegError as error:
+        raise DatasetError(f"a picture of {len(encoded)} bytes does not decode: {error}") from None
+    raise DatasetError(f"a picture of {len(encoded)} bytes holds none")
