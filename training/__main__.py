@@ -1,4 +1,4 @@
-"""`python -m training VERB`: record, stats, stage1, stage2, export, inspect, evaluate; demo is all of them in order.
+"""`python -m training VERB`: record or import, stats, stage1, stage2, export, inspect, evaluate; demo is all in order.
 
 Owns the command line alone: it reads a recipe, names a run's directory and calls one function. Results go to stdout,
 progress to stderr; exit 2 for a wrong call, 1 for a failed one.
@@ -16,14 +16,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from training import bench_data
+
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from policy.vla import VLA
     from training.corpus import Corpus
+    from training.parallel import Processes
     from training.recipe import Recipe, RunDirectory
 
 GOAL_PER_TASK, GOAL_MEAN = 0.7, 0.8
 VERBS = {
     "record": "record the recipe's demonstrations (resumable)",
+    "import": "check a robot's own LeRobot data set and bring it into a run, or draft the spec of its body",
     "stats": "pack the demonstrations and compute their statistics",
     "stage1": "train the action prior on states and actions (resumable)",
     "stage2": "train the VLA with the prior as its head (resumable)",
@@ -31,6 +37,9 @@ VERBS = {
     "inspect": "chunk error with true, image-shuffled and state-shuffled inputs",
     "evaluate": "closed loop on held-out scenes, of a checkpoint or of a served policy",
     "demo": "record, stats, stage1, stage2, export, inspect and evaluate in order",
+    "experiment": "a claim of paper A measured with seeds, intervals and controls (resumable)",
+    "bench": "what training costs: windows/s, the history's second pass, loader wait, stage 1 beside stage 2",
+    "bench-data": "record a suite's demonstrations and write their card (resumable)",
 }
 
 
@@ -43,12 +52,16 @@ def main(arguments: list[str] | None = None) -> int:
     # Both must be set before the first import of a simulator or of torch's OpenMP.
     os.environ.setdefault("MUJOCO_GL", "egl")
     os.environ.setdefault("OMP_NUM_THREADS", str(options.threads))
+    from training.experiments.budget import UnknownBudgetError
+    from training.experiments.definitions import UnknownExperimentError
     from training.recipe import UnknownRecipeError
     from training.simulation.registry import UnknownTaskError
+    from training.suite import UnknownSuiteError
 
+    unknown = (UnknownRecipeError, UnknownSuiteError, UnknownTaskError, UnknownExperimentError, UnknownBudgetError)
     try:
         return _run(options)
-    except (UnknownRecipeError, UnknownTaskError, WrongCallError) as error:
+    except (*unknown, WrongCallError) as error:
         print(f"{options.verb}: {error}", file=sys.stderr)
         return 2
     except (ValueError, OSError, RuntimeError, ImportError, ArithmeticError) as error:
@@ -61,28 +74,74 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, what in VERBS.items():
         verb = verbs.add_parser(name, help=what, description=what)
-        verb.add_argument("--recipe", default="demo", help="a name in training/recipes or a JSON file (default: demo)")
+        if name == "bench-data":
+            bench_data.add_arguments(verb)
+            continue
+        verb.add_argument("--threads", type=int, default=2, help="torch threads (default: 2)")
+        if name == "import":
+            _add_import_arguments(verb)
+            continue
+        if name == "experiment":
+            _add_experiment_arguments(verb)
+            continue
+        verb.add_argument(
+            "--recipe", help="a name in training/recipes or a JSON file (default: recipe.json of --run, or else demo)"
+        )
         verb.add_argument("--run", type=Path, help="the run's directory (default: build/runs/RECIPE)")
         verb.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
-        verb.add_argument("--threads", type=int, default=2, help="torch threads (default: 2)")
         verb.add_argument("--workers", type=int, default=2, help="processes that simulate (default: 2)")
-        if name in ("inspect", "evaluate", "demo"):
+        if name in ("inspect", "evaluate", "demo", "bench"):
             verb.add_argument("--json", type=Path, metavar="FILE", help="also write what is printed, machine-readable")
         if name == "inspect":
             verb.add_argument("--noise-scale", type=float, help="of the initial noise, 0 to 1 (default: the model's)")
             verb.add_argument("--inference-steps", type=int, help="Euler steps (default: the model's)")
+        if name in ("stats", "stage1", "stage2", "export", "inspect", "demo"):
+            # Every verb of one run needs the same: they decide words, resized images and the model.
+            verb.add_argument(
+                "--backbone", metavar="DIR", help="a pretrained vision-language model (default: recipe's)"
+            )
+            verb.add_argument("--tuning", choices=["full", "lora"], help="of the backbone (default: the recipe's)")
+            verb.add_argument("--lora-rank", type=int, help="with --tuning lora (default: the recipe's)")
         if name in ("stage1", "stage2"):
             verb.add_argument("--until", type=int, metavar="STEP", help="stop after this step, to be resumed later")
+            verb.add_argument(
+                "--parallel", choices=["ddp", "fsdp"], default="ddp",
+                help="under torchrun: copy the model to every process or shard it (default: ddp)",
+            )  # fmt: skip
+        if name == "bench":
+            verb.add_argument("--rounds", type=int, default=8, help="of a few steps of each training (default: 8)")
         if name == "evaluate":
             verb.add_argument("--checkpoint", type=Path, help="evaluate this checkpoint (default: the run's)")
             verb.add_argument("--address", default="", help="evaluate a served policy: host:port of a gateway")
             verb.add_argument("--policy", default="", help="the served policy's name")
-            verb.add_argument("--tasks", nargs="+", metavar="TASK", help="default: the recipe's")
+            verb.add_argument("--suite", help="evaluate on the tasks of this suite, a name or a JSON file")
+            verb.add_argument("--seeds", choices=["testing", "tuning"], help="the suite's scenes (default: testing)")
+            verb.add_argument("--tasks", nargs="+", metavar="TASK", help="default: the recipe's, or the suite's")
             verb.add_argument("--episodes", type=int, help="per task (default: the recipe's)")
             verb.add_argument("--first-seed", type=int, help="of the held-out scenes (default: the recipe's)")
             verb.add_argument("--history", action=argparse.BooleanOptionalAction, help="default: the recipe's")
             verb.add_argument("--videos", type=Path, metavar="DIRECTORY", help="film the first episodes of each task")
     return parser
+
+
+def _add_experiment_arguments(verb: argparse.ArgumentParser) -> None:
+    from training.experiments.command import add_arguments
+
+    add_arguments(verb)
+
+
+def _add_import_arguments(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--lerobot", type=Path, required=True, metavar="DIR", help="the data set; nothing is written to it"
+    )
+    to_do = verb.add_mutually_exclusive_group(required=True)
+    to_do.add_argument("--embodiment", type=Path, metavar="SPEC.json", help="import it with this finished spec")
+    to_do.add_argument("--draft", type=Path, metavar="SPEC.json", help="only draft a spec, for a person to finish")
+    verb.add_argument("--modality", type=Path, metavar="FILE", help="draft the groups of GR00T's modality.json")
+    verb.add_argument("--name", default="", metavar="TASK", help="the task's name (default: that of DIR)")
+    verb.add_argument("--run", type=Path, help="the run's directory (default: build/runs/TASK)")
+    verb.add_argument("--instruction", default="", metavar="TEXT", help="for all episodes (default: their own)")
+    verb.add_argument("--instruction-column", default="task_index", metavar="COLUMN", help="default: task_index")
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -91,7 +150,17 @@ def _run(options: argparse.Namespace) -> int:
     from training.recipe import Recipe, RunDirectory
 
     torch.set_num_threads(options.threads)
-    recipe = Recipe.load(options.recipe)
+    if options.verb == "bench-data":
+        bench_data.run(options)
+        return 0
+    if options.verb == "import":
+        (_draft if options.draft else _import)(options)
+        return 0
+    if options.verb == "experiment":
+        from training.experiments.command import run as run_experiment
+
+        return run_experiment(options)
+    recipe = _with_backbone(Recipe.load(options.recipe or _own_recipe(options.run) or "demo"), options)
     run = RunDirectory.of(recipe, options.run or Path("build/runs") / recipe.name)
     verb = {
         "record": _record,
@@ -101,10 +170,24 @@ def _run(options: argparse.Namespace) -> int:
         "export": _export,
         "inspect": _inspect,
         "evaluate": _evaluate,
+        "bench": _bench,
         "demo": _demo,
     }[options.verb]
     verb(recipe, run, options)
     return 0
+
+
+def _with_backbone(recipe: Recipe, options: argparse.Namespace) -> Recipe:
+    """The recipe with what the command line says of its backbone."""
+    from training.recipe import BackboneRecipe
+
+    names = {"backbone": "directory", "tuning": "tuning", "lora_rank": "lora_rank"}
+    given = {names[name]: value for name, value in vars(options).items() if name in names and value is not None}
+    if not given:
+        return recipe
+    if recipe.backbone is None and "directory" not in given:
+        raise WrongCallError("--tuning and --lora-rank need --backbone, for the recipe names none")
+    return replace(recipe, backbone=replace(recipe.backbone or BackboneRecipe(directory=options.backbone), **given))
 
 
 def _record(recipe: Recipe, run: RunDirectory, options: argparse.Namespace) -> None:
@@ -122,6 +205,41 @@ def _record(recipe: Recipe, run: RunDirectory, options: argparse.Namespace) -> N
         print(f"{task}: {recipe.data.num_episodes(task)} episodes in {run.dataset(task)}")
 
 
+def _own_recipe(run: Path | None) -> str:
+    from training.recipe import RunDirectory
+
+    own = RunDirectory(root=run).recipe if run else None
+    return str(own) if own and own.is_file() else ""
+
+
+def _draft(options: argparse.Namespace) -> None:
+    from training.own_data.draft import draft_spec, write_draft
+
+    draft = draft_spec(options.lerobot, modality_path=options.modality)
+    write_draft(draft, options.draft)
+    print(f"{options.draft}: settle these {len(draft.fields_left_open)} fields, then import with --embodiment")
+    for field, marker in draft.fields_left_open:
+        print(f"  {field}: {marker}")
+    for note in draft.notes:
+        print(note)
+
+
+def _import(options: argparse.Namespace) -> None:
+    from training.own_data.importing import Words, import_dataset
+    from training.own_data.spec_file import read_spec
+    from training.recipe import RunDirectory
+
+    if options.modality:
+        raise WrongCallError("--modality goes with --draft; with --embodiment the spec says it all")
+    task = options.name or options.lerobot.resolve().name
+    root = options.run or Path("build/runs") / task
+    words = Words(instruction=options.instruction, column=options.instruction_column)
+    spec = read_spec(options.embodiment)
+    imported = import_dataset(options.lerobot, spec, RunDirectory(root=root), task=task, words=words)
+    print(f"{task}: {imported.num_episodes} episodes, {imported.num_frames} frames of {spec.name}, left in place")
+    print(f"recipe in {imported.recipe}; next: python -m training stats --run {root}")
+
+
 def _stats(recipe: Recipe, run: RunDirectory, options: argparse.Namespace) -> None:
     for pack in _corpus(recipe, run).packs:
         print(f"{pack.task}: {pack.num_episodes} episodes, {pack.num_frames} frames of {pack.spec.name}")
@@ -131,13 +249,25 @@ def _stats(recipe: Recipe, run: RunDirectory, options: argparse.Namespace) -> No
 def _stage1(recipe: Recipe, run: RunDirectory, options: argparse.Namespace) -> None:
     from training.stage1 import train_stage1
 
-    train_stage1(_corpus(recipe, run), run.stage1, device=options.device, until=getattr(options, "until", None))
-    print(f"stage 1 in {run.stage1}")
+    until = getattr(options, "until", None)
+    with _processes(options) as (members, device):
+        with members.first_writes():
+            corpus = _corpus(recipe, run)
+        train_stage1(corpus, run.stage1, device=device, until=until, processes=members)
+        if members.writes:
+            print(f"stage 1 in {run.stage1}")
 
 
 def _stage2(recipe: Recipe, run: RunDirectory, options: argparse.Namespace) -> None:
-    _train(_corpus(recipe, run), run, options, until=getattr(options, "until", None))
-    print(f"stage 2 in {run.stage2}")
+    from training.pipeline import train_stages
+
+    until = getattr(options, "until", None)
+    with _processes(options) as (members, device):
+        with members.first_writes():
+            corpus = _corpus(recipe, run)
+        train_stages(corpus, run, device=device, until=until, processes=members)
+        if members.writes:
+            print(f"stage 2 in {run.stage2}")
 
 
 def _export(recipe: Recipe, run: RunDirectory, options: argparse.Namespace) -> None:
@@ -168,7 +298,6 @@ def _inspect(recipe: Recipe, run: RunDirectory, options: argparse.Namespace) -> 
 
 
 def _evaluate(recipe: Recipe, run: RunDirectory, options: argparse.Namespace) -> list[Mapping[str, Any]]:
-    from training.evaluate import Target, evaluate, format_table, write_results
     from training.simulation.registry import check_task
 
     if options.address and not options.policy:
@@ -177,23 +306,83 @@ def _evaluate(recipe: Recipe, run: RunDirectory, options: argparse.Namespace) ->
         raise WrongCallError(f"--episodes is {options.episodes}, expected at least 1")
     for task in options.tasks or ():
         check_task(task)
+    if options.suite:
+        return _evaluate_suite(recipe, run, options)
+    if options.seeds:
+        raise WrongCallError("--seeds needs --suite, whose scenes it chooses; a recipe's are chosen with --first-seed")
+    return _evaluate_on(
+        recipe,
+        run,
+        options,
+        tasks=options.tasks or recipe.data.tasks,
+        first_seed=recipe.evaluation.first_seed if options.first_seed is None else options.first_seed,
+        name="results",
+    )
+
+
+def _evaluate_suite(recipe: Recipe, run: RunDirectory, options: argparse.Namespace) -> list[Mapping[str, Any]]:
+    from training.suite import Suite
+
+    suite = Suite.load(options.suite)
+    tasks = options.tasks or suite.task_names
+    suite.check_registry(tasks)
+    chosen = options.seeds or "testing"
+    seeds = suite.seeds.testing if chosen == "testing" else suite.seeds.tuning
+    num_episodes = options.episodes or recipe.evaluation.num_episodes
+    if options.first_seed is not None:
+        raise WrongCallError("--first-seed is for a recipe's scenes; a suite's are chosen with --seeds")
+    if num_episodes > len(seeds):
+        raise WrongCallError(f"--episodes is {num_episodes}, suite {suite.name!r} has {len(seeds)} scenes for {chosen}")
+    return _evaluate_on(
+        recipe,
+        run,
+        options,
+        tasks=tasks,
+        first_seed=seeds.first,
+        name=f"{suite.name}-{chosen}",
+        groups={"low-data group": suite.low_data_group.tasks},
+    )
+
+
+def _evaluate_on(
+    recipe: Recipe,
+    run: RunDirectory,
+    options: argparse.Namespace,
+    *,
+    tasks: Sequence[str],
+    first_seed: int,
+    name: str,
+    groups: Mapping[str, Sequence[str]] | None = None,
+) -> list[Mapping[str, Any]]:
+    from training.evaluate import Target, evaluate, format_table, write_results
+
     history = recipe.evaluation.history if options.history is None else options.history
     checkpoint = None if options.address else options.checkpoint or run.checkpoint
-    first_seed = recipe.evaluation.first_seed if options.first_seed is None else options.first_seed
     rows = evaluate(
         Target(checkpoint=checkpoint, address=options.address, policy=options.policy, history=history),
-        tasks=options.tasks or recipe.data.tasks,
+        tasks=tasks,
         num_episodes=options.episodes or recipe.evaluation.num_episodes,
         first_seed=first_seed,
         num_workers=options.workers,
         video_directory=options.videos,
     )
-    print(format_table(rows))
+    print(format_table(rows, groups))
     context = {"checkpoint": str(checkpoint or ""), "policy": options.policy, "history": history}
-    write_results(run.evaluation / "results.json", rows, **context)
+    write_results(run.evaluation / f"{name}.json", rows, **context)
     if options.json:
         write_results(options.json, rows, **context)
     return rows
+
+
+def _bench(recipe: Recipe, run: RunDirectory, options: argparse.Namespace) -> None:
+    from training.bench import bench, format_bench, measured_corpus
+    from training.json_file import write_json
+
+    with measured_corpus(recipe, run) as corpus:
+        result = bench(corpus, device=options.device, num_rounds=options.rounds)
+    print(format_bench(result))
+    if options.json:
+        write_json(options.json, result)
 
 
 def _compare_with_goal(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -216,7 +405,7 @@ def _demo(recipe: Recipe, run: RunDirectory, options: argparse.Namespace) -> Non
         _export(recipe, run, options)
     evaluation = {
         "address": "", "policy": "", "checkpoint": None, "history": None, "first_seed": None, "tasks": None,
-        "episodes": None, "videos": run.evaluation,
+        "suite": None, "seeds": None, "episodes": None, "videos": run.evaluation,
     }  # fmt: skip
     rows = _evaluate(recipe, run, argparse.Namespace(**vars(options) | evaluation))
     print(_compare_with_goal(rows))
@@ -229,11 +418,18 @@ def _corpus(recipe: Recipe, run: RunDirectory) -> Corpus:
     return open_corpus(recipe, run)
 
 
-def _train(corpus: Corpus, run: RunDirectory, options: argparse.Namespace, until: int | None = None) -> VLA:
+def _processes(options: argparse.Namespace) -> AbstractContextManager[tuple[Processes, str]]:
+    """This process among those of torchrun, and its device."""
+    from training.parallel import processes
+
+    return processes(getattr(options, "parallel", "ddp"), options.device)
+
+
+def _train(corpus: Corpus, run: RunDirectory, options: argparse.Namespace) -> VLA:
     """The trained VLA: both stages are resumed, which takes no time once they are done."""
     from training.pipeline import train_stages
 
-    return train_stages(corpus, run, device=options.device, until=until)
+    return train_stages(corpus, run, device=options.device)
 
 
 def _known_metrics(run: RunDirectory) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 Everything random is a function of (seed, step), so a run that is killed and resumed sees the same batches and noise and
 prints the same losses. Owns the training state on disk: one safetensors file of weights, moments and averages, so that
-not even a resume runs foreign code. Knows no model: a stage hands it modules and a loss.
+not even a resume runs foreign code, and that holds whole tensors, so that any number of processes may resume it. Knows
+no model: a stage hands it modules, batches and a loss.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 import torch
 from safetensors import safe_open
@@ -22,8 +24,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from training.json_file import write_json
+from training.parallel import ALONE, Processes
+from training.prefetch import Prefetch
 
-LossFunction = Callable[[int, torch.Generator], Mapping[str, Tensor]]
+_Batch = TypeVar("_Batch")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,21 +53,21 @@ class Schedule:
 
 
 class AveragedWeights:
-    """Exponential moving average of a module's parameters; early steps average over fewer."""
+    """Exponential moving average of a module's parameters that train; early steps average over fewer."""
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self._decay = decay
         self._module = module
-        self.values = {name: value.detach().clone() for name, value in module.named_parameters()}
+        self.values = {name: value.detach().clone() for name, value in _training(module)}
 
     def update(self, step: int) -> None:
         decay = min(self._decay, (1 + step) / (10 + step))
-        current = [value.detach() for _, value in self._module.named_parameters()]
+        current = [value.detach() for _, value in _training(self._module)]
         torch._foreach_lerp_(list(self.values.values()), current, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
 
     def copy_to(self, module: nn.Module) -> None:
         with torch.no_grad():
-            for name, value in module.named_parameters():
+            for name, value in _training(module):
                 value.copy_(self.values[name])
 
 
@@ -101,36 +105,49 @@ def run(
     averaged: str,
     schedule: Schedule,
     seed: int,
-    loss: LossFunction,
+    batch: Callable[[int], _Batch],
+    loss: Callable[[int, _Batch, torch.Generator], Mapping[str, Tensor]],
     identity: Mapping[str, Any],
     device: torch.device | str = "cpu",
     autocast: bool = False,
     until: int | None = None,
+    processes: Processes = ALONE,
+    rate_scales: Mapping[str, float] | None = None,
 ) -> AveragedWeights:
     """Train `modules` from where `directory` stopped, to the end or to step `until`.
 
-    The module named `averaged` has its weights averaged; they are returned. `identity` describes the run (recipe,
-    data); resuming with another one is refused.
+    `batch` makes a step's rows of this process, in another thread; `loss` gets them with the step and a generator. The
+    module named `averaged` has its weights averaged; they are returned, sharded if `processes` shards. `identity`
+    describes the run (recipe, data); resuming with another one is refused. `rate_scales` has a factor of the learning
+    rate for parameters by the prefix of their names. A parameter that needs no gradient is neither trained nor saved.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    _check_identity(directory, {**identity, "schedule": asdict(schedule), "seed": seed})
+    if processes.writes:
+        directory.mkdir(parents=True, exist_ok=True)
+        _check_identity(directory, {**identity, "schedule": asdict(schedule), "seed": seed})
+    processes.wait()
+    objective = processes.share(modules, loss)
     optimizer = torch.optim.AdamW(
-        modules.parameters(), lr=schedule.learning_rate, betas=(0.9, 0.95), weight_decay=schedule.weight_decay
+        _groups(modules, rate_scales or {}),
+        lr=schedule.learning_rate,
+        betas=(0.9, 0.95),
+        weight_decay=schedule.weight_decay,
     )
     ema = AveragedWeights(modules[averaged], schedule.ema_decay)
-    first_step = restore(directory, modules, optimizer, ema)
+    first_step = restore(directory, modules, optimizer, ema, processes)
+    processes.check_same("first step", first_step, device)
     last_step = schedule.num_steps if until is None else min(until, schedule.num_steps)
-    log = MetricsLog(directory, first_step)
+    log = MetricsLog(directory, first_step) if processes.writes else None
     generator = torch.Generator(device=device)
-    logged_at, seen = time.monotonic(), 0
     modules.train()
-    try:
+    with closing(log) if log else nullcontext(), Prefetch(batch, first=first_step, last=last_step) as batches:
+        logged_at, seen, waited_s = time.monotonic(), 0, 0.0
         for step in range(first_step, last_step):
+            rows = batches.take(step)
             for group in optimizer.param_groups:
-                group["lr"] = schedule.rate(step)
+                group["lr"] = schedule.rate(step) * group["rate_scale"]
             generator.manual_seed(step_seed(seed, step))
             with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=autocast):
-                losses = loss(step, generator)
+                losses = objective(step, rows, generator)
             optimizer.zero_grad(set_to_none=True)
             losses["loss"].backward()
             norm = nn.utils.clip_grad_norm_(modules.parameters(), schedule.clip_norm)
@@ -138,21 +155,38 @@ def run(
             ema.update(step)
             seen += 1
             if step % schedule.log_every == 0 or step + 1 == last_step:
-                values = {name: value.item() for name, value in losses.items()}
+                values = processes.average(losses)
                 if not math.isfinite(values["loss"]):
                     raise FloatingPointError(
                         f"loss is {values['loss']} at step {step}; lower the learning rate or check the data"
                     )
                 seconds = time.monotonic() - logged_at
-                measured = {"gradient_norm": norm.item(), "learning_rate": schedule.rate(step)}
+                measured = {"gradient_norm": processes.full(norm).item(), "learning_rate": schedule.rate(step)}
                 speed = {"steps_per_s": seen / seconds, "seconds": seconds}
-                log.write(step, {**values, **measured, **speed}, schedule.num_steps)
-                logged_at, seen = time.monotonic(), 0
+                waiting = {"loader_seconds": batches.waited_s - waited_s}
+                if log is not None:
+                    log.write(step, {**values, **measured, **speed, **waiting}, schedule.num_steps)
+                logged_at, seen, waited_s = time.monotonic(), 0, batches.waited_s
             if (step + 1) % schedule.save_every == 0 or step + 1 == last_step:
-                save(directory, step + 1, modules, optimizer, ema)
-    finally:
-        log.close()
+                save(directory, step + 1, modules, optimizer, ema, processes)
     return ema
+
+
+def _groups(modules: nn.Module, rate_scales: Mapping[str, float]) -> list[dict[str, Any]]:
+    """The optimizer's groups: what trains, by the factor of its learning rate."""
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in _training(modules):
+        scale = next((scale for prefix, scale in rate_scales.items() if name.startswith(prefix)), 1.0)
+        groups.setdefault(scale, []).append(parameter)
+    return [{"params": parameters, "rate_scale": scale} for scale, parameters in groups.items()]
+
+
+def _training(module: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:
+    return ((name, value) for name, value in module.named_parameters() if value.requires_grad)
+
+
+def _frozen(module: nn.Module) -> set[str]:
+    return {name for name, value in module.named_parameters() if not value.requires_grad}
 
 
 def step_seed(seed: int, step: int) -> int:
@@ -163,19 +197,39 @@ def step_seed(seed: int, step: int) -> int:
 
 
 def save(
-    directory: Path, step: int, modules: nn.ModuleDict, optimizer: torch.optim.Optimizer, ema: AveragedWeights
+    directory: Path,
+    step: int,
+    modules: nn.ModuleDict,
+    optimizer: torch.optim.Optimizer,
+    ema: AveragedWeights,
+    processes: Processes = ALONE,
 ) -> None:
     """Write `state/step_NNNNNNNN.safetensors` beside the old one, point `state/latest` at it, then drop the old."""
-    state_root = directory / "state"
-    state_root.mkdir(exist_ok=True)
-    target = state_root / f"step_{step:08d}.safetensors"
-    staged = target.with_suffix(".tmp")
-    tensors = {f"weights/{name}": value for name, value in modules.state_dict().items()}
+    whole: dict[str, Tensor] = {}
+    for name, value in _state(modules, optimizer, ema).items():
+        gathered = processes.full(value.detach())
+        if processes.writes:
+            whole[name] = gathered.cpu().contiguous()
+    if processes.writes:
+        _write_state(directory / "state", step, whole)
+    processes.wait()
+
+
+def _state(modules: nn.ModuleDict, optimizer: torch.optim.Optimizer, ema: AveragedWeights) -> dict[str, Tensor]:
+    frozen = _frozen(modules)
+    tensors = {f"weights/{name}": value for name, value in modules.state_dict().items() if name not in frozen}
     tensors |= {f"averaged/{name}": value for name, value in ema.values.items()}
     for name, parameter in modules.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer/{key}/{name}"] = value
-    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, staged, {"step": str(step)})
+    return tensors
+
+
+def _write_state(state_root: Path, step: int, tensors: Mapping[str, Tensor]) -> None:
+    state_root.mkdir(exist_ok=True)
+    target = state_root / f"step_{step:08d}.safetensors"
+    staged = target.with_suffix(".tmp")
+    save_file(dict(tensors), staged, {"step": str(step)})
     staged.replace(target)
     pointer = state_root / "latest.tmp"
     pointer.write_text(target.name)
@@ -185,7 +239,13 @@ def save(
             old.unlink()
 
 
-def restore(directory: Path, modules: nn.ModuleDict, optimizer: torch.optim.Optimizer, ema: AveragedWeights) -> int:
+def restore(
+    directory: Path,
+    modules: nn.ModuleDict,
+    optimizer: torch.optim.Optimizer,
+    ema: AveragedWeights,
+    processes: Processes = ALONE,
+) -> int:
     """The step to go on from: 0 when nothing was saved."""
     pointer = directory / "state" / "latest"
     if not pointer.exists():
@@ -194,15 +254,18 @@ def restore(directory: Path, modules: nn.ModuleDict, optimizer: torch.optim.Opti
     with safe_open(path, framework="pt") as file:
         step = int(file.metadata()["step"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
-    modules.load_state_dict(_under("weights/", tensors))
+    weights = modules.state_dict()
+    kept = {name: weights[name] for name in _frozen(modules)}
+    saved = {name: processes.placed_like(weights[name], value) for name, value in _under("weights/", tensors).items()}
+    modules.load_state_dict(kept | saved)
     for name, value in _under("averaged/", tensors).items():
-        ema.values[name].copy_(value)
+        ema.values[name].copy_(processes.placed_like(ema.values[name], value))
     parameters = dict(modules.named_parameters())
     for name, value in _under("optimizer/", tensors).items():
         key, parameter_name = name.split("/", 1)
         parameter = parameters[parameter_name]
         # AdamW keeps its step counter on the CPU and the moments beside the weights.
-        optimizer.state[parameter][key] = value if key == "step" else value.to(parameter.device)
+        optimizer.state[parameter][key] = value if key == "step" else processes.placed_like(parameter, value)
     return step
 
 

@@ -13,20 +13,23 @@ import torch
 from torch import Tensor, nn
 
 from policy.backbone import ObservationBatch
-from policy.flow import interpolate, masked_mean, sample_time
+from policy.flow import interpolate, sample_time
 from policy.prior import ActionDecoder, ActionPrior
 from policy.vla import VLA, HistoryBatch
+from training.parallel import ALONE, Processes
 
 _Batch = TypeVar("_Batch")
 
 
 def to_device(batch: _Batch, device: str | torch.device) -> _Batch:
     """The same batch with every tensor on `device`; nested batches too."""
+    on_accelerator = torch.device(device).type == "cuda"
     moved: dict[str, Any] = {}
     for field in fields(batch):  # type: ignore[arg-type]
         value = getattr(batch, field.name)
         if isinstance(value, Tensor):
-            value = value.to(device, non_blocking=True)
+            # Only a copy from pinned memory does not wait for the device.
+            value = (value.pin_memory() if on_accelerator else value).to(device, non_blocking=True)
         elif is_dataclass(value):
             value = to_device(value, device)
         moved[field.name] = value
@@ -82,19 +85,31 @@ def prior_decay(step: int, decay_steps: int | None) -> float:
 
 
 def flow_loss(
-    decoder: ActionDecoder, latent: Tensor, motion: MotionBatch, generator: torch.Generator, num_draws: int = 1
+    decoder: ActionDecoder,
+    latent: Tensor,
+    motion: MotionBatch,
+    generator: torch.Generator,
+    num_draws: int = 1,
+    processes: Processes = ALONE,
 ) -> Tensor:
     """E ||D(x_r, r, z) - (actions - noise)||^2 over `num_draws` draws of noise and time per chunk."""
     device = motion.actions.device
     actions = motion.actions.repeat(num_draws, 1, 1)
     mask = (motion.step_mask[:, :, None] & motion.action_mask[:, None]).repeat(num_draws, 1, 1)
     real_dims = motion.action_mask[:, None].repeat(num_draws, 1, 1)
-    noise = torch.randn(actions.shape, generator=generator, device=device) * real_dims
-    time = sample_time(len(actions), generator, device)
+    total = len(actions) * processes.world_size
+    noise = torch.randn(total, *actions.shape[1:], generator=generator, device=device)
+    noise = _own_rows(noise, num_draws, processes) * real_dims
+    time = _own_rows(sample_time(total, generator, device), num_draws, processes)
     velocity = decoder(
         interpolate(noise, actions, time), time, latent.repeat(num_draws, 1), motion.embodiment.repeat(num_draws)
     )
-    return masked_mean((velocity.float() - (actions - noise)).square(), mask)
+    return processes.mean((velocity.float() - (actions - noise)).square(), mask)
+
+
+def _own_rows(drawn: Tensor, num_draws: int, processes: Processes) -> Tensor:
+    """Of `num_draws` draws for the whole batch, one after another, this process's rows of each."""
+    return processes.rows(drawn.unflatten(0, (num_draws, -1)), dim=1).flatten(0, 1)
 
 
 def encode_motion(prior: ActionPrior, motion: MotionBatch) -> Tensor:
@@ -102,10 +117,14 @@ def encode_motion(prior: ActionPrior, motion: MotionBatch) -> Tensor:
 
 
 def stage1_losses(
-    prior: ActionPrior, motion: MotionBatch, generator: torch.Generator, num_draws: int
+    prior: ActionPrior,
+    motion: MotionBatch,
+    generator: torch.Generator,
+    num_draws: int,
+    processes: Processes = ALONE,
 ) -> dict[str, Tensor]:
     """ "loss" is what to minimise."""
-    reconstruction = flow_loss(prior.decoder, encode_motion(prior, motion), motion, generator, num_draws)
+    reconstruction = flow_loss(prior.decoder, encode_motion(prior, motion), motion, generator, num_draws, processes)
     return {"loss": reconstruction, "reconstruction": reconstruction}
 
 
@@ -118,6 +137,7 @@ def stage2_losses(
     num_draws: int,
     landmark_head: LandmarkHead | None = None,
     landmark_weight: float = 0.0,
+    processes: Processes = ALONE,
 ) -> dict[str, Tensor]:
     """ "loss" is what to minimise; `distillation` is lambda(k), at 0 of which E's pass over the future is skipped."""
     output = vla.observe(batch.observation, batch.history)
@@ -125,20 +145,17 @@ def stage2_losses(
     latents = [vla.to_latent(query) for query in queries]
     losses = {
         "prediction": torch.stack(
-            [flow_loss(vla.prior.decoder, latent, batch.motion, generator, num_draws) for latent in latents]
+            [flow_loss(vla.prior.decoder, latent, batch.motion, generator, num_draws, processes) for latent in latents]
         ).mean()
     }
     loss = losses["prediction"]
     if distillation > 0:
         z = encode_motion(vla.prior, batch.motion)
         losses["alignment"] = torch.stack([(latent - z.detach()).square().mean() for latent in latents]).mean()
-        losses["reconstruction"] = flow_loss(vla.prior.decoder, z, batch.motion, generator)
+        losses["reconstruction"] = flow_loss(vla.prior.decoder, z, batch.motion, generator, processes=processes)
         loss = loss + distillation * (losses["alignment"] + losses["reconstruction"])
     if landmark_head is not None and batch.landmarks is not None and output.visual is not None:
         predicted = landmark_head(output.visual, batch.landmarks.task).float()
-        error = (predicted - batch.landmarks.values).square()
-        losses["landmarks"] = torch.where(batch.landmarks.mask, error, 0).sum() / batch.landmarks.mask.sum().clamp(
-            min=1
-        )
+        losses["landmarks"] = processes.mean((predicted - batch.landmarks.values).square(), batch.landmarks.mask)
         loss = loss + landmark_weight * losses["landmarks"]
     return {"loss": loss, **losses}

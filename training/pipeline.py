@@ -14,6 +14,7 @@ from policy.vla import VLA
 from training.corpus import Corpus, open_corpus
 from training.export import export_checkpoint
 from training.loop import seconds_spent
+from training.parallel import ALONE, Processes
 from training.recipe import Recipe, RunDirectory
 from training.stage1 import train_stage1
 from training.stage2 import train_stage2
@@ -44,12 +45,14 @@ def train_stages(
     device: str | torch.device = "cpu",
     until: int | None = None,
     stage1_directory: Path | None = None,
+    processes: Processes = ALONE,
 ) -> VLA:
     """The VLA at stage 2's end, or at its step `until`; what is already trained is only read."""
     recipe = corpus.recipe
     has_prior = recipe.stage1.schedule.num_steps and not recipe.stage2.start_from
-    prior = train_stage1(corpus, stage1_directory or run.stage1, device=device) if has_prior else None
-    return train_stage2(corpus, prior, run.stage2, device=device, until=until)
+    stage1 = stage1_directory or run.stage1
+    prior = train_stage1(corpus, stage1, device=device, processes=processes) if has_prior else None
+    return train_stage2(corpus, prior, run.stage2, device=device, until=until, processes=processes)
 
 
 def export(

@@ -16,7 +16,11 @@ from policy.vla import VLA
 from training.corpus import Corpus
 from training.data.pack import Pack
 from training.loop import run, step_seed
-from training.objective import LandmarkHead, prior_decay, stage2_losses, to_device
+from training.objective import LandmarkHead, VLABatch, prior_decay, stage2_losses, to_device
+from training.parallel import ALONE, Processes
+
+# The parameters of a vision-language model among those that train; tokens that are no words are not its own.
+_PRETRAINED = "vla.backbone.vlm."
 
 
 def train_stage2(
@@ -26,37 +30,39 @@ def train_stage2(
     *,
     device: str | torch.device = "cpu",
     until: int | None = None,
+    processes: Processes = ALONE,
 ) -> VLA:
     """Train to the recipe's end (or to step `until`), resuming what `directory` holds; returns averaged weights.
 
     `prior` None leaves encoder and decoder at random, the no-prior arm.
     """
-    recipe = corpus.recipe.stage2
-    vla = corpus.build_model()
+    recipe, backbone = corpus.recipe.stage2, corpus.recipe.backbone
+    vla = _build(corpus).to(device)
     if prior is not None:
         vla.prior.load_state_dict(prior.state_dict())
-    vla = vla.to(device)
     modules: dict[str, nn.Module] = {"vla": vla}
     packs = corpus.stage2_packs
     landmark_head = _landmark_head(corpus, packs)
     if landmark_head is not None:
         modules["landmark_head"] = landmark_head.to(device)
     mixture = corpus.mixture(packs, landmarks=landmark_head is not None)
-    sampler = corpus.sampler(packs, recipe.batch_size, corpus.recipe.seed + 2)
+    sampler = corpus.sampler(packs, recipe.batch_size, corpus.recipe.seed + 2, processes)
 
-    def loss(step: int, generator: torch.Generator) -> Mapping[str, Tensor]:
-        picks = sampler.batch(step)
+    def batch(step: int) -> VLABatch:
         coins = torch.Generator().manual_seed(step_seed(corpus.recipe.seed + 3, step))
-        total = sum(len(frames) for _, frames in picks)
-        state_mask = torch.rand(total, generator=coins) >= recipe.state_dropout
+        state_mask = processes.rows(torch.rand(recipe.batch_size, generator=coins) >= recipe.state_dropout)
+        return to_device(mixture.vla(sampler.batch(step), state_mask, history=recipe.history), device)
+
+    def loss(step: int, rows: VLABatch, generator: torch.Generator) -> Mapping[str, Tensor]:
         return stage2_losses(
             vla,
-            to_device(mixture.vla(picks, state_mask, history=recipe.history), device),
+            rows,
             generator,
             distillation=prior_decay(step, recipe.decay_steps),
             num_draws=recipe.num_draws,
             landmark_head=landmark_head,
             landmark_weight=recipe.landmark_weight,
+            processes=processes,
         )
 
     settings: dict[str, Any] = {
@@ -70,13 +76,31 @@ def train_stage2(
         averaged="vla",
         schedule=recipe.schedule,
         seed=corpus.recipe.seed + 2,
+        batch=batch,
         loss=loss,
-        identity={**corpus.identity(packs), "stage": 2, **settings},
+        identity={**corpus.identity(packs), "stage": 2, **settings, "backbone": corpus.backbone_manifest},
         device=device,
         autocast=corpus.recipe.autocast,
         until=until,
+        processes=processes,
+        rate_scales={_PRETRAINED: backbone.rate_scale} if backbone else {},
     )
     averaged.copy_to(vla)
+    vla = processes.whole(vla, lambda: _build(corpus).to(device))
+    if backbone is not None and backbone.tuning == "lora":
+        from training.backbone import merge_lora
+
+        merge_lora(vla)
+    return vla
+
+
+def _build(corpus: Corpus) -> VLA:
+    """The model as it trains: with LoRA where the recipe says so."""
+    vla, backbone = corpus.build_model(), corpus.recipe.backbone
+    if backbone is not None and backbone.tuning == "lora":
+        from training.backbone import add_lora  # transformers takes seconds to import; only these recipes pay
+
+        add_lora(vla, rank=backbone.lora_rank, seed=corpus.recipe.seed + 5)
     return vla
 
 

@@ -1,0 +1,131 @@
+"""`python -m training experiment`: plan, carry out, report. Owns its arguments and the order; everything else is asked.
+
+`experiment report` makes every report again from what is in results/, and needs no run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from training.experiments.definitions import EXPERIMENTS, experiment
+
+if TYPE_CHECKING:
+    from training.experiments.experiment import Experiment
+    from training.experiments.plan import Plan
+    from training.experiments.runner import Work
+    from training.experiments.store import Store
+
+RESULTS = Path("results")
+EVERYTHING = "all"
+REPORT = "report"
+_JOBS_PER_PROCESS = 25  # simulators leak a little
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "name",
+        metavar="NAME",
+        help=f"{', '.join(EXPERIMENTS)}; {EVERYTHING} of them; or {REPORT}: make every report and RESULTS.md again",
+    )
+    parser.add_argument("--budget", default="cpu", help="cpu, gpu or a JSON file (default: cpu)")
+    parser.add_argument("--seeds", type=_seeds, metavar="0,1,2", help="of training (default: the budget's)")
+    parser.add_argument("--plan", action="store_true", help="print the jobs and hours that are left, and stop")
+    parser.add_argument("--collect", action="store_true", help="report what is done so far, and carry nothing out")
+    parser.add_argument("--workers", type=int, help="processes, one torch thread each (default: the budget's)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results there")
+    parser.add_argument("--store", type=Path, help="where runs lie (default: build/experiments/BUDGET)")
+    parser.set_defaults(threads=1)
+
+
+def run(options: argparse.Namespace) -> int:
+    from training.experiments.budget import Budget
+    from training.experiments.plan import format_plan, plan
+    from training.experiments.store import Store
+    from training.experiments.work import Recordings, TrainingWork
+
+    if options.name == REPORT:
+        from training.experiments.report import write_reports
+
+        for path in write_reports(RESULTS):
+            print(path)
+        return 0
+    asked = tuple(EXPERIMENTS.values()) if options.name == EVERYTHING else (experiment(options.name),)
+    budget = Budget.load(options.budget)
+    seeds = options.seeds or budget.seeds
+    num_workers = options.workers or budget.num_workers
+    root = options.store or Path("build/experiments") / budget.name
+    store = Store(root=root, budget=budget, data_identity=Recordings())
+    planned = plan(asked, store, seeds)
+    print(f"budget {budget.name} ({budget.what}), seeds {', '.join(map(str, seeds))}: {options.name}")
+    print(format_plan(planned, num_workers), flush=True)
+    if options.plan:
+        return 0
+    if options.collect:
+        _report(asked, store, seeds, options.json)
+        return 0
+    with store.locked():
+        try:
+            _carry_out(planned, store, TrainingWork(device=budget.device), num_workers)
+        finally:
+            # What there is when a job fails or the keyboard interrupts is a partial result, and says so.
+            _report(asked, store, seeds, options.json)
+    return 0
+
+
+def _report(asked: Sequence[Experiment], store: Store, seeds: Sequence[int], json_file: Path | None) -> None:
+    from training.experiments.report import write_reports
+    from training.experiments.results import collect, write_results
+    from training.json_file import write_json
+
+    results = [collect(each, store, seeds) for each in asked]
+    for each, values in zip(asked, results, strict=True):
+        print(write_results(each, values, RESULTS, store, seeds))
+    write_reports(RESULTS)
+    if json_file:
+        write_json(json_file, results)
+
+
+def _carry_out(planned: Plan, store: Store, work: Work, num_workers: int) -> None:
+    from training.experiments.runner import carry_out
+    from training.experiments.work import start_worker
+
+    if not planned.left:
+        return
+    _pack(planned, store.root / "packing")
+    # Spawned, not forked: a forked GL context is broken.
+    with ProcessPoolExecutor(
+        num_workers,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=start_worker,
+        max_tasks_per_child=_JOBS_PER_PROCESS,
+    ) as executor:
+        carry_out(planned, store, work, executor, num_workers)
+
+
+def _pack(planned: Plan, directory: Path) -> None:
+    """Packs are made here, once: two processes must not both make them. Statistics of it go to `directory`."""
+    from training.corpus import open_corpus
+    from training.recipe import RunDirectory
+
+    seen = set()
+    for job in planned.left:
+        recipe = job.run.recipe
+        read = (recipe.data.root, recipe.data.tasks, bool(recipe.stage1.motion_episodes))
+        if read not in seen and not recipe.stage2.start_from:
+            seen.add(read)
+            open_corpus(recipe, RunDirectory.of(recipe, directory))
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    try:
+        seeds = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers like 0,1,2") from None
+    if len(set(seeds)) != len(seeds) or min(seeds) < 0:
+        raise argparse.ArgumentTypeError(f"{text!r} names a seed twice or one below 0")
+    return seeds

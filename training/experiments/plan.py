@@ -1,0 +1,230 @@
+"""The jobs of some experiments, which of them are done, and what the rest will take.
+
+Owns what a job is, what it waits for and its estimated seconds. Carries nothing out: that is runner.py's.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from training.experiments.budget import Budget
+from training.experiments.experiment import Arm, BaseName, Condition, Experiment
+from training.experiments.store import Run, Store
+
+Kind = Literal["stage 1", "stage 2", "evaluation"]
+Part = Literal["all", "done", "left"]
+KINDS: tuple[Kind, ...] = ("stage 1", "stage 2", "evaluation")
+_MINIMUM_MEASURED = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage1Job:
+    run: Run  # any run whose stage 1 this is
+
+    @property
+    def key(self) -> str:
+        return f"stage 1 {self.run.stage1_digest}"
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ()
+
+    @property
+    def kind(self) -> Kind:
+        return "stage 1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage2Job:
+    """Train to the end, or to step `until` when only the log of the first steps is wanted."""
+
+    run: Run
+    until: int
+
+    @property
+    def key(self) -> str:
+        return f"stage 2 {self.run.digest}"
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        stage1 = (f"stage 1 {self.run.stage1_digest}",) if self.run.stage1_digest else ()
+        parent = (f"stage 2 {self.run.parent.digest}",) if self.run.parent else ()
+        return stage1 + parent
+
+    @property
+    def kind(self) -> Kind:
+        return "stage 2"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationJob:
+    run: Run
+    step: int
+    condition: Condition
+    task: str
+    num_episodes: int
+
+    @property
+    def key(self) -> str:
+        return f"evaluation {self.run.digest} step {self.step} {self.condition.name} {self.task}"
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return (f"stage 2 {self.run.digest}",)
+
+    @property
+    def kind(self) -> Kind:
+        return "evaluation"
+
+
+Job = Stage1Job | Stage2Job | EvaluationJob
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Jobs in the order in which they are to be carried out; `left` are those not done."""
+
+    jobs: tuple[Job, ...]
+    left: tuple[Job, ...]
+    seconds: Mapping[str, float]  # key of a job -> what is left of it, of one worker
+
+    def hours(self, num_workers: int) -> float:
+        """Until the last of the jobs left ends, each worker taking the next one whose needs are done."""
+        return _makespan(self.left, self.seconds, num_workers) / 3600
+
+
+def checkpoint_steps(arm: Arm, run: Run) -> tuple[int, ...]:
+    """The steps at which an arm is tested: its snapshots, then its end; none when it stops early."""
+    return () if arm.until else (*run.recipe.stage2.snapshots, run.recipe.stage2.schedule.num_steps)
+
+
+def tested_steps(experiment: Experiment, arm: Arm, run: Run) -> tuple[int, ...]:
+    """Those of `checkpoint_steps` that this experiment asks for: all for a curve, else the end."""
+    return checkpoint_steps(arm, run) if experiment.figure == "curve" else checkpoint_steps(arm, run)[-1:]
+
+
+def plan(experiments: Sequence[Experiment], store: Store, seeds: Sequence[int]) -> Plan:
+    """Seed by seed, so that what there is after any time has all arms."""
+    jobs: dict[str, Job] = {}
+    for seed in seeds:
+        for experiment in experiments:
+            for arm in experiment.arms:
+                for job in _jobs_of(experiment, arm, store, seed):
+                    jobs[job.key] = _greater(jobs.get(job.key), job)
+    left = [job for job in jobs.values() if not is_done(job, store)]
+    factors = _measured_factors(list(jobs.values()), store)
+    seconds = {job.key: factors[job.kind] * _estimate(job, store, "left") for job in left}
+    return Plan(jobs=tuple(jobs.values()), left=tuple(left), seconds=seconds)
+
+
+def from_nothing(planned: Plan, store: Store) -> Plan:
+    """The same jobs as if none was done, at the budget's own costs."""
+    return replace(planned, left=planned.jobs, seconds={job.key: _estimate(job, store, "all") for job in planned.jobs})
+
+
+def is_done(job: Job, store: Store) -> bool:
+    if isinstance(job, Stage1Job):
+        return store.stage1_outcome(job.run.stage1_digest) is not None
+    if isinstance(job, Stage2Job):
+        return store.trained_steps(job.run) >= job.until
+    return len(store.evaluation(job.run, job.step, job.condition, job.task).seeds) >= job.num_episodes
+
+
+def format_plan(plan: Plan, num_workers: int) -> str:
+    """What is left, by kind, and how long it takes."""
+    lines = [f"{'':<12} {'jobs':>6} {'done':>6} {'left':>6} {'hours of one worker':>20}"]
+    for kind in KINDS:
+        jobs = [job for job in plan.jobs if job.kind == kind]
+        left = [job for job in plan.left if job.kind == kind]
+        hours = sum(plan.seconds[job.key] for job in left) / 3600
+        lines.append(f"{kind:<12} {len(jobs):>6} {len(jobs) - len(left):>6} {len(left):>6} {hours:>20.2f}")
+    lines.append(
+        f"{len(plan.left)} jobs left, about {plan.hours(num_workers):.2f} hours with {num_workers} worker processes"
+    )
+    return "\n".join(lines)
+
+
+def _jobs_of(experiment: Experiment, arm: Arm, store: Store, seed: int) -> list[Job]:
+    run = store.run(arm.training, seed)
+    jobs: list[Job] = []
+    for each in ([run.parent] if run.parent else []) + [run]:
+        end = each.recipe.stage2.schedule.num_steps
+        jobs += [Stage1Job(run=each)] if each.stage1_digest else []
+        jobs.append(Stage2Job(run=each, until=min(arm.until, end) if arm.until and each is run else end))
+    end = run.recipe.stage2.schedule.num_steps
+    for step in reversed(tested_steps(experiment, arm, run)):
+        wanted = store.budget.num_episodes(experiment.name) if step == end else store.budget.curve_episodes
+        jobs += [
+            EvaluationJob(run=run, step=step, condition=arm.condition, task=task, num_episodes=wanted)
+            for task in store.budget.tasks(arm.training.base, arm.tasks)
+        ]
+    return jobs
+
+
+def _greater(known: Job | None, job: Job) -> Job:
+    """Of two wishes for the same thing, the one that contains the other."""
+    if isinstance(known, Stage2Job) and isinstance(job, Stage2Job):
+        return known if known.until >= job.until else job
+    if isinstance(known, EvaluationJob) and isinstance(job, EvaluationJob):
+        return known if known.num_episodes >= job.num_episodes else job
+    return known or job
+
+
+def _estimate(job: Job, store: Store, part: Part) -> float:
+    """The budget's seconds for a part of a job."""
+    budget = store.budget
+    if isinstance(job, EvaluationJob):
+        tried = len(store.evaluation(job.run, job.step, job.condition, job.task).seeds)
+        episodes = {"all": job.num_episodes, "done": tried, "left": job.num_episodes - tried}[part]
+        return budget.evaluation_start_s + budget.episode_s[job.task] * episodes
+    costs = budget.step_costs[_base(job.run, budget)]
+    if isinstance(job, Stage1Job):
+        return costs.start_s + costs.stage1_s * job.run.recipe.stage1.schedule.num_steps
+    recipe, trained = job.run.recipe.stage2, store.trained_steps(job.run)
+    first, last = {"all": (0, job.until), "done": (0, trained), "left": (trained, job.until)}[part]
+    distilled = last if recipe.decay_steps is None else min(recipe.decay_steps, last)
+    steps = (last - first) + (costs.distillation_factor - 1) * max(0, distilled - first)
+    return costs.start_s + costs.stage2_s * (costs.history_factor if recipe.history else 1) * steps
+
+
+def _base(run: Run, budget: Budget) -> BaseName:
+    if run.parent is not None:
+        return "adaptation"
+    return "all" if run.recipe.data.tasks == budget.bases["all"].data.tasks else "subset"
+
+
+def _measured_factors(jobs: Sequence[Job], store: Store) -> dict[Kind, float]:
+    """How much longer than estimated the jobs that are done took; 1 where too few are."""
+    factors: dict[Kind, float] = {}
+    for kind in KINDS:
+        done = [job for job in jobs if job.kind == kind and is_done(job, store)]
+        estimated = sum(_estimate(job, store, "done") for job in done)
+        measured = sum(_measured(job, store) for job in done)
+        factors[kind] = measured / estimated if len(done) >= _MINIMUM_MEASURED else 1.0
+    return factors
+
+
+def _measured(job: Job, store: Store) -> float:
+    if isinstance(job, Stage1Job):
+        return (store.stage1_outcome(job.run.stage1_digest) or {"seconds": 0.0})["seconds"]
+    if isinstance(job, Stage2Job):
+        return (store.run_outcome(job.run) or {"seconds": 0.0})["seconds"]
+    return store.evaluation(job.run, job.step, job.condition, job.task).seconds
+
+
+def _makespan(jobs: Sequence[Job], seconds: Mapping[str, float], num_workers: int) -> float:
+    waiting, now = list(jobs), 0.0
+    open_keys = {job.key for job in jobs}
+    running: list[tuple[float, str]] = []
+    while waiting or running:
+        ready = next((job for job in waiting if not open_keys.intersection(job.needs)), None)
+        if ready is not None and len(running) < num_workers:
+            waiting.remove(ready)
+            heapq.heappush(running, (now + seconds[ready.key], ready.key))
+        else:
+            now, key = heapq.heappop(running)
+            open_keys.remove(key)
+    return now

@@ -1,0 +1,196 @@
+"""Where each trained and tested thing lies, named by its content: equal recipes on equal data are one run.
+
+Owns digests, paths and the small JSON files that say what is done. Weights may be deleted; what is done stays done.
+Layout below `build/experiments/<budget>/`: `stage1/<digest>/`, `runs/<digest>/`, and in a run
+`evaluations/step_NNNNNN/<condition>/<task>.json`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from training.experiments.budget import Budget
+from training.experiments.experiment import Condition, Training
+from training.json_file import write_json
+from training.recipe import Recipe, RunDirectory
+
+DataIdentity = Callable[[Recipe], Mapping[str, str]]
+_OUTCOME = "outcome.json"
+
+
+class BusyError(RuntimeError):
+    """Another process carries out experiments of this budget."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One training with one seed: its exact recipe and where it and its stage 1 lie."""
+
+    recipe: Recipe
+    digest: str
+    stage1_digest: str  # empty: there is none
+    parent: Run | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Store:
+    root: Path
+    budget: Budget
+    data_identity: DataIdentity
+
+    def run(self, training: Training, seed: int) -> Run:
+        if training.adapted_episodes:
+            parent = self.run(_parent_training(training), seed)
+            recipe = self.budget.adapted_recipe(training, seed, self.checkpoint(parent, None))
+            return self._run(recipe, parent)
+        return self._run(self.budget.recipe(training, seed), None)
+
+    def _run(self, recipe: Recipe, parent: Run | None) -> Run:
+        data = self.data_identity(recipe)
+        has_stage1 = bool(recipe.stage1.schedule.num_steps) and parent is None
+        trained = {
+            "size": recipe.size,
+            "seed": recipe.seed,
+            "autocast": recipe.autocast,
+            "data": _explicit(replace(recipe.data, root="")),
+            "stage1": _explicit(recipe.stage1) if has_stage1 else None,
+            "stage2": _explicit(replace(recipe.stage2, start_from=parent.digest if parent else "")),
+        }
+        shared = {key: value for key, value in trained.items() if key != "stage2"}
+        return Run(
+            recipe=recipe,
+            digest=_digest({**trained, "recordings": data}),
+            stage1_digest=_digest({**shared, "recordings": data}) if has_stage1 else "",
+            parent=parent,
+        )
+
+    def stage1_directory(self, digest: str) -> Path:
+        return self.root / "stage1" / digest
+
+    def run_directory(self, run: Run) -> RunDirectory:
+        return RunDirectory.of(run.recipe, self.root / "runs" / run.digest)
+
+    def checkpoint(self, run: Run, step: int | None) -> Path:
+        """The checkpoint of a snapshot's step, or the last one."""
+        directory = self.run_directory(run)
+        if step is None or step == run.recipe.stage2.schedule.num_steps:
+            return directory.checkpoint
+        return directory.snapshot(step)
+
+    def stage1_outcome(self, digest: str) -> Mapping[str, Any] | None:
+        return _read(self.stage1_directory(digest) / _OUTCOME)
+
+    def write_stage1_outcome(self, digest: str, recipe: Recipe, values: Mapping[str, Any]) -> None:
+        write_json(self.stage1_directory(digest) / "recipe.json", recipe.to_json())
+        write_json(self.stage1_directory(digest) / _OUTCOME, values)
+
+    def run_outcome(self, run: Run) -> Mapping[str, Any] | None:
+        return _read(self.run_directory(run).root / _OUTCOME)
+
+    def write_run_outcome(self, run: Run, values: Mapping[str, Any]) -> None:
+        write_json(self.run_directory(run).root / "recipe.json", run.recipe.to_json())
+        write_json(self.run_directory(run).root / _OUTCOME, values)
+
+    def trained_steps(self, run: Run) -> int:
+        return int((self.run_outcome(run) or {"steps": 0})["steps"])
+
+    def evaluation(self, run: Run, step: int, condition: Condition, task: str) -> Evaluation:
+        return Evaluation.from_json(_read(self._evaluation_path(run, step, condition, task)) or {})
+
+    def write_evaluation(self, run: Run, step: int, condition: Condition, task: str, evaluation: Evaluation) -> None:
+        write_json(self._evaluation_path(run, step, condition, task), evaluation.to_json())
+
+    def _evaluation_path(self, run: Run, step: int, condition: Condition, task: str) -> Path:
+        directory = self.run_directory(run).root / "evaluations"
+        return directory / f"step_{step:06d}" / condition.name / f"{task}.json"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """One process at a time carries out jobs here; raises BusyError."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        with (self.root / "lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise BusyError(f"another process carries out experiments in {self.root}; wait for its end") from None
+            yield
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Scenes tried so far, in the order of their seeds, of one revision; more are added, none is tried twice."""
+
+    revision: str = ""
+    seeds: tuple[int, ...] = ()
+    solved: tuple[bool, ...] = ()
+    num_steps: float = 0.0  # of all scenes together
+    seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        if len(self.seeds) != len(self.solved):
+            raise ValueError(f"{len(self.seeds)} scenes were tried and {len(self.solved)} have an outcome")
+
+    def plus(self, row: Mapping[str, Any], seconds: float) -> Evaluation:
+        """With a row of `Work.evaluate` added."""
+        solved = set(row["solved_seeds"])
+        return Evaluation(
+            revision=row["revision"],
+            seeds=(*self.seeds, *row["seeds"]),
+            solved=(*self.solved, *(seed in solved for seed in row["seeds"])),
+            num_steps=self.num_steps + row["mean_steps"] * len(row["seeds"]),
+            seconds=self.seconds + seconds,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "revision": self.revision,
+            "first_seed": self.seeds[0],
+            "outcomes": "".join("1" if solved else "0" for solved in self.solved),
+            "num_steps": self.num_steps,
+            "seconds": round(self.seconds, 3),
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Evaluation:
+        if not values:
+            return cls()
+        outcomes, first = values["outcomes"], values["first_seed"]
+        return cls(
+            revision=values["revision"],
+            seeds=tuple(range(first, first + len(outcomes))),
+            solved=tuple(outcome == "1" for outcome in outcomes),
+            num_steps=values["num_steps"],
+            seconds=values["seconds"],
+        )
+
+
+def _parent_training(training: Training) -> Training:
+    return replace(training, adapted_episodes=0)
+
+
+def _explicit(part: Any) -> dict[str, Any]:
+    """What a part of a recipe sets itself: a setting that is added later with a default changes no digest."""
+    found = {}
+    for each in fields(part):
+        value = getattr(part, each.name)
+        default = each.default if each.default_factory is MISSING else each.default_factory()
+        if is_dataclass(value):
+            found[each.name] = _explicit(value)
+        elif value != default:
+            found[each.name] = dict(value) if isinstance(value, Mapping) else value
+    return found
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _read(path: Path) -> Mapping[str, Any] | None:
+    return json.loads(path.read_text()) if path.is_file() else None
