@@ -26,6 +26,7 @@ import torch
 from training.corpus import Corpus, open_corpus
 from training.data.lerobot.writer import LeRobotWriter
 from training.loop import Schedule
+from training.objective import HistoryPass
 from training.recipe import Recipe, RunDirectory
 from training.simulation.registry import embodiment
 from training.stage1 import train_stage1
@@ -36,6 +37,14 @@ _WINDOW_BATCHES_PER_ROUND = 20
 # The first step of a sitting pays for cold caches and for a batch that nothing was computed beside.
 _WARMUP_STEPS = 1
 _MADE_EPISODES, _MADE_STEPS = 4, 60
+
+
+# Stage 2 without history, with it as in paper A, and with it for the samples that a coin chooses.
+_PASSES: Mapping[str, tuple[bool, HistoryPass]] = {
+    "one pass": (False, "both"),
+    "two passes": (True, "both"),
+    "sampled pass": (True, "sampled"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,12 +81,16 @@ def bench(corpus: Corpus, *, device: str = "cpu", num_rounds: int = 8, steps_per
     sittings = _sittings(corpus, device, num_rounds, steps_per_round)
     seconds = {name: np.array([sitting.seconds for sitting in found]) for name, found in sittings.items()}
     waited = {name: np.array([sitting.waited for sitting in found]) for name, found in sittings.items()}
-    stage2 = "two passes" if corpus.recipe.stage2.history else "one pass"
+    stage2 = _kind_of(corpus.recipe)
     figures = {
         "windows_per_s": _figure(windows, goal=0.5e6, more_is_better=True),
         "dual_history_ratio": _figure(seconds["two passes"] / seconds["one pass"], goal=1.10),
         "dual_history_ratio_distilling": _figure(
             seconds["two passes, distilling"] / seconds["one pass, distilling"], goal=1.10
+        ),
+        "sampled_history_ratio": _figure(seconds["sampled pass"] / seconds["one pass"], goal=1.10),
+        "sampled_history_ratio_distilling": _figure(
+            seconds["sampled pass, distilling"] / seconds["one pass, distilling"], goal=1.10
         ),
         "loader_share": _figure(waited[stage2] / seconds[stage2], goal=0.05),
     }
@@ -210,17 +223,24 @@ def _kinds(corpus: Corpus, *, num_steps: int) -> dict[str, Corpus]:
     if recipe.stage1.schedule.num_steps:
         stage1 = replace(recipe.stage1, schedule=alike(recipe.stage1.schedule))
         kinds["stage 1"] = replace(corpus, recipe=replace(recipe, stage1=stage1))
-    for name, history in (("one pass", False), ("two passes", True)):
+    for name, (history, history_pass) in _PASSES.items():
         for suffix, decay_steps in (("", 0), (", distilling", None)):
             stage2 = replace(
                 recipe.stage2,
                 schedule=alike(recipe.stage2.schedule),
                 snapshots=(),
                 history=history,
+                history_pass=history_pass,
                 decay_steps=decay_steps,
             )
             kinds[name + suffix] = replace(corpus, recipe=replace(recipe, stage2=stage2))
     return kinds
+
+
+def _kind_of(recipe: Recipe) -> str:
+    if not recipe.stage2.history:
+        return "one pass"
+    return "two passes" if recipe.stage2.history_pass == "both" else "sampled pass"
 
 
 def _sit(corpus: Corpus, name: str, directory: Path, device: str, steps: range) -> _Sitting:

@@ -7,7 +7,7 @@ with and a pass without history that share the prefix. Losses count real dimensi
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from policy.vla import VLA, HistoryBatch
 from training.parallel import ALONE, Processes
 
 _Batch = TypeVar("_Batch")
+HistoryPass = Literal["both", "sampled"]
 
 
 def to_device(batch: _Batch, device: str | torch.device) -> _Batch:
@@ -34,6 +35,15 @@ def to_device(batch: _Batch, device: str | torch.device) -> _Batch:
             value = to_device(value, device)
         moved[field.name] = value
     return type(batch)(**moved)
+
+
+def take_rows(batch: _Batch, rows: Tensor) -> _Batch:
+    """Samples `rows` (int64) of a batch whose fields are tensors or tuples with one entry per sample."""
+    taken: dict[str, Any] = {}
+    for field in fields(batch):  # type: ignore[arg-type]
+        value = getattr(batch, field.name)
+        taken[field.name] = value[rows] if isinstance(value, Tensor) else tuple(value[i] for i in rows.tolist())
+    return type(batch)(**taken)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +138,24 @@ def stage1_losses(
     return {"loss": reconstruction, "reconstruction": reconstruction}
 
 
+def observe_sampled(
+    vla: VLA, observation: ObservationBatch, history: HistoryBatch, with_history: Tensor
+) -> tuple[list[Tensor], Tensor | None]:
+    """One query output per sample, with its history where `with_history` [batch] is True, and what the eyes say."""
+    told, untold = with_history.nonzero()[:, 0], (~with_history).nonzero()[:, 0]
+    parts = []
+    if len(told):
+        output = vla.observe(take_rows(observation, told), take_rows(history, told))
+        assert output.with_history is not None
+        parts.append((output.with_history, output.visual))
+    if len(untold):
+        output = vla.observe(take_rows(observation, untold))
+        parts.append((output.without_history, output.visual))
+    back = torch.cat([told, untold]).argsort()
+    visual = [eyes for _, eyes in parts if eyes is not None]
+    return [torch.cat([query for query, _ in parts])[back]], torch.cat(visual)[back] if visual else None
+
+
 def stage2_losses(
     vla: VLA,
     batch: VLABatch,
@@ -135,13 +163,26 @@ def stage2_losses(
     *,
     distillation: float,
     num_draws: int,
+    history_pass: HistoryPass = "both",
     landmark_head: LandmarkHead | None = None,
     landmark_weight: float = 0.0,
     processes: Processes = ALONE,
 ) -> dict[str, Tensor]:
-    """ "loss" is what to minimise; `distillation` is lambda(k), at 0 of which E's pass over the future is skipped."""
-    output = vla.observe(batch.observation, batch.history)
-    queries = [output.without_history] if output.with_history is None else [output.without_history, output.with_history]
+    """ "loss" is what to minimise; `distillation` is lambda(k), at 0 of which E's pass over the future is skipped.
+
+    With `history_pass` "both" every sample counts with and without its history, half each (paper A). "sampled" tosses
+    a coin for each sample instead: the same loss in expectation, for little more than a pass without history.
+    """
+    if batch.history is not None and history_pass == "sampled":
+        coins = torch.rand(
+            len(batch.motion.actions) * processes.world_size, generator=generator, device=batch.motion.actions.device
+        )
+        queries, visual = observe_sampled(vla, batch.observation, batch.history, processes.rows(coins) < 0.5)
+    else:
+        output = vla.observe(batch.observation, batch.history)
+        queries, visual = [output.without_history], output.visual
+        if output.with_history is not None:
+            queries.append(output.with_history)
     latents = [vla.to_latent(query) for query in queries]
     losses = {
         "prediction": torch.stack(
@@ -154,8 +195,8 @@ def stage2_losses(
         losses["alignment"] = torch.stack([(latent - z.detach()).square().mean() for latent in latents]).mean()
         losses["reconstruction"] = flow_loss(vla.prior.decoder, z, batch.motion, generator, processes=processes)
         loss = loss + distillation * (losses["alignment"] + losses["reconstruction"])
-    if landmark_head is not None and batch.landmarks is not None and output.visual is not None:
-        predicted = landmark_head(output.visual, batch.landmarks.task).float()
+    if landmark_head is not None and batch.landmarks is not None and visual is not None:
+        predicted = landmark_head(visual, batch.landmarks.task).float()
         losses["landmarks"] = processes.mean((predicted - batch.landmarks.values).square(), batch.landmarks.mask)
         loss = loss + landmark_weight * losses["landmarks"]
     return {"loss": loss, **losses}

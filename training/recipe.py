@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 from policy.prior import EncoderInputs
 from training.loop import Schedule
+from training.objective import HistoryPass
 
 _T = TypeVar("_T")
 Tuning = Literal["full", "lora"]
@@ -73,9 +74,10 @@ class Stage1Recipe:
 class Stage2Recipe:
     """The VLA. `decay_steps` is N_decay of lambda(k); 0 turns distillation off, null never lets go.
 
-    `tasks` empty means all of data.tasks; a body left out keeps its place in the model. At the steps of `snapshots` a
-    checkpoint is written beside the run's. `start_from` is a checkpoint to fine-tune: its weights, words and
-    statistics, in place of stage 1's prior.
+    `history_pass` says how samples are trained with and without their history (objective.stage2_losses). `tasks` empty
+    means all of data.tasks; a body left out keeps its place in the model. At the steps of `snapshots` a checkpoint is
+    written beside the run's. `start_from` is a checkpoint to fine-tune: its weights, words and statistics, in place of
+    stage 1's prior.
     """
 
     schedule: Schedule
@@ -83,6 +85,7 @@ class Stage2Recipe:
     num_draws: int = 1
     decay_steps: int | None
     history: bool = True
+    history_pass: HistoryPass = "both"
     state_dropout: float = 0.3
     landmark_weight: float = 1.0
     tasks: tuple[str, ...] = ()

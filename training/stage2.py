@@ -34,9 +34,13 @@ def train_stage2(
 ) -> VLA:
     """Train to the recipe's end (or to step `until`), resuming what `directory` holds; returns averaged weights.
 
-    `prior` None leaves encoder and decoder at random, the no-prior arm.
+    `prior` None leaves encoder and decoder at random, the no-prior arm. Raises ValueError for a recipe that cannot be
+    trained by `processes`.
     """
     recipe, backbone = corpus.recipe.stage2, corpus.recipe.backbone
+    if recipe.history and recipe.history_pass == "sampled" and processes.sharing == "fsdp":
+        # A process whose coins all fall on one side would gather shards once while the others do it twice.
+        raise ValueError("stage2.history_pass is 'sampled', which cannot be sharded: use 'both', or --parallel ddp")
     vla = _build(corpus).to(device)
     if prior is not None:
         vla.prior.load_state_dict(prior.state_dict())
@@ -60,6 +64,7 @@ def train_stage2(
             generator,
             distillation=prior_decay(step, recipe.decay_steps),
             num_draws=recipe.num_draws,
+            history_pass=recipe.history_pass,
             landmark_head=landmark_head,
             landmark_weight=recipe.landmark_weight,
             processes=processes,
@@ -68,8 +73,10 @@ def train_stage2(
     settings: dict[str, Any] = {
         name: value
         for name, value in asdict(recipe).items()
-        if name not in ("schedule", "start_from", "tasks", "snapshots")
+        if name not in ("schedule", "start_from", "tasks", "snapshots", "history_pass")
     }
+    if recipe.history_pass != "both":
+        settings["history_pass"] = recipe.history_pass
     averaged = run(
         directory=directory,
         modules=nn.ModuleDict(modules),

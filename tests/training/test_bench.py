@@ -15,6 +15,8 @@ FIGURES = {
     "windows_per_s",
     "dual_history_ratio",
     "dual_history_ratio_distilling",
+    "sampled_history_ratio",
+    "sampled_history_ratio_distilling",
     "loader_share",
     "stage1_share",
 }
@@ -32,7 +34,7 @@ def test_it_measures_the_trainings_of_a_recipe_in_turn(corpus: Corpus) -> None:
         assert np.isfinite(list(row.values())).all(), name
         assert row["low"] <= row["median"] <= row["high"], name
     assert all(seconds > 0 for seconds in result["seconds_per_step"].values())
-    assert len(result["seconds_per_step"]) == 5
+    assert len(result["seconds_per_step"]) == 7
     printed = format_bench(result)
     assert all(name in printed for name in FIGURES)
 

@@ -14,7 +14,8 @@ from training.corpus import Corpus, open_corpus
 from training.export import export_checkpoint
 from training.inspection import inspect
 from training.loop import Schedule, step_seed
-from training.objective import encode_motion, flow_loss, prior_decay, stage2_losses
+from training.objective import encode_motion, flow_loss, observe_sampled, prior_decay, stage2_losses
+from training.parallel import Processes
 from training.recipe import Recipe, RunDirectory, Stage1Recipe
 from training.stage1 import train_stage1
 from training.stage2 import train_stage2
@@ -108,6 +109,43 @@ def test_the_distillation_decays_to_nothing_and_then_skips_the_encoder(corpus: C
         with_prior["loss"], with_prior["prediction"] + 0.5 * (with_prior["alignment"] + with_prior["reconstruction"])
     )
     torch.testing.assert_close(without["loss"], with_prior["prediction"])
+
+
+@pytest.mark.parametrize("coins", ["0110", "1111", "0000"])
+def test_a_sampled_pass_gives_each_sample_one_of_its_two_outputs(corpus: Corpus, coins: str) -> None:
+    vla = corpus.build_model()
+    mixture = corpus.mixture(corpus.packs, landmarks=False)
+    batch = mixture.vla([(0, np.array([3, 9, 14, 20]))], torch.ones(4, dtype=torch.bool))
+    assert batch.history is not None
+    told = torch.tensor([coin == "1" for coin in coins])
+    (queries,), _ = observe_sampled(vla, batch.observation, batch.history, told)
+    both = vla.observe(batch.observation, batch.history)
+    assert both.with_history is not None
+    assert not torch.allclose(both.with_history, both.without_history)
+    torch.testing.assert_close(queries, torch.where(told[:, None], both.with_history, both.without_history))
+
+
+def test_sampled_losses_depend_on_the_step_alone_and_reach_the_encoder(corpus: Corpus) -> None:
+    vla = corpus.build_model()
+    torch.nn.init.normal_(vla.prior.decoder.velocity_out.weight)
+    mixture = corpus.mixture(corpus.packs, landmarks=False)
+    batch = mixture.vla([(0, np.arange(8, 24))], torch.ones(16, dtype=torch.bool))
+    first, again, other = (
+        stage2_losses(
+            vla, batch, torch.Generator().manual_seed(seed), distillation=0.0, num_draws=1, history_pass="sampled"
+        )["loss"]
+        for seed in (0, 0, 1)
+    )
+    assert first.item() == again.item() != other.item()
+    first.backward()
+    assert any(value.grad is not None and value.grad.abs().sum() > 0 for value in vla.prior.encoder.parameters())
+
+
+def test_a_sampled_pass_is_not_sharded(corpus: Corpus, tmp_path: Path) -> None:
+    stage2 = replace(corpus.recipe.stage2, history_pass="sampled")
+    sampled = replace(corpus, recipe=replace(corpus.recipe, stage2=stage2))
+    with pytest.raises(ValueError, match=r"'sampled', which cannot be sharded"):
+        train_stage2(sampled, None, tmp_path, processes=Processes(rank=0, world_size=2, sharing="fsdp"))
 
 
 def test_alignment_moves_the_vlm_and_never_the_encoder(corpus: Corpus) -> None:
