@@ -9,15 +9,15 @@ import difflib
 import itertools
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, get_args
 
 from policy.prior import EncoderInputs
+from training.json_file import build
 from training.loop import Schedule
 from training.objective import HistoryPass
 
-_T = TypeVar("_T")
 Tuning = Literal["full", "lora"]
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -189,16 +189,16 @@ class Recipe:
             raise ValueError(f"recipe is {type(values).__name__}, expected an object")
         parts = dict(values)
         data = dict(parts.get("data", {}))
-        parts["data"] = _build(DataRecipe, {**data, "tasks": tuple(data.get("tasks", ()))}, "data")
+        parts["data"] = build(DataRecipe, {**data, "tasks": tuple(data.get("tasks", ()))}, "data")
         for name, kind in (("stage1", Stage1Recipe), ("stage2", Stage2Recipe)):
             stage = dict(parts.get(name, {}))
-            stage["schedule"] = _build(Schedule, stage.get("schedule", {}), name)
-            parts[name] = _build(kind, {key: _frozen(value) for key, value in stage.items()}, name)
+            stage["schedule"] = build(Schedule, stage.get("schedule", {}), name)
+            parts[name] = build(kind, {key: _frozen(value) for key, value in stage.items()}, name)
         if parts.get("backbone") is not None:
-            parts["backbone"] = _build(BackboneRecipe, parts["backbone"], "backbone")
+            parts["backbone"] = build(BackboneRecipe, parts["backbone"], "backbone")
         if "evaluation" in parts:
-            parts["evaluation"] = _build(EvaluationRecipe, parts["evaluation"], "evaluation")
-        return _build(cls, parts, "recipe")
+            parts["evaluation"] = build(EvaluationRecipe, parts["evaluation"], "evaluation")
+        return build(cls, parts, "recipe")
 
     @classmethod
     def load(cls, name_or_path: str) -> Recipe:
@@ -293,13 +293,3 @@ def _check_backbone(recipe: Recipe) -> None:
 
 def _frozen(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
-
-
-def _build(kind: type[_T], values: Mapping[str, Any], where: str) -> _T:
-    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
-    if unknown := sorted(set(values) - known):
-        raise ValueError(f"{where} has unknown keys {unknown}, expected {sorted(known)}")
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise ValueError(f"{where}: {error}") from None
