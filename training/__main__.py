@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from training import bench_data
+from training.names import UnknownNameError
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -52,16 +53,9 @@ def main(arguments: list[str] | None = None) -> int:
     # Both must be set before the first import of a simulator or of torch's OpenMP.
     os.environ.setdefault("MUJOCO_GL", "egl")
     os.environ.setdefault("OMP_NUM_THREADS", str(options.threads))
-    from training.experiments.budget import UnknownBudgetError
-    from training.experiments.definitions import UnknownExperimentError
-    from training.recipe import UnknownRecipeError
-    from training.simulation.registry import UnknownTaskError
-    from training.suite import UnknownSuiteError
-
-    unknown = (UnknownRecipeError, UnknownSuiteError, UnknownTaskError, UnknownExperimentError, UnknownBudgetError)
     try:
         return _run(options)
-    except (*unknown, WrongCallError) as error:
+    except (UnknownNameError, WrongCallError) as error:
         print(f"{options.verb}: {error}", file=sys.stderr)
         return 2
     except (ValueError, OSError, RuntimeError, ImportError, ArithmeticError) as error:

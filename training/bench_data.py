@@ -190,7 +190,7 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Raises UnknownSuiteError and UnknownTaskError for a wrong call, RecordingsFailedError at the end."""
+    """Raises UnknownNameError for a wrong call, RecordingsFailedError at the end."""
     from training.dataset_card import format_card, noisy_datasets, write_card
     from training.record import print_report
 

@@ -5,7 +5,6 @@ Owns the recipe, its strict JSON form and the layout of a run's directory. Reads
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import json
 from collections.abc import Mapping
@@ -16,14 +15,11 @@ from typing import Any, Literal, get_args
 from policy.prior import EncoderInputs
 from training.json_file import build
 from training.loop import Schedule
+from training.names import shipped_json
 from training.objective import HistoryPass
 
 Tuning = Literal["full", "lora"]
 RECIPES = Path(__file__).parent / "recipes"
-
-
-class UnknownRecipeError(ValueError):
-    """No recipe is shipped under a name, nor is it a file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,16 +198,8 @@ class Recipe:
 
     @classmethod
     def load(cls, name_or_path: str) -> Recipe:
-        """A recipe shipped in training/recipes by its name, or any JSON file by its path."""
-        shipped = {path.stem: path for path in sorted(RECIPES.glob("*.json"))}
-        path = shipped.get(name_or_path, Path(name_or_path))
-        if not path.is_file():
-            nearest = difflib.get_close_matches(name_or_path, shipped, n=1, cutoff=0.0)[0]
-            raise UnknownRecipeError(
-                f"recipe is {name_or_path!r}, did you mean {nearest!r}? "
-                f"Expected one of {sorted(shipped)} or a JSON file"
-            )
-        return cls.from_json(json.loads(path.read_text()))
+        """A recipe shipped in training/recipes by its name, or any JSON file by its path; or UnknownNameError."""
+        return cls.from_json(json.loads(shipped_json("recipe", name_or_path, RECIPES).read_text()))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,6 @@ simulator.
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import json
 from collections.abc import Mapping, Sequence
@@ -15,12 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from training.json_file import build
+from training.names import shipped_json, unknown_name
 
 SUITES = Path(__file__).parent / "suites"
-
-
-class UnknownSuiteError(ValueError):
-    """No suite is shipped under a name, nor is it a file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,15 +138,12 @@ class Suite:
         return group.demonstrations if task in group.tasks else self.demonstrations
 
     def check_registry(self, tasks: Sequence[str]) -> None:
-        """Raises UnknownTaskError, with the nearest name, or ValueError for a body that does not play its task."""
-        from training.simulation.registry import UnknownTaskError, body_of
+        """Raises UnknownNameError, or ValueError for a body that does not play its task."""
+        from training.simulation.registry import body_of
 
         for task in tasks:
             if task not in self.tasks:
-                raise UnknownTaskError(
-                    f"unknown task {task!r}, did you mean {_nearest(task, self.tasks)!r}? "
-                    f"The tasks of suite {self.name!r} are {', '.join(self.tasks)}"
-                )
+                raise unknown_name("task", task, self.tasks, or_else=f", the tasks of suite {self.name!r}")
             if body_of(task) != self.tasks[task].body:
                 raise ValueError(
                     f"suite {self.name!r}: tasks.{task}.body is {self.tasks[task].body!r}, "
@@ -173,15 +166,8 @@ class Suite:
 
     @classmethod
     def load(cls, name_or_path: str) -> Suite:
-        """A suite shipped in training/suites by its name, or any JSON file by its path."""
-        shipped = {path.stem: path for path in sorted(SUITES.glob("*.json"))}
-        path = shipped.get(name_or_path, Path(name_or_path))
-        if not path.is_file():
-            raise UnknownSuiteError(
-                f"suite is {name_or_path!r}, did you mean {_nearest(name_or_path, shipped)!r}? "
-                f"Expected one of {sorted(shipped)} or a JSON file"
-            )
-        return cls.from_json(json.loads(path.read_text()))
+        """A suite shipped in training/suites by its name, or any JSON file by its path; or UnknownNameError."""
+        return cls.from_json(json.loads(shipped_json("suite", name_or_path, SUITES).read_text()))
 
 
 def _tasks(values: Any) -> Mapping[str, SuiteTask]:
@@ -213,7 +199,3 @@ def _most_episodes(seeds: SeedRange) -> int:
     before a recording is judged on top.
     """
     return max(0, min(len(seeds) // 3, len(seeds) - 20))
-
-
-def _nearest(name: str, names: Any) -> str:
-    return difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]

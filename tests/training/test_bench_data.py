@@ -190,7 +190,7 @@ def test_the_longest_recordings_start_first() -> None:
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (["--suite", "smok"], 2, "suite is 'smok', did you mean 'smoke'?"),
+        (["--suite", "smok"], 2, "unknown suite 'smok', did you mean 'smoke'?"),
         (["--suite", "smoke", "--tasks", "drawer"], 2, "unknown task 'drawer', did you mean 'drawer-open'?"),
         (["--suite", "smoke", "--workers", "0"], 1, "--workers is 0, expected at least 1"),
     ],

@@ -66,7 +66,7 @@ def test_a_verb_whose_input_is_missing_names_the_verb_that_makes_it(
 
 def test_an_unknown_recipe_names_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("stats", "--recipe", "demmo") == 2
-    assert "recipe is 'demmo', did you mean 'demo'?" in capsys.readouterr().err
+    assert "unknown recipe 'demmo', did you mean 'demo'?" in capsys.readouterr().err
 
 
 def test_a_fault_in_a_recipe_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -71,7 +71,9 @@ def test_a_recipe_is_loaded_from_any_file(tmp_path: Path) -> None:
 
 
 def test_a_recipe_that_is_nowhere_names_those_that_are(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"recipe is 'demmo', did you mean 'demo'\? Expected one of \[.*'demo'.*\]"):
+    with pytest.raises(
+        ValueError, match=r"unknown recipe 'demmo', did you mean 'demo'\? Expected one of .*demo.* or a JSON file"
+    ):
         Recipe.load("demmo")
 
 

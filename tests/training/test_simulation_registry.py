@@ -8,8 +8,9 @@ import sys
 import pytest
 
 from policy.embodiment import EmbodimentSpec, Group, GroupKind
+from training.names import UnknownNameError
 from training.simulation.bodies import load_body
-from training.simulation.registry import TASK_NAMES, UnknownTaskError, body_of, check_task, embodiment
+from training.simulation.registry import TASK_NAMES, body_of, check_task, embodiment
 
 BODIES = {
     "sawyer": {"pick-place", "drawer-open", "button-press", "assembly"},
@@ -66,7 +67,7 @@ def test_registry_and_bodies_import_no_simulator() -> None:
 
 
 def test_a_name_without_a_file_is_unknown_and_suggests_the_nearest() -> None:
-    with pytest.raises(UnknownTaskError, match="unknown task 'stack-ur5', did you mean 'stack-ur5e'"):
+    with pytest.raises(UnknownNameError, match="unknown task 'stack-ur5', did you mean 'stack-ur5e'"):
         check_task("stack-ur5")
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from training.suite import SUITES, Suite, UnknownSuiteError
+from training.names import UnknownNameError
+from training.suite import SUITES, Suite
 
 SHIPPED = sorted(path.stem for path in SUITES.glob("*.json"))
 
@@ -66,7 +67,7 @@ def test_a_suite_is_loaded_from_any_file(tmp_path: Path) -> None:
 
 
 def test_a_suite_that_is_nowhere_names_the_nearest() -> None:
-    with pytest.raises(UnknownSuiteError, match=r"suite is 'cross', did you mean 'cross13'\? Expected one of \["):
+    with pytest.raises(UnknownNameError, match=r"unknown suite 'cross', did you mean 'cross13'\? Expected one of "):
         Suite.load("cross")
 
 

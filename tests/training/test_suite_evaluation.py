@@ -82,7 +82,7 @@ def test_long_names_keep_their_columns() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--suite", "smok"], "suite is 'smok', did you mean 'smoke'?"),
+        (["--suite", "smok"], "unknown suite 'smok', did you mean 'smoke'?"),
         (["--suite", "smoke", "--tasks", "lift"], "unknown task 'lift'"),
         (["--suite", "smoke", "--first-seed", "7"], "a suite's are chosen with --seeds"),
         (["--suite", "smoke", "--episodes", "1001"], "--episodes is 1001, suite 'smoke' has 1000 scenes for testing"),

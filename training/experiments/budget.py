@@ -5,7 +5,6 @@ Owns its strict JSON form and the one place where a training becomes a recipe. D
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -15,14 +14,11 @@ from typing import Any
 
 from training.experiments.experiment import BaseName, TaskGroup, Training
 from training.json_file import build
+from training.names import shipped_json
 from training.recipe import Recipe
 from training.suite import Suite
 
 BUDGETS = Path(__file__).parent / "budgets"
-
-
-class UnknownBudgetError(ValueError):
-    """No budget is shipped under a name, nor is it a file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,17 +153,9 @@ class Budget:
     def load(cls, name_or_path: str) -> Budget:
         """A budget shipped in training/experiments/budgets by its name, or any JSON file by its path.
 
-        Raises UnknownBudgetError, or ValueError that names an unknown or missing key.
+        Raises UnknownNameError, or ValueError that names an unknown or missing key.
         """
-        shipped = {path.stem: path for path in sorted(BUDGETS.glob("*.json"))}
-        path = shipped.get(name_or_path, Path(name_or_path))
-        if not path.is_file():
-            nearest = difflib.get_close_matches(name_or_path, shipped, n=1, cutoff=0.0)[0]
-            raise UnknownBudgetError(
-                f"unknown budget {name_or_path!r}, did you mean {nearest!r}? "
-                f"Expected one of {', '.join(shipped)} or a JSON file"
-            )
-        return cls.from_json(json.loads(path.read_text()))
+        return cls.from_json(json.loads(shipped_json("budget", name_or_path, BUDGETS).read_text()))
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Budget:

@@ -5,12 +5,12 @@ Owns which arms there are, what is claimed of them and what paper A (arXiv 2606.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import replace
 from fractions import Fraction
 
 from training.experiments.experiment import Arm, Comparison, Condition, Experiment, Ratio, Training
+from training.names import unknown_name
 
 HISTORY_DELAY = 4
 FEW = (0, 5, 10, 50)
@@ -28,17 +28,10 @@ _JOINT_HISTORY = replace(_JOINT, history=True)
 _WITH_HISTORY = Condition(history=True)
 
 
-class UnknownExperimentError(ValueError):
-    """No experiment has this name."""
-
-
 def experiment(name: str) -> Experiment:
-    """Raises UnknownExperimentError, which suggests the nearest name."""
+    """Raises UnknownNameError."""
     if name not in EXPERIMENTS:
-        nearest = difflib.get_close_matches(name, EXPERIMENTS, n=1, cutoff=0.0)[0]
-        raise UnknownExperimentError(
-            f"unknown experiment {name!r}, did you mean {nearest!r}? The experiments are {', '.join(EXPERIMENTS)}"
-        )
+        raise unknown_name("experiment", name, EXPERIMENTS)
     return EXPERIMENTS[name]
 
 

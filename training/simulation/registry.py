@@ -5,22 +5,18 @@ Owns the names and what a task's file must hold. Does not own tasks or bodies: a
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.metadata
 import pkgutil
 from typing import Protocol, cast
 
 from policy.embodiment import EmbodimentSpec
+from training.names import unknown_name
 from training.simulation import tasks
 from training.simulation.bodies import load_body
 from training.simulation.task import Simulation
 
 TASK_NAMES = tuple(sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(tasks.__path__)))
-
-
-class UnknownTaskError(ValueError):
-    """No simulation has this name."""
 
 
 class MissingSimulatorError(ImportError):
@@ -37,7 +33,7 @@ class _Task(Protocol):
 
 
 def make_simulation(task: str) -> Simulation:
-    """Raises UnknownTaskError, or MissingSimulatorError with the remedy."""
+    """Raises UnknownNameError, or MissingSimulatorError with the remedy."""
     definition = _load(task)
     try:
         return definition.make()
@@ -49,21 +45,18 @@ def make_simulation(task: str) -> Simulation:
 
 
 def check_task(task: str) -> None:
-    """Raises UnknownTaskError, which suggests the nearest name; imports no simulator."""
+    """Raises UnknownNameError; imports no simulator."""
     if task not in TASK_NAMES:
-        nearest = difflib.get_close_matches(task, TASK_NAMES, n=1, cutoff=0.0)[0]
-        raise UnknownTaskError(
-            f"unknown task {task!r}, did you mean {nearest!r}? The tasks are {', '.join(TASK_NAMES)}"
-        )
+        raise unknown_name("task", task, TASK_NAMES)
 
 
 def body_of(task: str) -> str:
-    """The name of the body that plays a task; raises UnknownTaskError and imports no simulator."""
+    """The name of the body that plays a task; raises UnknownNameError and imports no simulator."""
     return _load(task).BODY
 
 
 def embodiment(task: str) -> EmbodimentSpec:
-    """The spec of the body that plays a task; raises UnknownTaskError and imports no simulator."""
+    """The spec of the body that plays a task; raises UnknownNameError and imports no simulator."""
     return load_body(body_of(task)).SPEC
 
 

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 
 from tests.training.experiments.fake_work import store_of
-from training.experiments.budget import BUDGETS, Budget, UnknownBudgetError
-from training.experiments.definitions import EXPERIMENTS, UnknownExperimentError, experiment
+from training.experiments.budget import BUDGETS, Budget
+from training.experiments.definitions import EXPERIMENTS, experiment
 from training.experiments.experiment import Arm, Comparison, Condition, Experiment, Training
 from training.experiments.plan import format_plan, plan
 from training.experiments.store import Run
+from training.names import UnknownNameError
 from training.recipe import Recipe
 
 NAMES = ("prior", "optimisation", "prior-kind", "scaling", "decay", "low-data", "unseen-body", "copycat")
@@ -199,9 +200,9 @@ def test_shared_trainings_cost_once(tmp_path: Path) -> None:
 
 
 def test_an_unknown_experiment_or_budget_names_the_nearest(tmp_path: Path) -> None:
-    with pytest.raises(UnknownExperimentError, match="unknown experiment 'priors', did you mean 'prior'"):
+    with pytest.raises(UnknownNameError, match="unknown experiment 'priors', did you mean 'prior'"):
         experiment("priors")
-    with pytest.raises(UnknownBudgetError, match="unknown budget 'gpus', did you mean 'gpu'"):
+    with pytest.raises(UnknownNameError, match="unknown budget 'gpus', did you mean 'gpu'"):
         Budget.load("gpus")
 
 

@@ -117,7 +117,8 @@ def test_more_episodes_later_try_new_scenes_only(store: Store, executor: ThreadP
     do(AT_THE_END, more, work, executor, seeds=(0,))
     assert {call[0] for call in work.calls} == {"evaluation"}
     assert {call[-2:] for call in work.calls} == {("100004", "3")}
-    evaluation = more.evaluation(more.run(PRIOR, 0), 1200, Condition(), "lift")
+    run = more.run(PRIOR, 0)
+    evaluation = more.evaluation(run, run.recipe.stage2.schedule.num_steps, Condition(), "lift")
     assert evaluation.seeds == tuple(range(100_000, 100_007))
 
 
@@ -127,7 +128,8 @@ def test_a_run_that_stopped_early_goes_on_when_its_end_is_asked_for(store: Store
     do(logged, store, work, executor, seeds=(0,))
     assert {call[2] for call in work.calls if call[0] == "stage 2"} == {"500"}
     do(TOY, store, work, executor, seeds=(0,))
-    assert [call[2] for call in work.calls if call[0] == "stage 2"] == ["500", "500", "1200", "1200"]
+    end = str(store.run(PRIOR, 0).recipe.stage2.schedule.num_steps)
+    assert [call[2] for call in work.calls if call[0] == "stage 2"] == ["500", "500", end, end]
     assert plan([logged], store, (0,)).left == ()
 
 

@@ -122,24 +122,19 @@ def _mobile_groups() -> tuple[Group, ...]:
 
 
 def _gripper() -> Group:
-    return Group(
-        name="gripper",
-        dim=1,
-        kind=GroupKind.GRIPPER,
-        unit="1 closes, -1 opens",
-        representation=Representation.ABSOLUTE,
-        normalization=Normalization.IDENTITY,
-        lower_limit=(-1.0,),
-        upper_limit=(1.0,),
-    )
+    return _switch("gripper", GroupKind.GRIPPER, "1 closes, -1 opens")
 
 
 def _mode() -> Group:
+    return _switch("mode", GroupKind.OTHER, "1 moves the base, -1 the arm")
+
+
+def _switch(name: str, kind: GroupKind, unit: str) -> Group:
     return Group(
-        name="mode",
+        name=name,
         dim=1,
-        kind=GroupKind.OTHER,
-        unit="1 moves the base, -1 the arm",
+        kind=kind,
+        unit=unit,
         representation=Representation.ABSOLUTE,
         normalization=Normalization.IDENTITY,
         lower_limit=(-1.0,),

@@ -1,0 +1,27 @@
+"""Names that a person types: what is shipped under them, and the nearest one when there is nothing."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection
+from pathlib import Path
+
+
+class UnknownNameError(ValueError):
+    """Nothing has this name; the message suggests the nearest."""
+
+
+def unknown_name(what: str, name: str, known: Collection[str], or_else: str = "") -> UnknownNameError:
+    nearest = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.0)[0]
+    return UnknownNameError(
+        f"unknown {what} {name!r}, did you mean {nearest!r}? Expected one of {', '.join(known)}{or_else}"
+    )
+
+
+def shipped_json(what: str, name_or_path: str, directory: Path) -> Path:
+    """The JSON file that `directory` ships under a name, or any file by its path. Raises UnknownNameError."""
+    shipped = {path.stem: path for path in sorted(directory.glob("*.json"))}
+    path = shipped.get(name_or_path, Path(name_or_path))
+    if not path.is_file():
+        raise unknown_name(what, name_or_path, shipped, or_else=" or a JSON file")
+    return path
