@@ -51,6 +51,32 @@ class UnknownRevisionError(ServiceError):
         super().__init__(message, field="revision")
 
 
+class UnknownOperationError(ServiceError):
+    """No operation of that id is known."""
+
+    def __init__(self, operation_id: str) -> None:
+        super().__init__(f"operation: there is no operation {quoted(operation_id)}", field="operation")
+
+
+class UnknownTokenError(ServiceError):
+    """No token of that id was ever created."""
+
+    def __init__(self, token_id: str) -> None:
+        super().__init__(f"token: there is no token {quoted(token_id)}", field="token")
+
+
+class AuthenticationError(ServiceError):
+    """No credential that counts came with the call. The message repeats nothing of what did come."""
+
+
+class NotAllowedError(ServiceError):
+    """The credential is a good one, for other things than this."""
+
+
+class ConflictError(ServiceError):
+    """What is asked for does not fit the state that things are in; the message says which that is."""
+
+
 class OverloadedError(ServiceError):
     """More requests are in flight than the gateway keeps: try again a little later."""
 
@@ -79,6 +105,11 @@ STATUS_CODES: dict[type[Exception], grpc.StatusCode] = {
     InvalidRequestError: grpc.StatusCode.INVALID_ARGUMENT,
     UnknownPolicyError: grpc.StatusCode.NOT_FOUND,
     UnknownRevisionError: grpc.StatusCode.NOT_FOUND,
+    UnknownOperationError: grpc.StatusCode.NOT_FOUND,
+    UnknownTokenError: grpc.StatusCode.NOT_FOUND,
+    AuthenticationError: grpc.StatusCode.UNAUTHENTICATED,
+    NotAllowedError: grpc.StatusCode.PERMISSION_DENIED,
+    ConflictError: grpc.StatusCode.FAILED_PRECONDITION,
     OverloadedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     DeadlineExpiredError: grpc.StatusCode.DEADLINE_EXCEEDED,
     NotReadyError: grpc.StatusCode.UNAVAILABLE,

@@ -8,10 +8,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import Tensor
 
-from policy.policy import Policy
+from policy.checkpoint import load_probe
+from policy.policy import Dtype, Policy
 from policy.request import ChunkRequest
 
 
@@ -23,6 +25,15 @@ class BatchAnswer:
     chunks: tuple[Tensor | Exception, ...]
     inference_ns: int
     batch_size: int
+
+
+def load_policy(directory: Path, *, device: str, dtype: Dtype, largest_batch: int) -> Policy:
+    """Loaded, probed, and run once at every size of batch: no robot pays for a first time. Raises CheckpointError."""
+    policy = Policy.from_checkpoint(directory, device=device, dtype=dtype)
+    recorded, _ = load_probe(directory)[0]
+    for batch_size in range(1, largest_batch + 1):
+        policy.predict_chunk([recorded] * batch_size)
+    return policy
 
 
 def predict_batch(policy: Policy, requests: Sequence[Callable[[], ChunkRequest]]) -> BatchAnswer:

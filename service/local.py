@@ -29,7 +29,7 @@ from service.backend import (
     BackendRequest,
     BackendUnavailableError,
 )
-from service.inference import BatchAnswer, predict_batch
+from service.inference import BatchAnswer, load_policy, predict_batch
 from service.model_settings import ModelSettings
 from service.revision import Revision, RevisionError
 
@@ -99,23 +99,35 @@ class LocalBackend:
     async def ready(self, revision: str) -> bool:
         return revision in self._models and not self._closed
 
+    async def unload(self, revision: str) -> None:
+        """What still waits for it ends as unavailable. One that is not loaded is no error."""
+        model = self._models.pop(revision, None)
+        if model is not None:
+            await self._end(model, "the revision was unloaded")
+
     async def close(self) -> None:
         self._closed = True
         for model in self._models.values():
-            if model.worker is not None:
-                model.worker.cancel()
-                await asyncio.gather(model.worker, return_exceptions=True)
-            for waiting in (*model.running, *model.waiting):
-                if not waiting.answer.done():
-                    waiting.answer.set_exception(BackendUnavailableError("the backend is closing"))
+            await self._end(model, "the backend is closing")
         self._models.clear()
         # A forward that still runs ends by itself; nobody waits for its answer.
         self._executor.shutdown(wait=False, cancel_futures=True)
 
+    async def _end(self, model: _Model, reason: str) -> None:
+        if model.worker is not None:
+            model.worker.cancel()
+            await asyncio.gather(model.worker, return_exceptions=True)
+        for waiting in (*model.running, *model.waiting):
+            if not waiting.answer.done():
+                waiting.answer.set_exception(BackendUnavailableError(reason))
+
     def _load(self, revision: Revision) -> Policy:
         try:
-            return Policy.from_checkpoint(
-                revision.directory, device=self._settings.device, dtype=self._settings.dtype, verify_probe=True
+            return load_policy(
+                revision.directory,
+                device=self._settings.device,
+                dtype=self._settings.dtype,
+                largest_batch=self._settings.largest_batch,
             )
         except CheckpointError as error:
             raise RevisionError(str(error)) from error

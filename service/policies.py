@@ -1,36 +1,77 @@
-"""Which policies are served, and by which revisions.
+"""Which policies are served, and which of their revisions answers a request.
 
-Owns the lookup from a policy's name and an optional pin to a revision. Does not own loading (revision.py), readiness
-(the backend knows it) or changes while serving: what is served is fixed when the service starts.
+Owns the lookup from a policy's name, an episode and an optional pin to a revision. Does not own loading (rollout/ and
+the backends do), readiness (the backend knows it), or why a route changed (the registry does): what it is given
+replaces what it had, whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
-from service.errors import UnknownPolicyError, UnknownRevisionError
+from service.episodes import Episode, EpisodeTable, draw
+from service.errors import NotReadyError, UnknownPolicyError, UnknownRevisionError
 from service.revision import Revision
 
 
-class ServedPolicies:
-    """Policy name to its revisions; the first of them answers requests that pin none."""
+@dataclass(frozen=True, kw_only=True)
+class ServedPolicy:
+    """One policy's revisions that can answer, and the shares of its new episodes, the stable one's first."""
 
-    def __init__(self, policies: Mapping[str, Sequence[Revision]]) -> None:
+    revisions: Mapping[str, Revision]
+    shares: tuple[tuple[str, float], ...]
+
+    def __post_init__(self) -> None:
+        if missing := [revision for revision, _ in self.shares if revision not in self.revisions]:
+            raise ValueError(f"shares name {missing}, expected some of {list(self.revisions)}")
+        if not self.shares:
+            raise ValueError("shares are empty, expected at least one")
+
+    @property
+    def stable(self) -> Revision:
+        return self.revisions[self.shares[0][0]]
+
+
+class ServedPolicies:
+    """What this process serves now. Reads never wait; `apply` replaces everything at once."""
+
+    def __init__(
+        self, policies: Mapping[str, ServedPolicy] | None = None, *, episodes: EpisodeTable | None = None
+    ) -> None:
+        self.episodes = episodes or EpisodeTable()
+        self._policies: dict[str, ServedPolicy] = {}
+        self._waiting: frozenset[str] = frozenset()
+        self.apply(policies or {})
+
+    @classmethod
+    def fixed(cls, policies: Mapping[str, Sequence[Revision]]) -> ServedPolicies:
+        """The first revision of each policy answers; all can be pinned."""
+        served = {}
         for name, revisions in policies.items():
-            if not name:
-                raise ValueError("a policy has an empty name")
             if not revisions:
                 raise ValueError(f"policy {name!r} has no revision, expected at least one")
             digests = [revision.revision for revision in revisions]
             if len(set(digests)) != len(digests):
                 raise ValueError(f"policy {name!r} lists a revision twice: {digests}")
-            for revision in revisions:
+            served[name] = ServedPolicy(
+                revisions={revision.revision: revision for revision in revisions}, shares=((digests[0], 1.0),)
+            )
+        return cls(served)
+
+    def apply(self, policies: Mapping[str, ServedPolicy], *, waiting: Collection[str] = ()) -> None:
+        """Episodes in progress stay on their revision for as long as it can answer. `waiting` are to be served soon."""
+        for name, policy in policies.items():
+            if not name:
+                raise ValueError("a policy has an empty name")
+            for revision in policy.revisions.values():
                 if revision.description.name != name:
                     raise ValueError(
                         f"revision {revision.revision} was read for policy {revision.description.name!r}, "
                         f"listed under {name!r}"
                     )
-        self._policies = {name: tuple(policies[name]) for name in sorted(policies)}
+        self._policies = {name: policies[name] for name in sorted(policies)}
+        self._waiting = frozenset(waiting)
 
     def __iter__(self) -> Iterator[str]:
         """Names, sorted."""
@@ -39,20 +80,39 @@ class ServedPolicies:
     def __len__(self) -> int:
         return len(self._policies)
 
+    def __contains__(self, policy: object) -> bool:
+        return policy in self._policies
+
     def revisions(self, policy: str) -> tuple[Revision, ...]:
-        """All revisions of a policy, the serving one first. Raises UnknownPolicyError."""
-        try:
-            return self._policies[policy]
-        except KeyError:
-            raise UnknownPolicyError(policy, self._policies) from None
+        """All revisions of a policy that can answer, the stable one first. Raises UnknownPolicyError."""
+        served = self._served(policy)
+        return served.stable, *(each for each in served.revisions.values() if each is not served.stable)
 
     def serving(self, policy: str) -> Revision:
-        """The revision that answers requests which pin none. Raises UnknownPolicyError."""
-        return self.revisions(policy)[0]
+        """The revision that stands for the policy: the stable one. Raises UnknownPolicyError."""
+        return self._served(policy).stable
 
     def pinned(self, policy: str, revision: str) -> Revision:
         """The revision of that name. Raises UnknownPolicyError, UnknownRevisionError."""
-        for candidate in self.revisions(policy):
-            if candidate.revision == revision:
-                return candidate
-        raise UnknownRevisionError(policy, revision, [candidate.revision for candidate in self.revisions(policy)])
+        served = self._served(policy)
+        try:
+            return served.revisions[revision]
+        except KeyError:
+            raise UnknownRevisionError(policy, revision, list(served.revisions)) from None
+
+    def routed(self, episode: Episode) -> Revision:
+        """The revision that answers this episode: the one it began on, or by the shares. Raises UnknownPolicyError."""
+        served = self._served(episode.policy)
+        revision = self.episodes.revision(episode)
+        if revision is None or revision not in served.revisions:
+            revision = draw(episode, served.shares)
+        self.episodes.hold(episode, revision)
+        return served.revisions[revision]
+
+    def _served(self, policy: str) -> ServedPolicy:
+        served = self._policies.get(policy)
+        if served is None:
+            if policy in self._waiting:
+                raise NotReadyError(f"no revision of policy {policy!r} is ready yet", retry_after_s=1.0)
+            raise UnknownPolicyError(policy, [*self._policies, *self._waiting])
+        return served

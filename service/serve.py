@@ -83,7 +83,7 @@ class Service:
         """
         config = self._config
         revisions = [(name, await load_revision(directory, policy=name)) for name, directory in config.policies]
-        served = ServedPolicies(
+        served = ServedPolicies.fixed(
             {name: [revision for other, revision in revisions if other == name] for name, _ in revisions}
         )
         self._backend = _backend(config)

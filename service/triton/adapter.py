@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,9 +20,8 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack, to_dlpack  # pyright: ignore[reportPrivateImportUsage]
 
 from policy.embodiment import EmbodimentSpec
-from policy.policy import Policy
 from policy.request import ChunkRequest
-from service.inference import predict_batch
+from service.inference import load_policy, predict_batch
 from service.triton.tensors import ACTIONS, FLOATS, INSTRUCTION, META, META_FIELDS, PIXELS, TIMING
 
 
@@ -36,7 +36,12 @@ class TritonPythonModel:
         device = settings["device"]
         if args["model_instance_kind"] == "GPU":
             device = f"cuda:{args['model_instance_device_id']}"
-        self._policy = Policy.from_checkpoint(settings["checkpoint"], device=device, dtype=settings["dtype"])
+        self._policy = load_policy(
+            Path(settings["checkpoint"]),
+            device=device,
+            dtype=settings["dtype"],
+            largest_batch=int(json.loads(args["model_config"])["max_batch_size"]),
+        )
         self._specs = tuple(self._policy.embodiments.values())
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:

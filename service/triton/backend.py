@@ -97,6 +97,15 @@ class TritonBackend:
             remove_model(self._server.repository, revision.revision)
             raise
 
+    async def unload(self, revision: str) -> None:
+        """Gives its memory back. What still waits for it ends as unavailable; one that is not loaded is no error."""
+        model = self._models.pop(revision, None)
+        if model is None:
+            return
+        self._withdraw(model, "the revision was unloaded")
+        if self._client is not None:
+            await self._unload(self._client, model)
+
     async def predict(self, revision: str, request: BackendRequest, *, timeout_s: float) -> BackendChunk:
         model = self._models.get(revision)
         if model is None or model.state is not RevisionState.READY:
@@ -183,7 +192,7 @@ class TritonBackend:
             await self._server.start()
             client = TritonClient(self._server.address)
             self._client = client
-            for model in self._models.values():
+            for model in list(self._models.values()):
                 await self._bring_up_again(client, model)
         except (TritonStartError, BackendError, OSError) as error:
             _logger.error("triton restart failed", extra={"fields": {"error": str(error)}})
@@ -215,7 +224,7 @@ class TritonBackend:
     async def _heartbeat(self) -> None:
         while True:
             await asyncio.sleep(self._supervision.heartbeat_interval_s)
-            for model in self._models.values():
+            for model in list(self._models.values()):
                 idle_s = time.monotonic() - model.answered_at_s
                 if model.state is RevisionState.READY and idle_s >= self._supervision.heartbeat_interval_s:
                     await self._beat(model)

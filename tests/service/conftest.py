@@ -129,7 +129,7 @@ class ServiceKit:
 
     def __init__(self, revision: Revision) -> None:
         self.revision = revision
-        self.policies = ServedPolicies({POLICY: [revision]})
+        self.policies = ServedPolicies.fixed({POLICY: [revision]})
 
     @staticmethod
     def write_checkpoint(directory: Path, *, config: dict[str, Any] | None = None, variant: str = "history") -> Path:

@@ -37,7 +37,7 @@ def test_the_process_is_live_whatever_the_backend_says(kit, fetch):
 
 def test_readiness_needs_every_policy_and_says_which_are_missing(kit, fetch, tmp_path):
     second = read_revision(kit.write_checkpoint(tmp_path / "second", variant="no-prior"), policy="second")
-    policies = ServedPolicies({"tabletop": [kit.revision], "second": [second]})
+    policies = ServedPolicies.fixed({"tabletop": [kit.revision], "second": [second]})
 
     class OneReady:
         async def ready(self, revision: str) -> bool:
@@ -79,7 +79,7 @@ def test_the_policies_are_what_the_gateway_publishes(kit, fetch):
 
 def test_the_revisions_say_which_serves_and_which_is_ready(kit, fetch, tmp_path):
     second = read_revision(kit.write_checkpoint(tmp_path / "second", variant="no-prior"), policy="tabletop")
-    policies = ServedPolicies({"tabletop": [kit.revision, second]})
+    policies = ServedPolicies.fixed({"tabletop": [kit.revision, second]})
     answer = fetch("/v1/policies/tabletop/revisions", policies=policies).json()
     assert [(r["revision"], r["variant"], r["serving"], r["ready"]) for r in answer["revisions"]] == [
         (kit.revision.revision, "history", True, True),

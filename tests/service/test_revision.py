@@ -177,7 +177,7 @@ def test_loading_in_a_thread_gives_the_same_revision(checkpoint):
 def test_the_first_revision_serves_and_every_listed_one_can_be_pinned(kit, tmp_path):
     first = kit.revision
     second = read_revision(kit.write_checkpoint(tmp_path / "second", variant="no-prior"), policy="tabletop")
-    policies = ServedPolicies({"tabletop": [first, second]})
+    policies = ServedPolicies.fixed({"tabletop": [first, second]})
     assert policies.serving("tabletop") is first
     assert policies.pinned("tabletop", second.revision) is second
     with pytest.raises(UnknownRevisionError, match=first.revision):
@@ -188,8 +188,8 @@ def test_the_first_revision_serves_and_every_listed_one_can_be_pinned(kit, tmp_p
 
 def test_a_policy_without_revisions_or_under_another_name_is_refused(kit):
     with pytest.raises(ValueError, match="at least one"):
-        ServedPolicies({"tabletop": []})
+        ServedPolicies.fixed({"tabletop": []})
     with pytest.raises(ValueError, match="listed under 'other'"):
-        ServedPolicies({"other": [kit.revision]})
+        ServedPolicies.fixed({"other": [kit.revision]})
     with pytest.raises(ValueError, match="twice"):
-        ServedPolicies({"tabletop": [kit.revision, kit.revision]})
+        ServedPolicies.fixed({"tabletop": [kit.revision, kit.revision]})

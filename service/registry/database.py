@@ -1,0 +1,100 @@
+"""The database behind the registry: connecting, bringing its schema up to date, and what an outage looks like.
+
+SQLite for one machine, PostgreSQL for a fleet of gateways. Owns the engine's settings and the migrations' start. Does
+not own what is stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+# Every wait ends: for a connection, for a lock, for a statement.
+_WAIT_S = 5
+# One number for all gateways that start at once; only one of them migrates.
+_MIGRATION_LOCK = 7_066_726
+
+
+class RegistryUnavailableError(Exception):
+    """The database does not answer. What was served goes on; changes have to wait."""
+
+
+def open_database(url: str) -> Engine:
+    """Connects and migrates. Raises RegistryUnavailableError, or ValueError for a URL that is none."""
+    engine = _engine(url)
+    with unavailable_if_lost(), engine.begin() as connection:
+        if engine.dialect.name == "postgresql":
+            connection.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": _MIGRATION_LOCK})
+        migrate(connection)
+    return engine
+
+
+def migrate(connection: Connection, revision: str = "head") -> None:
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    config.attributes["connection"] = connection
+    command.upgrade(config, revision)
+
+
+@contextmanager
+def unavailable_if_lost() -> Iterator[None]:
+    """Turns every way in which a database can be away into RegistryUnavailableError."""
+    try:
+        yield
+    except (OperationalError, InterfaceError, PoolTimeoutError) as error:
+        raise RegistryUnavailableError(f"the registry's database does not answer: {_cause(error)}") from error
+    except DBAPIError as error:
+        if not error.connection_invalidated:
+            raise
+        raise RegistryUnavailableError(f"the registry's database went away: {_cause(error)}") from error
+
+
+def _engine(url: str) -> Engine:
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        raise ValueError(f"the registry's URL is {url!r}, expected sqlite:///FILE or postgresql://...") from None
+    if parsed.get_backend_name() == "sqlite":
+        engine = create_engine(parsed, connect_args={"timeout": _WAIT_S})
+        event.listen(engine, "connect", _set_up_sqlite)
+        # A transaction that reads and then writes must hold the lock from the start, or two of them deadlock.
+        event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+        return engine
+    if parsed.get_backend_name() == "postgresql":
+        milliseconds = _WAIT_S * 1000
+        return create_engine(
+            parsed.set(drivername="postgresql+psycopg"),
+            connect_args={
+                "connect_timeout": _WAIT_S,
+                "options": f"-c statement_timeout={milliseconds} -c lock_timeout={milliseconds}",
+            },
+            pool_size=4,
+            max_overflow=4,
+            pool_timeout=_WAIT_S,
+            pool_pre_ping=True,
+        )
+    raise ValueError(f"the registry's URL is for {parsed.get_backend_name()!r}, expected sqlite or postgresql")
+
+
+def _set_up_sqlite(connection: Any, _record: Any) -> None:
+    # The driver's own transactions begin too late; ours begin with BEGIN IMMEDIATE.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode = WAL")
+    cursor.execute("PRAGMA synchronous = NORMAL")
+    cursor.execute("PRAGMA foreign_keys = ON")
+    cursor.close()
+
+
+def _cause(error: Exception) -> str:
+    original = getattr(error, "orig", None)
+    return str(original or error).splitlines()[0]

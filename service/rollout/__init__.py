@@ -1,0 +1,9 @@
+"""Carrying out what the registry says: loading and unloading here, and the operations that change it.
+
+Imports no model code.
+"""
+
+from service.rollout.follower import Follower, FollowerSettings
+from service.rollout.operations import Rollout, RolloutSettings
+
+__all__ = ["Follower", "FollowerSettings", "Rollout", "RolloutSettings"]

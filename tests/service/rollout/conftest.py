@@ -1,0 +1,128 @@
+"""A fleet in one event loop: gateways with backends that do as they are told, on one registry, without gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from service.artifacts import ArtifactStore
+from service.episodes import EpisodeTable
+from service.model_settings import ModelSettings
+from service.policies import ServedPolicies
+from service.registry import Registry, open_database
+from service.revision import Revision
+from service.rollout import Follower, FollowerSettings, Rollout, RolloutSettings
+
+
+@dataclass
+class FakeModels:
+    """A LoadingBackend: what it is to refuse, and whether it is to wait, is set by revision."""
+
+    refusals: dict[str, Exception] = field(default_factory=dict)
+    holds: dict[str, asyncio.Event] = field(default_factory=dict)
+    loaded: set[str] = field(default_factory=set)
+    calls: list[tuple[str, str]] = field(default_factory=list)
+
+    async def start(self) -> None: ...
+
+    async def load(self, revision: Revision) -> None:
+        self.calls.append(("load", revision.revision))
+        if revision.revision in self.holds:
+            await self.holds[revision.revision].wait()
+        if revision.revision in self.refusals:
+            raise self.refusals[revision.revision]
+        self.loaded.add(revision.revision)
+
+    async def unload(self, revision: str) -> None:
+        self.calls.append(("unload", revision))
+        self.loaded.discard(revision)
+
+    async def ready(self, revision: str) -> bool:
+        return revision in self.loaded
+
+    async def close(self) -> None: ...
+
+
+@dataclass
+class Process:
+    """One gateway process, less its network."""
+
+    registry: Registry
+    models: FakeModels
+    policies: ServedPolicies
+    follower: Follower
+    rollout: Rollout
+    now_s: list[float]
+    stopped: bool = False
+
+    async def start(self) -> None:
+        await self.follower.start()
+        await self.rollout.start()
+
+    async def stop(self) -> None:
+        if not self.stopped:
+            self.stopped = True
+            await self.rollout.stop()
+            await self.follower.stop()
+
+    async def until(self, condition) -> None:
+        """Waits for something that the process does by itself."""
+        async with asyncio.timeout(10):
+            while not condition():
+                self.follower.wake()
+                await asyncio.sleep(0.01)
+
+
+class FleetKit:
+    def __init__(self, root: Path, write_checkpoint) -> None:
+        self.url = f"sqlite:///{root}/registry.db"
+        self.store = root / "store"
+        self.store.mkdir()
+        self._write_checkpoint = write_checkpoint
+        self._root = root
+        self.processes: list[Process] = []
+
+    def checkpoint(self, name: str, **changes) -> str:
+        """A checkpoint in the store; returns its location."""
+        self._write_checkpoint(self.store / name, **changes)
+        return name
+
+    def process(self, name: str, *, models: FakeModels | None = None, **settings) -> Process:
+        registry = Registry(open_database(self.url))
+        artifacts = ArtifactStore(root=self.store, cache=self._root / "cache")
+        now_s = [0.0]
+        policies = ServedPolicies(episodes=EpisodeTable(now_s=lambda: now_s[0]))
+        models = models or FakeModels()
+        follower = Follower(
+            registry=registry,
+            backend=models,
+            policies=policies,
+            artifacts=artifacts,
+            model=ModelSettings(),
+            gateway_id=name,
+            own_process=False,
+            settings=FollowerSettings(interval_s=0.05),
+        )
+        defaults = {"poll_interval_s": 0.01, "gateway_lost_s": 2.0, "load_timeout_s": 10.0}
+        rollout = Rollout(
+            registry=registry,
+            follower=follower,
+            artifacts=artifacts,
+            settings=RolloutSettings(**(defaults | settings)),
+        )
+        process = Process(registry, models, policies, follower, rollout, now_s)
+        self.processes.append(process)
+        return process
+
+
+@pytest.fixture
+async def fleet(tmp_path: Path, kit) -> AsyncIterator[FleetKit]:
+    made = FleetKit(tmp_path, kit.write_checkpoint)
+    yield made
+    for process in made.processes:
+        await process.stop()
+        process.registry.close()
