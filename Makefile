@@ -51,4 +51,6 @@ $(VENV)/.ready: pyproject.toml constraints.txt scripts/install_debian_packages.s
 $(VENV)/.ready-dev: $(VENV)/.ready
 	@echo "setup: test tools" >&2
 	@$(PIP) -c constraints.txt -e '.[serve,train,sim,dev]'
+# It declares numpy < 2, which it does not need as it is used here.
+	@$(PIP) -c constraints.txt --no-deps openpi-client
 	@touch $@

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -45,7 +46,8 @@ class Group:
     """A named run of dimensions of a state or action vector.
 
     `relative_to` names a state group of the same width: the model then sees an absolute action minus that group's value
-    at the observation, while data, wire and robot keep the absolute one.
+    at the observation, while data, wire and robot keep the absolute one. `step_limit`, of absolute actions only, is the
+    largest change from one action of a chunk to the next; a chunk that changes more is not served.
     """
 
     name: str
@@ -57,15 +59,21 @@ class Group:
     relative_to: str | None = None
     lower_limit: tuple[float, ...] = ()
     upper_limit: tuple[float, ...] = ()
+    step_limit: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.dim < 1:
             raise ValueError(f"group {self.name!r} has dim {self.dim}, expected at least 1")
-        for side, limit in (("lower_limit", self.lower_limit), ("upper_limit", self.upper_limit)):
+        for name in ("lower_limit", "upper_limit", "step_limit"):
+            limit = getattr(self, name)
             if limit and len(limit) != self.dim:
-                raise ValueError(f"group {self.name!r}: {side} has {len(limit)} values, expected {self.dim} or none")
+                raise ValueError(f"group {self.name!r}: {name} has {len(limit)} values, expected {self.dim} or none")
             # One number has one JSON form: 1 and 1.0 are equal and must not differ in the digest.
-            object.__setattr__(self, side, tuple(float(value) for value in limit))
+            object.__setattr__(self, name, tuple(float(value) for value in limit))
+        if self.step_limit and self.representation is not Representation.ABSOLUTE:
+            raise ValueError(f"group {self.name!r} is {self.representation}, only absolute groups have a step_limit")
+        if not all(0 <= limit < math.inf for limit in self.step_limit):
+            raise ValueError(f"group {self.name!r} has step_limit {list(self.step_limit)}, expected 0 or more each")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +114,8 @@ class EmbodimentSpec:
         for group in self.state:
             if group.relative_to is not None:
                 raise ValueError(f"embodiment {self.name!r}: state group {group.name!r} cannot be relative")
+            if group.step_limit:
+                raise ValueError(f"embodiment {self.name!r}: state group {group.name!r} cannot have a step_limit")
         for group in self.action:
             if group.relative_to is None:
                 continue
@@ -135,7 +145,13 @@ class EmbodimentSpec:
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
-        return json.loads(json.dumps(asdict(self)))
+        fields = json.loads(json.dumps(asdict(self)))
+        for group in (*fields["state"], *fields["action"]):
+            # Younger than the format: a spec without it keeps the JSON, and so the digest, that recordings and
+            # checkpoints were made with.
+            if not group["step_limit"]:
+                del group["step_limit"]
+        return fields
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> EmbodimentSpec:
@@ -161,6 +177,6 @@ def _group(fields: Mapping[str, Any]) -> Group:
     for key, kind in (("representation", Representation), ("normalization", Normalization)):
         if key in fields:
             fields[key] = kind(fields[key])
-    for key in ("lower_limit", "upper_limit"):
+    for key in ("lower_limit", "upper_limit", "step_limit"):
         fields[key] = tuple(fields.get(key, ()))
     return Group(**fields)

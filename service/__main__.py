@@ -1,4 +1,4 @@
-"""`python -m service`: serve policies, check a checkpoint, measure the service.
+"""`python -m service`: serve policies, check a checkpoint, hand out tokens, measure the service.
 
 Owns flags and exit statuses: 2 for a wrong call, 1 for a failed one. Results go to stdout, logs to stderr. Imports a
 verb's module when the verb is called, so that `serve` does not wait for torch.
@@ -18,8 +18,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from service.logs import configure_logging
 from service.model_settings import ModelSettings
+from service.token_command import add_token_verbs
 
 if TYPE_CHECKING:
+    from service.credentials import ServerTls
+    from service.openpi import ObservationMap
     from service.serve import ServeConfig
 
 
@@ -39,13 +42,22 @@ def _serve(options: argparse.Namespace) -> Callable[[], int]:
     from service.serve import ServeConfig
 
     config = ServeConfig(
-        policies=tuple(options.policy),
+        policies=tuple(options.policy or ()),
         backend=options.backend,
         host=options.host,
         port=options.port,
         admin_port=options.admin_port,
+        openpi_port=options.openpi_port,
+        openpi_map=options.openpi_map,
+        registry=options.registry,
+        state=options.state,
+        store=options.store,
+        memory_budget_bytes=options.memory_budget_bytes,
         triton_address=options.triton_address,
+        triton_control_address=options.triton_control_address,
         triton_repository=options.triton_repository,
+        tls=_tls(options),
+        insecure_listen=options.insecure_listen,
         drain_s=options.drain_s,
         model=_model_settings(options, batching=options.batching == "on"),
     )
@@ -54,6 +66,9 @@ def _serve(options: argparse.Namespace) -> Callable[[], int]:
 
 def _run_serve(config: ServeConfig) -> int:
     from service.backend import BackendError
+    from service.credentials.exposure import ExposedError
+    from service.openpi import ObservationMapError
+    from service.registry import RegistryUnavailableError
     from service.revision import RevisionError
     from service.serve import serve
     from service.triton.installation import TritonNotFoundError
@@ -61,10 +76,31 @@ def _run_serve(config: ServeConfig) -> int:
 
     try:
         asyncio.run(serve(config))
-    except (RevisionError, TritonNotFoundError, TritonStartError, BackendError, OSError) as error:
+    except ExposedError as error:
+        print(f"cannot serve: {error}", file=sys.stderr)
+        return 2
+    except (
+        RevisionError,
+        TritonNotFoundError,
+        TritonStartError,
+        BackendError,
+        RegistryUnavailableError,
+        ObservationMapError,
+        OSError,
+    ) as error:
         print(f"cannot serve: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _tls(options: argparse.Namespace) -> ServerTls | None:
+    from service.credentials import TlsFiles, read_tls
+
+    if options.tls_cert is None and options.tls_key is None and options.tls_client_ca is None:
+        return None
+    if options.tls_cert is None or options.tls_key is None:
+        raise ValueError("--tls-cert and --tls-key come together, and --tls-client-ca with them")
+    return read_tls(TlsFiles(certificate=options.tls_cert, key=options.tls_key, client_ca=options.tls_client_ca))
 
 
 def _check(options: argparse.Namespace) -> Callable[[], int]:
@@ -120,6 +156,44 @@ def _bench_batching(options: argparse.Namespace) -> Callable[[], int]:
     return partial(_report, partial(measure_batching, settings), format_batching, options.json)
 
 
+def _chaos_swap(options: argparse.Namespace) -> Callable[[], int]:
+    from service.chaos.swap import SwapSettings, format_swaps, measure_swaps
+
+    settings = SwapSettings(
+        checkpoint=options.policy,
+        swaps=options.swaps,
+        robots=options.robots,
+        backend=options.backend,
+        model=_model_settings(options, batching=True),
+    )
+    return partial(_report, partial(measure_swaps, settings), format_swaps, options.json)
+
+
+def _chaos_load(options: argparse.Namespace) -> Callable[[], int]:
+    from service.chaos.load import LoadSettings, format_loads, measure_loads
+
+    settings = LoadSettings(
+        checkpoint=options.policy,
+        robots=options.robots,
+        backend=options.backend,
+        model=_model_settings(options, batching=True),
+    )
+    return partial(_report, partial(measure_loads, settings), format_loads, options.json)
+
+
+def _chaos_kill(options: argparse.Namespace) -> Callable[[], int]:
+    from service.chaos.kill import KillSettings, format_kills, measure_kills
+
+    settings = KillSettings(
+        checkpoint=options.policy,
+        kills=options.kills,
+        robots=options.robots,
+        backend=options.backend,
+        model=_model_settings(options, batching=True),
+    )
+    return partial(_report, partial(measure_kills, settings), format_kills, options.json)
+
+
 def _bench_device(options: argparse.Namespace) -> Callable[[], int]:
     from service.bench.device import DeviceSettings, format_device, measure_device
 
@@ -136,11 +210,12 @@ def _report(
 ) -> int:
     from service.bench.overhead import DeviceMissingError
     from service.bench.served import ServiceStartError
+    from service.ctl.admin_client import AdminError
     from service.revision import RevisionError
 
     try:
         result = measure()
-    except (RevisionError, ServiceStartError, DeviceMissingError) as error:
+    except (RevisionError, ServiceStartError, DeviceMissingError, AdminError) as error:
         print(f"cannot measure: {error}", file=sys.stderr)
         return 1
     print(format_result(result))
@@ -166,7 +241,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     _add_serve(verbs)
+    _add_ctl(verbs)
+    _add_chaos(verbs)
     _add_check(verbs)
+    add_token_verbs(verbs, _HelpFormatter)
     _add_bench(verbs)
     return parser
 
@@ -177,14 +255,32 @@ def _add_serve(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     verb.add_argument(
         "--policy",
         action="append",
-        required=True,
         type=_named_directory,
         metavar="NAME=DIR",
-        help="a policy and its checkpoint; may come again, for other policies or for more revisions of the same",
+        help="a policy and its checkpoint, to be served unless the registry serves another of it; may come again",
     )
+    verb.add_argument("--registry", default="", metavar="URL", help="sqlite:///FILE, or postgresql://... for a fleet")
+    verb.add_argument("--state", type=Path, metavar="DIR", help="keeps the registry and downloads across restarts")
+    verb.add_argument("--memory-budget-bytes", type=int, metavar="N", help="of all models together")
+    verb.add_argument("--store", type=Path, metavar="DIR", help="checkpoints below it can be registered while serving")
     verb.add_argument("--host", default="127.0.0.1", help="address of the gateway and the admin plane")
     verb.add_argument("--port", type=_port, default=50051, help="gRPC; 0 picks a free one")
     verb.add_argument("--admin-port", type=_port, default=8080, help="HTTP; 0 picks a free one")
+    verb.add_argument("--openpi-port", type=_port, help="openpi's websocket wire; 0 picks a free one")
+    verb.add_argument(
+        "--openpi-map",
+        type=_observation_map,
+        metavar="FILE",
+        help="JSON: which of its robots' keys is which input of which policy; without it they use this service's names",
+    )
+    verb.add_argument("--tls-cert", type=Path, metavar="FILE", help="certificate chain in PEM, for all that listens")
+    verb.add_argument("--tls-key", type=Path, metavar="FILE", help="its private key in PEM")
+    verb.add_argument("--tls-client-ca", type=Path, metavar="FILE", help="demand certificates of this CA (mTLS)")
+    verb.add_argument(
+        "--insecure-listen",
+        action="store_true",
+        help="listen beyond loopback although there is no TLS or no token, for anybody to use or to read",
+    )
     verb.add_argument("--batching", choices=("on", "off"), default="on", help="join requests of several robots")
     verb.add_argument("--drain-s", type=float, default=10.0, help="time that requests in flight get after SIGTERM")
     verb.add_argument(
@@ -192,10 +288,39 @@ def _add_serve(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         metavar="HOST:PORT",
         help="HTTP address of a tritonserver in explicit model control mode, to use instead of starting one",
     )
+    verb.add_argument("--triton-control-address", metavar="HOST:PORT", help="gRPC address of the same")
     verb.add_argument(
         "--triton-repository", type=Path, metavar="DIR", help="its model repository, as seen from this machine"
     )
     _add_model_flags(verb)
+
+
+def _add_chaos(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    chaos = verbs.add_parser("chaos", help="break a service of one's own under load, and count what robots notice")
+    kinds = chaos.add_subparsers(required=True, metavar="WHAT")
+    swap = kinds.add_parser("swap", help="one revision after the other takes over", formatter_class=_HelpFormatter)
+    swap.set_defaults(verb=_chaos_swap)
+    swap.add_argument("--swaps", type=int, default=100, help="how often")
+    kill = kinds.add_parser("kill", help="Triton, gateway and database die in turn", formatter_class=_HelpFormatter)
+    kill.set_defaults(verb=_chaos_kill)
+    kill.add_argument("--kills", type=int, default=50, help="in all")
+    load = kinds.add_parser("load", help="promote checkpoints that must be refused", formatter_class=_HelpFormatter)
+    load.set_defaults(verb=_chaos_load)
+    for verb in (swap, kill, load):
+        verb.add_argument("--robots", type=int, default=8, help="that ask meanwhile")
+        verb.add_argument(
+            "--policy", type=Path, default=Path("checkpoints/tabletop"), metavar="DIR", help="a checkpoint"
+        )
+        verb.add_argument("--json", type=Path, metavar="FILE", help="write the result there as well")
+        _add_model_flags(verb)
+
+
+def _add_ctl(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from service.ctl.command import add_arguments, run
+
+    verb = verbs.add_parser("ctl", help="operate a running service: promote, roll back, split, shadow, ...")
+    verb.set_defaults(verb=lambda options: partial(run, options))
+    add_arguments(verb)
 
 
 def _add_check(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -262,6 +387,15 @@ def _named_directory(text: str) -> tuple[str, Path]:
     if not (name and separator and directory):
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=DIR, for example tabletop=checkpoints/tabletop")
     return name, Path(directory)
+
+
+def _observation_map(text: str) -> ObservationMap:
+    from service.openpi import ObservationMapError, read_observation_map
+
+    try:
+        return read_observation_map(Path(text))
+    except (ObservationMapError, OSError) as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _port(text: str) -> int:

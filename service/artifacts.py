@@ -13,6 +13,7 @@ import os
 import shutil
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
@@ -116,7 +117,9 @@ class _Download:
         import fsspec  # takes a while to import, and few services fetch
 
         self._url, self._directory, self._limits = url.rstrip("/"), directory, limits
-        self._open_url: Any = fsspec.open
+        # A plain web server knows no ranges: its files are streamed.
+        options = {"block_size": 0} if urlsplit(url).scheme in ("http", "https") else {}
+        self._open_url = partial(fsspec.open, mode="rb", **options)
 
     def run(self) -> str:
         """The sha256 of the manifest."""
@@ -149,7 +152,7 @@ class _Download:
 
     def _fetch(self, name: str, path: Path, max_bytes: int) -> None:
         try:
-            with self._open_url(f"{self._url}/{name}", "rb") as source, path.open("wb") as target:
+            with self._open_url(f"{self._url}/{name}") as source, path.open("wb") as target:
                 left = max_bytes
                 while block := source.read(_BLOCK_BYTES):
                     left -= len(block)

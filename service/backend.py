@@ -41,10 +41,19 @@ class BackendChunk:
     inference_s: float
     # Everything else between `predict` being called and returning: waiting for a batch, crossing to the model and back.
     queue_s: float
+    # How many requests those forward passes were for.
+    batch_size: int = 1
 
 
 class Backend(Protocol):
     """Where chunks are computed: Triton, or the same Policy in process."""
+
+    def capacity(self, revision: str) -> int:
+        """How many requests of a revision are of use in `predict` at a time, at least 1: what runs and the next batch.
+
+        Nobody waits in `predict` for a turn: the gateway's queue knows who should have it.
+        """
+        ...
 
     async def predict(self, revision: str, request: BackendRequest, *, timeout_s: float) -> BackendChunk:
         """Raises BackendUnavailableError, BackendFailedError or BackendDeadlineError, and nothing else.

@@ -23,54 +23,60 @@ class Episode:
 
 
 class EpisodeTable:
-    """Remembers at most `max_episodes`; the longest silent are forgotten first."""
+    """One episode in progress for each robot of a policy: a new one ends the one before it.
+
+    Remembers at most `max_robots`; the longest silent are forgotten first.
+    """
 
     def __init__(
-        self, *, idle_s: float = 60.0, max_episodes: int = 65_536, now_s: Callable[[], float] = time.monotonic
+        self, *, idle_s: float = 60.0, max_robots: int = 65_536, now_s: Callable[[], float] = time.monotonic
     ) -> None:
-        self._idle_s, self._max_episodes, self._now_s = idle_s, max_episodes, now_s
-        self._held: OrderedDict[Episode, tuple[str, float]] = OrderedDict()
+        self._idle_s, self._max_robots, self._now_s = idle_s, max_robots, now_s
+        # Policy and robot to episode, revision and when it last asked; the longest silent first.
+        self._held: OrderedDict[tuple[str, str], tuple[str, str, float]] = OrderedDict()
         self._counts: Counter[tuple[str, str]] = Counter()
 
     def revision(self, episode: Episode) -> str | None:
         """What answers this episode, None when it has not begun, or has ended."""
-        held = self._held.get(episode)
-        if held is None or held[1] + self._idle_s < self._now_s():
+        held = self._held.get((episode.policy, episode.robot_id))
+        if held is None:
             return None
-        return held[0]
+        episode_id, revision, seen_s = held
+        return revision if episode_id == episode.episode_id and seen_s + self._idle_s >= self._now_s() else None
 
     def hold(self, episode: Episode, revision: str) -> None:
         """The episode asked just now and `revision` is to answer."""
-        self._drop(episode)
-        self._held[episode] = revision, self._now_s()
+        key = episode.policy, episode.robot_id
+        self._drop(key)
+        self._held[key] = episode.episode_id, revision, self._now_s()
         self._counts[episode.policy, revision] += 1
-        if len(self._held) > self._max_episodes:
+        if len(self._held) > self._max_robots:
             self._drop(next(iter(self._held)))
 
     def count(self, policy: str, revision: str) -> int:
         """Episodes in progress on a revision."""
         horizon_s = self._now_s() - self._idle_s
         while self._held:
-            episode, (_, seen_s) = next(iter(self._held.items()))
+            key, (_, _, seen_s) = next(iter(self._held.items()))
             if seen_s >= horizon_s:
                 break
-            self._drop(episode)
+            self._drop(key)
         return self._counts[policy, revision]
 
     def release(self, policy: str, revision: str) -> int:
         """Lets go of a revision's episodes: their next request is routed anew. Returns how many there were."""
-        moved = [episode for episode, (name, _) in self._held.items() if episode.policy == policy and name == revision]
-        for episode in moved:
-            self._drop(episode)
+        moved = [key for key, (_, name, _) in self._held.items() if key[0] == policy and name == revision]
+        for key in moved:
+            self._drop(key)
         return len(moved)
 
-    def _drop(self, episode: Episode) -> None:
-        held = self._held.pop(episode, None)
+    def _drop(self, key: tuple[str, str]) -> None:
+        held = self._held.pop(key, None)
         if held is not None:
-            key = episode.policy, held[0]
-            self._counts[key] -= 1
-            if not self._counts[key]:
-                del self._counts[key]
+            count = key[0], held[1]
+            self._counts[count] -= 1
+            if not self._counts[count]:
+                del self._counts[count]
 
 
 def draw(episode: Episode, shares: Sequence[tuple[str, float]]) -> str:

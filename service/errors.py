@@ -1,7 +1,8 @@
 """How a request can fail, and which status each way ends in.
 
 Owns the tree of errors that the service raises about a request, and the one table from an error's class to its gRPC
-status. Does not own what a backend raises (backend.py), nor how a status is put on the wire (gateway/refusal.py).
+status and the reason beside it. Does not own what a backend raises (backend.py), nor how a status is put on the wire
+(gateway/refusal.py).
 """
 
 from __future__ import annotations
@@ -11,7 +12,10 @@ from collections.abc import Collection
 
 import grpc
 
+from premotor.v1 import policy_pb2
 from service.backend import BackendDeadlineError, BackendFailedError, BackendUnavailableError
+
+Reason = policy_pb2.RequestError.Reason
 
 _MAX_QUOTED_CHARS = 64
 
@@ -78,7 +82,11 @@ class ConflictError(ServiceError):
 
 
 class OverloadedError(ServiceError):
-    """More requests are in flight than the gateway keeps: try again a little later."""
+    """More requests wait, or are in flight, than may: try again a little later."""
+
+
+class SupersededError(ServiceError):
+    """A newer request of the same robot came while this one waited for its turn, and takes it."""
 
 
 class DeadlineExpiredError(ServiceError):
@@ -93,32 +101,37 @@ class DrainingError(ServiceError):
     """The gateway is stopping and takes no new requests: ask another replica."""
 
 
-class InvalidChunkError(ServiceError):
-    """The model's answer failed the output check and is not sent. `detail` is for the log."""
+class OutputViolationError(ServiceError):
+    """The model's answer failed the output check and is not sent. `detail` has the values and is for the log."""
 
-    def __init__(self, detail: str) -> None:
-        super().__init__("the model's answer failed the output check and was not sent")
+    def __init__(self, broken: str, *, group: str = "", detail: str) -> None:
+        """`broken` says which limit, of what; `group` is empty when the chunk as a whole is at fault."""
+        super().__init__(f"the model's answer failed the output check and was not sent: {broken}")
+        self.group = group
         self.detail = detail
 
 
-STATUS_CODES: dict[type[Exception], grpc.StatusCode] = {
-    InvalidRequestError: grpc.StatusCode.INVALID_ARGUMENT,
-    UnknownPolicyError: grpc.StatusCode.NOT_FOUND,
-    UnknownRevisionError: grpc.StatusCode.NOT_FOUND,
-    UnknownOperationError: grpc.StatusCode.NOT_FOUND,
-    UnknownTokenError: grpc.StatusCode.NOT_FOUND,
-    AuthenticationError: grpc.StatusCode.UNAUTHENTICATED,
-    NotAllowedError: grpc.StatusCode.PERMISSION_DENIED,
-    ConflictError: grpc.StatusCode.FAILED_PRECONDITION,
-    OverloadedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    DeadlineExpiredError: grpc.StatusCode.DEADLINE_EXCEEDED,
-    NotReadyError: grpc.StatusCode.UNAVAILABLE,
-    DrainingError: grpc.StatusCode.UNAVAILABLE,
-    InvalidChunkError: grpc.StatusCode.INTERNAL,
-    BackendUnavailableError: grpc.StatusCode.UNAVAILABLE,
-    BackendDeadlineError: grpc.StatusCode.DEADLINE_EXCEEDED,
-    BackendFailedError: grpc.StatusCode.INTERNAL,
+# The reason is what the code leaves open. What only the admin plane raises has none: its answers carry no reason.
+STATUSES: dict[type[Exception], tuple[grpc.StatusCode, Reason]] = {
+    InvalidRequestError: (grpc.StatusCode.INVALID_ARGUMENT, Reason.REASON_INVALID),
+    UnknownPolicyError: (grpc.StatusCode.NOT_FOUND, Reason.REASON_UNKNOWN_POLICY),
+    UnknownRevisionError: (grpc.StatusCode.NOT_FOUND, Reason.REASON_UNKNOWN_REVISION),
+    UnknownOperationError: (grpc.StatusCode.NOT_FOUND, Reason.REASON_UNSPECIFIED),
+    UnknownTokenError: (grpc.StatusCode.NOT_FOUND, Reason.REASON_UNSPECIFIED),
+    AuthenticationError: (grpc.StatusCode.UNAUTHENTICATED, Reason.REASON_UNAUTHENTICATED),
+    NotAllowedError: (grpc.StatusCode.PERMISSION_DENIED, Reason.REASON_PERMISSION_DENIED),
+    ConflictError: (grpc.StatusCode.FAILED_PRECONDITION, Reason.REASON_UNSPECIFIED),
+    OverloadedError: (grpc.StatusCode.RESOURCE_EXHAUSTED, Reason.REASON_OVERLOADED),
+    SupersededError: (grpc.StatusCode.ABORTED, Reason.REASON_SUPERSEDED),
+    DeadlineExpiredError: (grpc.StatusCode.DEADLINE_EXCEEDED, Reason.REASON_EXPIRED),
+    NotReadyError: (grpc.StatusCode.UNAVAILABLE, Reason.REASON_NOT_READY),
+    DrainingError: (grpc.StatusCode.UNAVAILABLE, Reason.REASON_DRAINING),
+    OutputViolationError: (grpc.StatusCode.INTERNAL, Reason.REASON_OUTPUT_VIOLATION),
+    BackendUnavailableError: (grpc.StatusCode.UNAVAILABLE, Reason.REASON_UNAVAILABLE),
+    BackendDeadlineError: (grpc.StatusCode.DEADLINE_EXCEEDED, Reason.REASON_EXPIRED),
+    BackendFailedError: (grpc.StatusCode.INTERNAL, Reason.REASON_FAILED),
 }
+_UNFORESEEN_STATUS = grpc.StatusCode.INTERNAL, Reason.REASON_FAILED
 
 # What a caller is told about an error whose own message may describe this machine.
 _PUBLIC_MESSAGES: dict[type[Exception], str] = {
@@ -129,12 +142,21 @@ _PUBLIC_MESSAGES: dict[type[Exception], str] = {
 _UNFORESEEN_MESSAGE = "the gateway failed on this request"
 
 
-def status_code(error: Exception) -> grpc.StatusCode:
-    """The status of an error's nearest listed class; INTERNAL for an error nobody foresaw."""
+def status(error: Exception) -> tuple[grpc.StatusCode, Reason]:
+    """Code and reason of an error's nearest listed class; INTERNAL and FAILED for an error nobody foresaw."""
     for cls in type(error).__mro__:
-        if cls in STATUS_CODES:
-            return STATUS_CODES[cls]
-    return grpc.StatusCode.INTERNAL
+        if cls in STATUSES:
+            return STATUSES[cls]
+    return _UNFORESEEN_STATUS
+
+
+def status_code(error: Exception) -> grpc.StatusCode:
+    return status(error)[0]
+
+
+def reason_name(reason: Reason) -> str:
+    """A reason without its prefix, such as "EXPIRED"; empty for the unspecified one."""
+    return Reason.Name(reason).removeprefix("REASON_") if reason else ""
 
 
 def public_message(error: Exception) -> str:

@@ -7,11 +7,10 @@ The only module of the service, beside Triton's adapter, that imports torch.
 from __future__ import annotations
 
 import asyncio
-import heapq
-import itertools
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -34,12 +33,12 @@ from service.model_settings import ModelSettings
 from service.revision import Revision, RevisionError
 
 
-@dataclass(order=True, slots=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class _Waiting:
+    request: BackendRequest
     deadline_s: float
-    arrival: int
-    request: BackendRequest = field(compare=False)
-    answer: asyncio.Future[tuple[Tensor | Exception, float]] = field(compare=False)
+    # The chunk, the seconds of its forward passes and how many requests they were for.
+    answer: asyncio.Future[tuple[Tensor | Exception, float, int]]
 
 
 class _Model:
@@ -48,7 +47,7 @@ class _Model:
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
         self.specs = tuple(policy.embodiments.values())
-        self.waiting: list[_Waiting] = []
+        self.waiting: deque[_Waiting] = deque()
         self.running: list[_Waiting] = []
         self.arrived = asyncio.Event()
         self.worker: asyncio.Task[None] | None = None
@@ -60,7 +59,6 @@ class LocalBackend:
     def __init__(self, settings: ModelSettings) -> None:
         self._settings = settings
         self._models: dict[str, _Model] = {}
-        self._arrivals = itertools.count()
         # OpenMP's thread count belongs to the thread that calls torch.
         self._executor = ThreadPoolExecutor(
             max_workers=1, thread_name_prefix="policy", initializer=torch.set_num_threads, initargs=(settings.threads,)
@@ -77,24 +75,27 @@ class LocalBackend:
         model.worker = loop.create_task(self._work(model))
         self._models[revision.revision] = model
 
+    def capacity(self, revision: str) -> int:
+        return self._settings.capacity
+
     async def predict(self, revision: str, request: BackendRequest, *, timeout_s: float) -> BackendChunk:
         model = self._models.get(revision)
         if model is None or self._closed:
             raise BackendUnavailableError(f"revision {revision} is not loaded")
         loop = asyncio.get_running_loop()
         started_s = loop.time()
-        waiting = _Waiting(started_s + timeout_s, next(self._arrivals), request, loop.create_future())
-        heapq.heappush(model.waiting, waiting)
+        waiting = _Waiting(request=request, deadline_s=started_s + timeout_s, answer=loop.create_future())
+        model.waiting.append(waiting)
         model.arrived.set()
         try:
             async with asyncio.timeout_at(waiting.deadline_s):
-                chunk, inference_s = await waiting.answer
+                chunk, inference_s, batch_size = await waiting.answer
         except TimeoutError:
             raise BackendDeadlineError(f"no chunk within {timeout_s:.3f} s") from None
         if isinstance(chunk, Exception):
             raise BackendFailedError(f"{type(chunk).__name__}: {chunk}")
         queue_s = max(0.0, loop.time() - started_s - inference_s)
-        return BackendChunk(actions=chunk.numpy(), inference_s=inference_s, queue_s=queue_s)
+        return BackendChunk(actions=chunk.numpy(), inference_s=inference_s, queue_s=queue_s, batch_size=batch_size)
 
     async def ready(self, revision: str) -> bool:
         return revision in self._models and not self._closed
@@ -133,7 +134,7 @@ class LocalBackend:
             raise RevisionError(str(error)) from error
 
     async def _work(self, model: _Model) -> None:
-        """Runs what waits, earliest deadline first, as long as there is something."""
+        """Runs what waits, in the order in which it came, as long as there is something."""
         loop = asyncio.get_running_loop()
         while True:
             await model.arrived.wait()
@@ -147,13 +148,13 @@ class LocalBackend:
             answer = await loop.run_in_executor(self._executor, _run, model.policy, model.specs, requests)
             for waiting, chunk in zip(batch, answer.chunks, strict=True):
                 if not waiting.answer.done():
-                    waiting.answer.set_result((chunk, answer.inference_ns / 1e9))
+                    waiting.answer.set_result((chunk, answer.inference_ns / 1e9, answer.batch_size))
 
     def _take(self, model: _Model, now_s: float) -> list[_Waiting]:
         """The next batch; whoever has given up or is too late is left out."""
         batch: list[_Waiting] = []
         while model.waiting and len(batch) < self._settings.largest_batch:
-            waiting = heapq.heappop(model.waiting)
+            waiting = model.waiting.popleft()
             if not waiting.answer.done() and waiting.deadline_s > now_s:
                 batch.append(waiting)
         return batch

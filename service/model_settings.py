@@ -35,6 +35,11 @@ class ModelSettings:
         """Most requests that run together."""
         return self.max_batch_size if self.batching else 1
 
+    @property
+    def capacity(self) -> int:
+        """Requests of a revision that its backend is given at a time: what runs now and what forms the next batch."""
+        return 2 * self.largest_batch
+
 
 def openmp_environment(threads: int) -> dict[str, str]:
     """What OpenMP must find in the environment before torch is imported.

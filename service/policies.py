@@ -7,11 +7,14 @@ replaces what it had, whole.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from service.episodes import Episode, EpisodeTable, draw
 from service.errors import NotReadyError, UnknownPolicyError, UnknownRevisionError
+from service.registry import Shadow
 from service.revision import Revision
 
 
@@ -21,6 +24,7 @@ class ServedPolicy:
 
     revisions: Mapping[str, Revision]
     shares: tuple[tuple[str, float], ...]
+    shadow: Shadow | None = None
 
     def __post_init__(self) -> None:
         if missing := [revision for revision, _ in self.shares if revision not in self.revisions]:
@@ -39,10 +43,14 @@ class ServedPolicies:
     def __init__(
         self, policies: Mapping[str, ServedPolicy] | None = None, *, episodes: EpisodeTable | None = None
     ) -> None:
+        """`policies` None: what is served is not known yet, and nobody is told that a policy does not exist."""
         self.episodes = episodes or EpisodeTable()
+        self._is_known = policies is not None
         self._policies: dict[str, ServedPolicy] = {}
         self._waiting: frozenset[str] = frozenset()
-        self.apply(policies or {})
+        self._num_requests: Counter[tuple[str, str]] = Counter()
+        if policies is not None:
+            self.apply(policies)
 
     @classmethod
     def fixed(cls, policies: Mapping[str, Sequence[Revision]]) -> ServedPolicies:
@@ -72,6 +80,7 @@ class ServedPolicies:
                     )
         self._policies = {name: policies[name] for name in sorted(policies)}
         self._waiting = frozenset(waiting)
+        self._is_known = True
 
     def __iter__(self) -> Iterator[str]:
         """Names, sorted."""
@@ -82,6 +91,11 @@ class ServedPolicies:
 
     def __contains__(self, policy: object) -> bool:
         return policy in self._policies
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All policies, also those of which nothing can answer yet; sorted."""
+        return tuple(sorted({*self._policies, *self._waiting}))
 
     def revisions(self, policy: str) -> tuple[Revision, ...]:
         """All revisions of a policy that can answer, the stable one first. Raises UnknownPolicyError."""
@@ -109,10 +123,31 @@ class ServedPolicies:
         self.episodes.hold(episode, revision)
         return served.revisions[revision]
 
+    def shadowing(self, policy: str) -> tuple[Shadow, Revision] | None:
+        """The shadow of a policy, where it is here to be asked."""
+        served = self._policies.get(policy)
+        if served is None or served.shadow is None or served.shadow.revision not in served.revisions:
+            return None
+        return served.shadow, served.revisions[served.shadow.revision]
+
+    @contextmanager
+    def using(self, policy: str, revision: Revision) -> Iterator[None]:
+        """For as long as a request is answered by a revision, which must not be unloaded meanwhile."""
+        key = policy, revision.revision
+        self._num_requests[key] += 1
+        try:
+            yield
+        finally:
+            self._num_requests[key] -= 1
+
+    def num_in_progress(self, policy: str, revision: str) -> int:
+        """Episodes and requests that a revision still has to answer here."""
+        return self.episodes.count(policy, revision) + self._num_requests[policy, revision]
+
     def _served(self, policy: str) -> ServedPolicy:
         served = self._policies.get(policy)
         if served is None:
-            if policy in self._waiting:
+            if policy in self._waiting or not self._is_known:
                 raise NotReadyError(f"no revision of policy {policy!r} is ready yet", retry_after_s=1.0)
             raise UnknownPolicyError(policy, [*self._policies, *self._waiting])
         return served

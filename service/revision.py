@@ -135,16 +135,20 @@ class _Group(_Json):
     representation: str
     lower_limit: list[float] = []
     upper_limit: list[float] = []
+    step_limit: list[Annotated[float, Field(ge=0)]] = []
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        for side, limit in (("lower_limit", self.lower_limit), ("upper_limit", self.upper_limit)):
+        for name in ("lower_limit", "upper_limit", "step_limit"):
+            limit = getattr(self, name)
             if limit and len(limit) != self.dim:
-                raise ValueError(f"group {self.name!r}: {side} has {len(limit)} values, expected {self.dim} or none")
+                raise ValueError(f"group {self.name!r}: {name} has {len(limit)} values, expected {self.dim} or none")
         for key, names in (("kind", _KINDS), ("representation", _REPRESENTATIONS)):
             if getattr(self, key) not in names:
                 found = getattr(self, key)
                 raise ValueError(f"group {self.name!r}: {key} is {found!r}, expected one of {sorted(names)}")
+        if self.step_limit and self.representation != "absolute":
+            raise ValueError(f"group {self.name!r} is {self.representation}, only absolute groups have a step_limit")
         return self
 
 
@@ -159,6 +163,8 @@ class _Spec(_Json):
     def _check(self) -> Self:
         for part, members in (("camera", self.cameras), ("state group", self.state), ("action group", self.action)):
             _check_unique(f"embodiment {self.name!r}: {part}", [member.name for member in members])
+        if limited := [group.name for group in self.state if group.step_limit]:
+            raise ValueError(f"embodiment {self.name!r}: state groups {limited} have a step_limit, which actions have")
         return self
 
 
@@ -322,6 +328,7 @@ def _describe_group(group: _Group) -> policy_pb2.Group:
         unit=group.unit,
         lower_limit=group.lower_limit,
         upper_limit=group.upper_limit,
+        step_limit=group.step_limit,
         kind=f"KIND_{group.kind.upper()}",
         representation=f"REPRESENTATION_{group.representation.upper()}",
     )

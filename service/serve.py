@@ -11,22 +11,33 @@ import contextlib
 import json
 import logging
 import os
+import secrets
 import signal
 import socket
-from collections.abc import Callable, Iterator
+import ssl
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import uvicorn
 from prometheus_client import CollectorRegistry
 
-from service.admin import create_admin_app
-from service.backend import Backend
+from service.admin import FleetParts, create_admin_app
+from service.artifacts import ArtifactStore
+from service.credentials import Credentials, ServerTls, Surface, TokenCache
+from service.credentials.exposure import check_exposure, warn_while_exposed
 from service.gateway import GatewayServer
 from service.model_settings import BackendKind, ModelSettings, openmp_environment
+from service.openpi import ObservationMap, OpenpiServer, TokenAuthenticator
 from service.policies import ServedPolicies
-from service.revision import Revision, load_revision
+from service.registry import Fleet, Operation, Registry, open_database
+from service.revision import RevisionError
+from service.rollout import Follower, FollowerSettings, LoadingBackend, Rollout
+from service.rollout.guard import GuardWatch
+from service.rollout.operations import SERVICE_ACTOR
 from service.triton.backend import TritonBackend
 from service.triton.installation import find_installation
 from service.triton.server import ExternalTriton, TritonProcess, TritonProcessSettings
@@ -38,33 +49,47 @@ _logger = logging.getLogger(__name__)
 class ServeConfig:
     """What is served, by what, and where it listens. A port of 0 lets the system pick."""
 
-    # Policy name and checkpoint directory. A name that comes twice has two revisions; the first serves, both can be
-    # pinned.
+    # Policy name and checkpoint directory, for policies that the registry does not serve yet. A name that comes twice
+    # has two revisions; the first serves, both can be pinned.
     policies: tuple[tuple[str, Path], ...]
     model: ModelSettings
+    # Where the registry is; empty is in `state`, or nowhere that outlives the process when that is None too.
+    registry: str = ""
+    # What the service writes: its registry and downloaded checkpoints.
+    state: Path | None = None
+    # The only directory that checkpoints are registered from while the service runs.
+    store: Path | None = None
+    # What all models together may take; None is what the machine has.
+    memory_budget_bytes: int | None = None
     backend: BackendKind = "triton"
     host: str = "127.0.0.1"
     port: int = 50051
     admin_port: int = 8080
-    # host:port of a tritonserver that somebody else runs, and its model repository as seen from here.
+    # openpi's websocket wire; None leaves it out. Without a map its robots use our names.
+    openpi_port: int | None = None
+    openpi_map: ObservationMap | None = None
+    # host:port of the HTTP and the gRPC service of a tritonserver that somebody else runs, and its model repository as
+    # seen from here.
     triton_address: str | None = None
+    triton_control_address: str | None = None
     triton_repository: Path | None = None
+    # Of everything that listens; None listens in the clear.
+    tls: ServerTls | None = None
+    # Listens beyond loopback even without TLS and tokens.
+    insecure_listen: bool = False
     # Requests in flight get this long to end after SIGTERM.
     drain_s: float = 10.0
 
     def __post_init__(self) -> None:
-        if not self.policies:
-            raise ValueError("no policy to serve, expected at least one")
-        if (self.triton_address is None) != (self.triton_repository is None):
-            raise ValueError("a Triton address and its model repository come together: one was given without the other")
-
-
-class LoadingBackend(Backend, Protocol):
-    """A Backend that revisions are loaded into while the service starts."""
-
-    async def start(self) -> None: ...
-
-    async def load(self, revision: Revision) -> None: ...
+        if not (self.policies or self.registry or self.state):
+            raise ValueError("no policy to serve: name one with --policy, or a --registry or --state that has some")
+        triton = (self.triton_address, self.triton_control_address, self.triton_repository)
+        if len({part is None for part in triton}) > 1:
+            raise ValueError("a Triton's two addresses and its model repository come together: some were not given")
+        # Whether there are tokens is in the registry, which is opened later.
+        check_exposure([self.host], tls=self.tls is not None, tokens=True, insecure_listen=self.insecure_listen)
+        if self.openpi_map is not None and self.openpi_port is None:
+            raise ValueError("an observation map came without a port for openpi's robots")
 
 
 class Service:
@@ -72,46 +97,149 @@ class Service:
 
     def __init__(self, config: ServeConfig) -> None:
         self._config = config
+        self._scratch = contextlib.ExitStack()
         self._backend: LoadingBackend | None = None
         self._gateway: GatewayServer | None = None
+        self._openpi: OpenpiServer | None = None
         self._admin: _AdminServer | None = None
+        self._registry: Registry | None = None
+        self._follower: Follower | None = None
+        self._rollout: Rollout | None = None
+        self._guard: GuardWatch | None = None
+        self._warning: asyncio.Task[None] | None = None
 
     async def start(self) -> dict[str, Any]:
-        """Returns what it announces once every revision has passed its probe.
+        """Returns what it announces once every revision that serves has passed its probe.
 
-        Raises RevisionError, TritonNotFoundError, TritonStartError, BackendError or OSError; `stop` must follow.
+        Raises RevisionError, TritonNotFoundError, TritonStartError, BackendError, RegistryUnavailableError,
+        ObservationMapError, ExposedError or OSError; `stop` must follow.
         """
         config = self._config
-        revisions = [(name, await load_revision(directory, policy=name)) for name, directory in config.policies]
-        served = ServedPolicies.fixed(
-            {name: [revision for other, revision in revisions if other == name] for name, _ in revisions}
-        )
+        state = config.state or Path(self._scratch.enter_context(TemporaryDirectory(prefix="premotor-state-")))
+        state.mkdir(parents=True, exist_ok=True)
+        artifacts = ArtifactStore(root=config.store, cache=state / "checkpoints")
+        # Before anything listens: a checkpoint that is none is the operator's mistake.
+        named = [(name, artifacts.name(directory)) for name, directory in config.policies]
+        for name, location in named:
+            await asyncio.to_thread(artifacts.open, name, location)
+        database = await asyncio.to_thread(open_database, config.registry or f"sqlite:///{state}/registry.db")
+        self._registry = Registry(database)
+        tokens = await self._tokens(self._registry)
+        served = ServedPolicies()
         self._backend = _backend(config)
-        registry = CollectorRegistry()
+        metrics = CollectorRegistry()
+        credentials = Credentials(metrics_registry=metrics, tokens=tokens)
+        self._follower = Follower(
+            registry=self._registry,
+            backend=self._backend,
+            policies=served,
+            artifacts=artifacts,
+            model=config.model,
+            gateway_id=secrets.token_hex(8),
+            own_process=config.backend == "triton",
+            settings=FollowerSettings(memory_budget_bytes=config.memory_budget_bytes),
+        )
+        self._follower.listen(partial(_refresh_tokens, tokens, self._registry, self._follower))
+        self._rollout = Rollout(registry=self._registry, follower=self._follower, artifacts=artifacts)
         # Listening comes before loading: a taken port is known at once, and health answers while a large model loads.
-        self._gateway = GatewayServer(policies=served, backend=self._backend, metrics_registry=registry)
+        self._gateway = GatewayServer(
+            policies=served, backend=self._backend, metrics_registry=metrics, credentials=credentials, tls=config.tls
+        )
+        follower = self._follower
+        self._guard = GuardWatch(outcomes=self._gateway.outcomes, rollout=self._rollout, fleet=lambda: follower.fleet)
         port = await self._gateway.start(config.host, config.port)
-        app = create_admin_app(policies=served, backend=self._backend, metrics_registry=registry)
-        self._admin = _AdminServer(app, config.host, config.admin_port)
+        endpoints = {"grpc": f"{config.host}:{port}"}
+        self._follower.address = f"{config.host}:{port}"
+        if config.openpi_port is not None:
+            self._openpi = OpenpiServer(
+                policies=served,
+                backend=self._backend,
+                answerer=self._gateway.answerer,
+                gateway_limits=self._gateway.limits,
+                observation_map=config.openpi_map,
+                authenticator=TokenAuthenticator(credentials.on(Surface.OPENPI)),
+            )
+            context = config.tls.context() if config.tls else None
+            openpi_port = await self._openpi.start(config.host, config.openpi_port, tls=context)
+            endpoints["openpi"] = f"{'wss' if config.tls else 'ws'}://{config.host}:{openpi_port}"
+        app = create_admin_app(
+            policies=served,
+            backend=self._backend,
+            metrics_registry=metrics,
+            fleet=FleetParts(registry=self._registry, follower=self._follower, rollout=self._rollout),
+            credentials=credentials,
+        )
+        self._admin = _AdminServer(app, config.host, config.admin_port, config.tls)
         await self._backend.start()
-        for revision in {revision.revision: revision for _, revision in revisions}.values():
-            await self._backend.load(revision)
+        await self._follower.start()
+        await self._rollout.start()
+        self._guard.start()
+        await self._introduce(named)
+        await self._follower.settled()
+        if self._openpi is not None:
+            self._openpi.check_map()
         return {
             "event": "ready",
-            "grpc": f"{config.host}:{port}",
-            "admin": f"http://{config.host}:{self._admin.port}",
+            **endpoints,
+            "admin": f"{'https' if config.tls else 'http'}://{config.host}:{self._admin.port}",
             "backend": config.backend,
             "policies": {name: served.serving(name).revision for name in served},
         }
 
+    async def _tokens(self, registry: Registry) -> TokenCache:
+        """Raises ExposedError when anybody on the network would get in."""
+        config, tokens = self._config, TokenCache()
+        await asyncio.to_thread(tokens.refresh, registry)
+        tls, required = config.tls is not None, tokens.snapshot.required
+        if check_exposure([config.host], tls=tls, tokens=required, insecure_listen=config.insecure_listen):
+            self._warning = asyncio.create_task(warn_while_exposed(tokens, tls=tls), name="insecure-listen")
+        return tokens
+
+    async def _introduce(self, named: Sequence[tuple[str, str]]) -> None:
+        """Makes the registry know what the command line names; what it serves already, it goes on serving."""
+        assert self._rollout is not None and self._registry is not None
+        known = (await asyncio.to_thread(self._registry.fleet)).policies
+        serving = {name for name, policy in known.items() if policy.route is not None}
+        for name, location in named:
+            revision = (await self._carried_out(self._rollout.register(name, location, actor=SERVICE_ACTOR))).revision
+            if name in known and name in serving:
+                if (route := known[name].route) is not None and route.stable != revision:
+                    fields = {"policy": name, "serving": route.stable, "named": revision}
+                    _logger.warning("the registry serves another revision", extra={"fields": fields})
+                continue
+            begin = self._rollout.load if name in serving else self._rollout.promote
+            serving.add(name)
+            await self._carried_out(begin(name, revision, actor=SERVICE_ACTOR))
+
+    async def _carried_out(self, beginning: Awaitable[Operation]) -> Operation:
+        assert self._rollout is not None
+        ended = await self._rollout.ended((await beginning).operation_id)
+        if ended.error:
+            raise RevisionError(ended.error)
+        return ended
+
     async def stop(self) -> None:
         """Drains the gateway, ends the backend and with it Triton, and closes the admin plane last."""
+        if self._guard is not None:
+            await self._guard.stop()
+        if self._rollout is not None:
+            await self._rollout.stop()
         if self._gateway is not None:
             await self._gateway.stop(self._config.drain_s)
+        if self._openpi is not None:
+            await self._openpi.stop()
+        if self._follower is not None:
+            await self._follower.stop()
         if self._backend is not None:
             await self._backend.close()
         if self._admin is not None:
             await self._admin.stop()
+        if self._warning is not None:
+            self._warning.cancel()
+            await asyncio.gather(self._warning, return_exceptions=True)
+        if self._registry is not None:
+            self._registry.close()
+        self._scratch.close()
 
 
 async def serve(config: ServeConfig) -> None:
@@ -151,14 +279,19 @@ async def _unless(stopping: asyncio.Event, work: Any) -> dict[str, Any] | None:
         await asyncio.gather(task, stopped, return_exceptions=True)
 
 
+async def _refresh_tokens(tokens: TokenCache, registry: Registry, follower: Follower, _fleet: Fleet) -> None:
+    await follower.ask(partial(tokens.refresh, registry))
+
+
 def _backend(config: ServeConfig) -> LoadingBackend:
     if config.backend == "local":
         os.environ |= openmp_environment(config.model.threads)
         from service.local import LocalBackend  # torch in this process only when the model is
 
         return LocalBackend(config.model)
-    if config.triton_address is not None and config.triton_repository is not None:
-        return TritonBackend(ExternalTriton(config.triton_address, config.triton_repository), config.model)
+    address, control, repository = config.triton_address, config.triton_control_address, config.triton_repository
+    if address is not None and control is not None and repository is not None:
+        return TritonBackend(ExternalTriton(address, control, repository), config.model)
     process = TritonProcess(find_installation(), TritonProcessSettings(threads=config.model.threads))
     return TritonBackend(process, config.model)
 
@@ -170,15 +303,27 @@ class _Uvicorn(uvicorn.Server):
         yield
 
 
+def _uvicorn_tls(tls: ServerTls | None) -> dict[str, Any]:
+    if tls is None:
+        return {}
+    return {
+        "ssl_certfile": tls.files.certificate,
+        "ssl_keyfile": tls.files.key,
+        "ssl_ca_certs": tls.files.client_ca,
+        "ssl_cert_reqs": ssl.CERT_REQUIRED if tls.files.client_ca else ssl.CERT_NONE,
+    }
+
+
 class _AdminServer:
     """The admin plane's HTTP server, listening from the moment it exists. Raises OSError when it cannot."""
 
-    def __init__(self, app: Any, host: str, port: int) -> None:
+    def __init__(self, app: Any, host: str, port: int, tls: ServerTls | None) -> None:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._socket = socket.create_server((host, port), family=family)
         self.port: int = self._socket.getsockname()[1]
         # Logging is set up once, by the entry point.
-        self._server = _Uvicorn(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off"))
+        config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", **_uvicorn_tls(tls))
+        self._server = _Uvicorn(config)
         self._task = asyncio.create_task(self._server.serve(sockets=[self._socket]), name="admin")
 
     async def stop(self) -> None:

@@ -40,10 +40,17 @@ CLIENT_NEEDS = ("numpy", "grpc", "google.protobuf", "premotor")
 # Optional: imported where they are used, never when the client is.
 CLIENT_CODECS = ("simplejpeg", "PIL")
 # The only modules of the service that run a model, and those that reach for one when their verb is called.
-RUNS_THE_MODEL = ("service.bench.untrained", "service.inference", "service.local", "service.triton.adapter")
-REACHES_FOR_THE_MODEL = ("service.__main__", "service.bench.overhead")
+RUNS_THE_MODEL = (
+    "service.bench.untrained",
+    "service.chaos.checkpoints",
+    "service.chaos.twins",
+    "service.inference",
+    "service.local",
+    "service.triton.adapter",
+)
+REACHES_FOR_THE_MODEL = ("service.__main__", "service.bench.overhead", "service.chaos.kill", "service.chaos.load", "service.chaos.swap")
 MODEL_CODE = ("torch", "policy", "transformers", "safetensors", "tokenizers", "training")
-WITHOUT_MODEL_CODE = ("service.gateway", "service.admin")
+WITHOUT_MODEL_CODE = ("service.gateway", "service.admin", "service.openpi", "service.credentials")
 # Deserialisers that run what they read. Jobs between our own processes are multiprocessing's business, not a file's.
 EXECUTABLE_FORMATS = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 EXECUTING = {"eval", "exec", "torch.load", "torch.hub.load", "os.system", "yaml.load"}

@@ -5,17 +5,32 @@ Owns the one place where the app's parts are kept and found again. Does not own 
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from fastapi import Depends, FastAPI, Request
 from prometheus_client import CollectorRegistry
 
 from service.backend import Backend
+from service.credentials import Credentials, TokenCache
 from service.policies import ServedPolicies
 from service.readiness import revision_ready
+from service.registry import Registry
+from service.rollout import Follower, Rollout
 
 READINESS_TIMEOUT_S = 2.0
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FleetParts:
+    """What knows the fleet, and what changes it."""
+
+    registry: Registry
+    follower: Follower
+    rollout: Rollout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +38,8 @@ class AdminParts:
     policies: ServedPolicies
     backend: Backend
     metrics_registry: CollectorRegistry
+    fleet: FleetParts
+    credentials: Credentials
 
 
 class ReadinessCheck:
@@ -33,6 +50,32 @@ class ReadinessCheck:
 
     async def __call__(self, revision: str) -> bool:
         return await revision_ready(self._backend, revision, timeout_s=READINESS_TIMEOUT_S)
+
+
+class RegistryReader:
+    """Asks the registry in a thread: it blocks."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    async def ask(self, question: Callable[[Registry], _Result]) -> _Result:
+        return await asyncio.to_thread(question, self._registry)
+
+
+class TokenChanges:
+    """Changes tokens in a thread. This process goes by a change before its answer leaves; others follow the fleet."""
+
+    def __init__(self, registry: Registry, cache: TokenCache) -> None:
+        self._registry = registry
+        self._cache = cache
+
+    async def make(self, change: Callable[[Registry], _Result]) -> _Result:
+        def changed() -> _Result:
+            result = change(self._registry)
+            self._cache.refresh(self._registry)
+            return result
+
+        return await asyncio.to_thread(changed)
 
 
 def attach_parts(app: FastAPI, parts: AdminParts) -> None:
@@ -55,6 +98,21 @@ def _metrics_registry(parts: Annotated[AdminParts, Depends(_parts)]) -> Collecto
     return parts.metrics_registry
 
 
+def _registry(parts: Annotated[AdminParts, Depends(_parts)]) -> RegistryReader:
+    return RegistryReader(parts.fleet.registry)
+
+
+def _rollout(parts: Annotated[AdminParts, Depends(_parts)]) -> Rollout:
+    return parts.fleet.rollout
+
+
+def _token_changes(parts: Annotated[AdminParts, Depends(_parts)]) -> TokenChanges:
+    return TokenChanges(parts.fleet.registry, parts.credentials.tokens)
+
+
 Policies = Annotated[ServedPolicies, Depends(_policies)]
 Ready = Annotated[ReadinessCheck, Depends(_readiness_check)]
 MetricsRegistry = Annotated[CollectorRegistry, Depends(_metrics_registry)]
+Reader = Annotated[RegistryReader, Depends(_registry)]
+Changes = Annotated[Rollout, Depends(_rollout)]
+Tokens = Annotated[TokenChanges, Depends(_token_changes)]

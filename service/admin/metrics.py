@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Response
+from fastapi import Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from service.admin.authentication import ProtectedRouter
 from service.admin.dependencies import MetricsRegistry
 
-router = APIRouter(tags=["metrics"])
+router = ProtectedRouter(tags=["metrics"])
 
 
 @router.get("/metrics", response_class=Response)

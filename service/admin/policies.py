@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from fastapi import APIRouter, status
+from fastapi import status
 
+from service.admin.authentication import ProtectedRouter
 from service.admin.dependencies import Policies, Ready
 from service.admin.models import PolicyDescription, PolicyList, Problem, RevisionDescription, RevisionList
 
-router = APIRouter(prefix="/v1/policies", tags=["policies"])
+router = ProtectedRouter(prefix="/v1/policies", tags=["policies"])
 
 _NOT_FOUND: dict[int | str, dict[str, Any]] = {status.HTTP_404_NOT_FOUND: {"model": Problem}}
 

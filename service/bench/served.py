@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -39,15 +39,23 @@ class Served:
 
 @contextlib.contextmanager
 def served(
-    checkpoint: Path, model: ModelSettings, *, backend: BackendKind = "triton", start_timeout_s: float = 120.0
+    checkpoint: Path,
+    model: ModelSettings,
+    *,
+    backend: BackendKind = "triton",
+    start_timeout_s: float = 120.0,
+    arguments: Sequence[str] = (),
 ) -> Iterator[Served]:
-    """Serves `checkpoint` as the policy POLICY on free loopback ports; SIGTERM at the end. Raises ServiceStartError."""
+    """Serves `checkpoint` as the policy POLICY on free loopback ports; SIGTERM at the end. Raises ServiceStartError.
+
+    `arguments` are more of those of `serve`.
+    """
     command = [
         *(sys.executable, "-m", "service", "--log-level", "warning", "serve"),
         *("--policy", f"{POLICY}={checkpoint}", "--port", "0", "--admin-port", "0"),
         *("--device", model.device, "--dtype", model.dtype, "--threads", str(model.threads)),
         *("--max-batch-size", str(model.max_batch_size), "--max-queue-delay-us", str(model.max_queue_delay_us)),
-        *("--batching", "on" if model.batching else "off", "--backend", backend),
+        *("--batching", "on" if model.batching else "off", "--backend", backend, *arguments),
     ]
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log)

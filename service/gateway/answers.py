@@ -1,7 +1,7 @@
 """From a request to its one answer: a chunk, or why there is none.
 
-Owns the order of a request's life in the gateway (admission, checks, decoding, deadline, backend, output check), its
-timing and its bound on requests in flight. Does not own transport (servicer.py, stream.py), fields (validation.py) or
+Owns the order of a request's life in the gateway (route, checks, turn, decoding, backend, output check), its deadline
+and its timing. Does not own transport (servicer.py, stream.py), fields (validation.py), whose turn it is (queue.py) or
 the model. Keeps nothing between requests but counts.
 """
 
@@ -14,38 +14,67 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 
 import grpc
-import numpy as np
 
 from premotor.v1 import policy_pb2
 from premotor.wire import encode_duration, encode_tensor
-from service.backend import Backend, BackendChunk, BackendRequest
+from service.backend import Backend, BackendChunk, BackendRequest, BackendUnavailableError
+from service.episodes import Episode
 from service.errors import (
     DeadlineExpiredError,
     DrainingError,
-    InvalidChunkError,
     InvalidRequestError,
-    OverloadedError,
+    OutputViolationError,
+    Reason,
     ServiceError,
-    status_code,
+    SupersededError,
+    reason_name,
+    status,
 )
 from service.gateway.images import decode_frames, decodes_quickly
 from service.gateway.limits import GatewayLimits
-from service.gateway.metrics import UNKNOWN_POLICY, GatewayMetrics
+from service.gateway.metrics import UNKNOWN_POLICY, GatewayMetrics, PolicyMetrics
+from service.gateway.outcomes import Outcome, Outcomes
+from service.gateway.outputs import OutputCheck
+from service.gateway.queue import RequestQueue
 from service.gateway.refusal import refuse
-from service.gateway.validation import CheckedRequest, RequestValidator
+from service.gateway.shadow import ShadowTraffic
+from service.gateway.validation import CheckedRequest, RequestValidator, check_ids
+from service.observability.recent import Stages
+from service.observability.request_trace import current_trace
 from service.policies import ServedPolicies
 from service.revision import Revision
 
 Answer = policy_pb2.PredictChunkResponse | policy_pb2.RequestError
 
 _logger = logging.getLogger(__name__)
+# Far more than are served at a time.
+_MAX_REVISIONS = 256
 
 
 def draw_seed() -> int:
     """A seed that nobody can foresee, 0 to 2^63 - 1."""
     return secrets.randbits(63)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Checks:
+    """What goes into one revision and comes out of it is held to its description."""
+
+    request: RequestValidator
+    # In the order of the embodiments.
+    outputs: tuple[OutputCheck, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Spans:
+    """Where a request's time went in the gateway, the seconds of waiting not counted as decoding."""
+
+    decode_s: float
+    wait_s: float
 
 
 class ChunkAnswerer:
@@ -59,6 +88,8 @@ class ChunkAnswerer:
         limits: GatewayLimits,
         metrics: GatewayMetrics,
         decode_threads: Executor,
+        shadow: ShadowTraffic | None = None,
+        outcomes: Outcomes | None = None,
         draw_seed: Callable[[], int] = draw_seed,
     ) -> None:
         self._policies = policies
@@ -66,14 +97,18 @@ class ChunkAnswerer:
         self._limits = limits
         self._metrics = metrics
         self._decode_threads = decode_threads
+        self._shadow = shadow
+        self._outcomes = outcomes or Outcomes()
         self._draw_seed = draw_seed
-        self._validators = {
-            (policy, revision.revision): RequestValidator(revision.description, limits)
-            for policy in policies
-            for revision in policies.revisions(policy)
-        }
-        self._num_in_flight = dict.fromkeys(policies, 0)
-        self._policy_metrics = {policy: metrics.of_policy(policy) for policy in policies}
+        self._queue = RequestQueue(
+            capacity=backend.capacity,
+            max_queued=limits.max_queued_per_policy,
+            overload_retry_s=limits.overload_retry_s,
+        )
+        # By policy and revision; by policy. Made when they are first needed: what is served changes.
+        self._checks: dict[tuple[str, str], _Checks] = {}
+        self._policy_metrics: dict[str, PolicyMetrics] = {}
+        self._num_in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
         self._draining = asyncio.Event()
@@ -93,34 +128,41 @@ class ChunkAnswerer:
             return False
         return True
 
-    async def answer(self, request: policy_pb2.PredictChunkRequest | None, *, timeout_s: float | None) -> Answer:
+    async def answer(
+        self, request: policy_pb2.PredictChunkRequest | None, *, timeout_s: float | None, caller: str = ""
+    ) -> Answer:
         """The one answer to a request; raises nothing but CancelledError.
 
-        `request` is None when the bytes that came are not a request. `timeout_s` is how long the caller still
-        waits, None when the caller did not say.
+        `request` is None when the bytes that came are not a request. `timeout_s` is how long the caller still waits,
+        None when the caller did not say. `caller` tells robots of one id apart by whose credential they hold.
         """
         arrived_s = time.perf_counter()
         try:
-            response = await self._chunk(request, arrived_s, timeout_s)
+            response = await self._chunk(request, arrived_s, timeout_s, caller)
         except asyncio.CancelledError:
             # gRPC cancels a call both when its caller leaves and when its deadline passes.
             expired = timeout_s is not None and time.perf_counter() - arrived_s >= timeout_s
-            code = grpc.StatusCode.DEADLINE_EXCEEDED if expired else grpc.StatusCode.CANCELLED
-            self._metrics.count(self._policy_label(request), code)
+            if expired:
+                ended = grpc.StatusCode.DEADLINE_EXCEEDED, Reason.REASON_EXPIRED
+            else:
+                ended = grpc.StatusCode.CANCELLED, Reason.REASON_UNSPECIFIED
+            self._metrics.count(self._policy_label(request), *ended)
             raise
         except Exception as error:  # the edge: whatever went wrong, the caller gets a status and the process lives on
             return self.refuse(error, request)
-        self._metrics.count(self._policy_label(request), grpc.StatusCode.OK)
+        self._metrics.count(self._policy_label(request), grpc.StatusCode.OK, Reason.REASON_UNSPECIFIED)
         return response
 
     def refuse(self, error: Exception, request: policy_pb2.PredictChunkRequest | None) -> policy_pb2.RequestError:
         """Counts and logs a failure, and says of it what the caller may read."""
-        code = status_code(error)
-        self._metrics.count(self._policy_label(request), code)
+        code, reason = status(error)
+        self._metrics.count(self._policy_label(request), code, reason)
         answer = refuse(error, request)
         internal = code is grpc.StatusCode.INTERNAL
+        # A robot that asks faster than it is answered is no event, and would fill the log.
+        level = logging.DEBUG if isinstance(error, SupersededError) else logging.INFO
         _logger.log(
-            logging.ERROR if internal else logging.INFO,
+            logging.ERROR if internal else level,
             "request failed" if internal else "request refused",
             extra={
                 "fields": {
@@ -129,8 +171,9 @@ class ChunkAnswerer:
                     "episode_id": answer.episode_id,
                     "request_id": answer.request_id,
                     "status": code.name,
+                    "reason": reason_name(reason),
                     "field": answer.field,
-                    "reason": error.detail if isinstance(error, InvalidChunkError) else str(error),
+                    "error": error.detail if isinstance(error, OutputViolationError) else str(error),
                 }
             },
             exc_info=error if internal and not isinstance(error, ServiceError) else None,
@@ -138,7 +181,11 @@ class ChunkAnswerer:
         return answer
 
     async def _chunk(
-        self, request: policy_pb2.PredictChunkRequest | None, arrived_s: float, timeout_s: float | None
+        self,
+        request: policy_pb2.PredictChunkRequest | None,
+        arrived_s: float,
+        timeout_s: float | None,
+        caller: str,
     ) -> policy_pb2.PredictChunkResponse:
         if request is None:
             raise InvalidRequestError("", "the bytes that came are not the message that this method takes")
@@ -146,50 +193,133 @@ class ChunkAnswerer:
             raise DrainingError(
                 "the gateway is stopping; ask another replica", retry_after_s=self._limits.unavailable_retry_s
             )
-        revision = self._revision(request)
         wait_s = self._limits.default_timeout_s if timeout_s is None else timeout_s
-        deadline_s = arrived_s + min(wait_s, self._limits.max_timeout_s)
-        with self._admitted(request.policy):
-            timeout = asyncio.timeout(_remaining_s(deadline_s))
+        deadline_s = asyncio.get_running_loop().time() + min(wait_s, self._limits.max_timeout_s)
+        robot = f"{caller}/{request.robot_id}" if caller else request.robot_id
+        revision = self._revision(request, robot)
+        checks = self._checks_of(request.policy, revision)
+        checked = checks.request.check(request)
+        if checked.num_underruns:
+            self._metrics_of(request.policy).note_underruns(checked.num_underruns)
+        checked_s = time.perf_counter()
+        trace = current_trace()
+        if trace is not None:
+            trace.stage("check", arrived_s, checked_s)
+        with self._in_flight(request.policy), self._policies.using(request.policy, revision):
+            timeout = asyncio.timeout_at(deadline_s)
             try:
-                async with timeout:
-                    checked = self._validators[request.policy, revision.revision].check(request)
+                # Nothing is awaited between arrival and here: requests line up in the order in which they came.
+                async with (
+                    timeout,
+                    self._queue.turn(
+                        policy=request.policy,
+                        robot_id=robot,
+                        revision=revision.revision,
+                        deadline_s=deadline_s,
+                    ),
+                ):
+                    turn_s = time.perf_counter()
+                    if trace is not None:
+                        trace.stage("queue", checked_s, turn_s)
+                    # Not before its turn: what expires or is superseded is never decoded, and what waits stays small.
                     backend_request = await self._decoded(checked)
                     decoded_s = time.perf_counter()
-                    chunk = await self._backend.predict(
-                        revision.revision, backend_request, timeout_s=_remaining_s(deadline_s)
-                    )
+                    if trace is not None:
+                        trace.stage("decode", turn_s, decoded_s)
+                    chunk = await self._predict(request.policy, revision.revision, backend_request, deadline_s)
             except TimeoutError:
                 if not timeout.expired():
                     raise
                 raise DeadlineExpiredError("the deadline passed before the chunk was ready") from None
-        _check_chunk(chunk, (revision.description.action_horizon, checked.action_dim))
-        return self._response(request, revision, backend_request.seed, chunk, arrived_s, decoded_s)
+        if trace is not None:
+            trace.stage(
+                "inference",
+                decoded_s,
+                time.perf_counter(),
+                {"premotor.forward_s": chunk.inference_s, "premotor.batch_size": chunk.batch_size},
+            )
+        self._check_output(checks.outputs[checked.embodiment_index], chunk, request.policy, revision.revision)
+        self._outcomes.note(request.policy, revision.revision, Outcome.ANSWERED, time.perf_counter() - arrived_s)
+        self._copy_to_shadow(request.policy, revision, backend_request, chunk)
+        spans = _Spans(decode_s=checked_s - arrived_s + decoded_s - turn_s, wait_s=turn_s - checked_s)
+        return self._response(request, revision, backend_request.seed, chunk, arrived_s, spans)
 
-    def _revision(self, request: policy_pb2.PredictChunkRequest) -> Revision:
+    async def _predict(self, policy: str, revision: str, request: BackendRequest, deadline_s: float) -> BackendChunk:
+        remaining_s = deadline_s - asyncio.get_running_loop().time()
+        if remaining_s <= 0:
+            raise DeadlineExpiredError("the deadline passed before the model was asked")
+        try:
+            return await self._backend.predict(revision, request, timeout_s=remaining_s)
+        except BaseException as error:
+            # A deadline that passes meanwhile ends this wait from outside.
+            self._outcomes.note(policy, revision, Outcome.FAILED, remaining_s)
+            if isinstance(error, BackendUnavailableError):
+                self._queue.dismiss(revision, error)
+            raise
+
+    def _copy_to_shadow(self, policy: str, revision: Revision, request: BackendRequest, chunk: BackendChunk) -> None:
+        shadowing = self._policies.shadowing(policy)
+        if shadowing is not None and self._shadow is not None:
+            shadow, other = shadowing
+            embodiment = revision.description.embodiments[request.embodiment_index]
+            self._shadow.offer(policy, shadow, (revision, other), embodiment, request, chunk)
+
+    def _check_output(self, check: OutputCheck, chunk: BackendChunk, policy: str, revision: str) -> None:
+        try:
+            check.check(chunk.actions)
+        except OutputViolationError as error:
+            self._metrics.count_violation(policy, revision, error.group)
+            self._outcomes.note(policy, revision, Outcome.VIOLATION, 0.0)
+            raise
+
+    def _revision(self, request: policy_pb2.PredictChunkRequest, robot: str) -> Revision:
         if not request.policy:
             raise InvalidRequestError("policy", "none came, it is required")
         if request.revision:
             return self._policies.pinned(request.policy, request.revision)
-        return self._policies.serving(request.policy)
+        # Before an episode is remembered by them.
+        check_ids(request, self._limits)
+        episode = Episode(policy=request.policy, robot_id=robot, episode_id=request.episode_id)
+        return self._policies.routed(episode)
+
+    def _checks_of(self, policy: str, revision: Revision) -> _Checks:
+        key = policy, revision.revision
+        checks = self._checks.get(key)
+        if checks is None:
+            if len(self._checks) >= _MAX_REVISIONS:
+                self._checks.clear()
+            description = revision.description
+            # Made here as well, so that no request waits for it in the queue.
+            self._metrics_of(policy)
+            checks = self._checks[key] = _Checks(
+                request=RequestValidator(description, self._limits),
+                outputs=tuple(
+                    OutputCheck(embodiment, action_horizon=description.action_horizon)
+                    for embodiment in description.embodiments
+                ),
+            )
+        return checks
+
+    def _metrics_of(self, policy: str) -> PolicyMetrics:
+        """Of a policy that is served, so that no caller chooses a label."""
+        metrics = self._policy_metrics.get(policy)
+        if metrics is None:
+            num_queued = partial(self._queue.num_waiting, policy)
+            metrics = self._policy_metrics[policy] = self._metrics.of_policy(policy, num_queued=num_queued)
+        return metrics
 
     @contextmanager
-    def _admitted(self, policy: str) -> Iterator[None]:
-        most = self._limits.max_in_flight_per_policy
-        if self._num_in_flight[policy] >= most:
-            raise OverloadedError(
-                f"{most} requests of policy {policy!r} are in flight, the most that are taken",
-                retry_after_s=self._limits.overload_retry_s,
-            )
-        self._num_in_flight[policy] += 1
-        self._policy_metrics[policy].in_flight.inc()
+    def _in_flight(self, policy: str) -> Iterator[None]:
+        self._num_in_flight += 1
+        in_flight = self._metrics_of(policy).in_flight
+        in_flight.inc()
         self._idle.clear()
         try:
             yield
         finally:
-            self._num_in_flight[policy] -= 1
-            self._policy_metrics[policy].in_flight.dec()
-            if not any(self._num_in_flight.values()):
+            self._num_in_flight -= 1
+            in_flight.dec()
+            if not self._num_in_flight:
                 self._idle.set()
 
     async def _decoded(self, checked: CheckedRequest) -> BackendRequest:
@@ -216,7 +346,7 @@ class ChunkAnswerer:
         seed: int,
         chunk: BackendChunk,
         arrived_s: float,
-        decoded_s: float,
+        spans: _Spans,
     ) -> policy_pb2.PredictChunkResponse:
         response = policy_pb2.PredictChunkResponse(
             robot_id=request.robot_id,
@@ -228,35 +358,15 @@ class ChunkAnswerer:
         )
         if request.observation.HasField("capture_time"):
             response.capture_time.CopyFrom(request.observation.capture_time)
-        decode_s, total_s = decoded_s - arrived_s, time.perf_counter() - arrived_s
+        queue_s, total_s = spans.wait_s + chunk.queue_s, time.perf_counter() - arrived_s
         timing = response.timing
-        timing.decode.CopyFrom(encode_duration(decode_s))
-        timing.queue.CopyFrom(encode_duration(chunk.queue_s))
+        timing.decode.CopyFrom(encode_duration(spans.decode_s))
+        timing.queue.CopyFrom(encode_duration(queue_s))
         timing.inference.CopyFrom(encode_duration(chunk.inference_s))
         timing.total.CopyFrom(encode_duration(total_s))
-        metrics = self._policy_metrics[request.policy]
-        metrics.decode.observe(decode_s)
-        metrics.queue.observe(chunk.queue_s)
-        metrics.inference.observe(chunk.inference_s)
-        metrics.total.observe(total_s)
+        stages_s = Stages(spans.decode_s, queue_s, chunk.inference_s, total_s)
+        self._metrics_of(request.policy).note_chunk(revision.revision, stages_s, batch_size=chunk.batch_size)
         return response
 
     def _policy_label(self, request: policy_pb2.PredictChunkRequest | None) -> str:
-        return request.policy if request is not None and request.policy in self._num_in_flight else UNKNOWN_POLICY
-
-
-def _remaining_s(deadline_s: float) -> float:
-    """Seconds left until `deadline_s` on the performance counter. Raises DeadlineExpiredError when there are none."""
-    remaining_s = deadline_s - time.perf_counter()
-    if remaining_s <= 0:
-        raise DeadlineExpiredError("the deadline passed before the model was asked")
-    return remaining_s
-
-
-def _check_chunk(chunk: BackendChunk, expected: tuple[int, int]) -> None:
-    actions = chunk.actions
-    if actions.dtype != np.float32 or actions.shape != expected:
-        raise InvalidChunkError(f"{actions.dtype} {list(actions.shape)} came, expected float32 {list(expected)}")
-    if not np.isfinite(actions).all():
-        num_bad = int(actions.size - np.count_nonzero(np.isfinite(actions)))
-        raise InvalidChunkError(f"{num_bad} of {actions.size} actions are not finite")
+        return request.policy if request is not None and request.policy in self._policies else UNKNOWN_POLICY

@@ -8,13 +8,15 @@ never told of a change again.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from service.backend import Backend
+from service.errors import ServiceError
 from service.gateway.limits import GatewayLimits
+from service.gateway.metrics import GatewayMetrics
 from service.gateway.servicer import SERVICE_NAME
 from service.policies import ServedPolicies
 from service.readiness import revision_ready
@@ -30,14 +32,14 @@ def policy_service(policy: str) -> str:
 class HealthServicer(health_pb2_grpc.HealthServicer):
     """Answers Check and Watch for names whose state is set from inside."""
 
-    def __init__(self, services: list[str]) -> None:
-        self._serving = dict.fromkeys(services, False)
+    def __init__(self) -> None:
+        self._serving: dict[str, bool] = {}
         self._changed: set[asyncio.Event] = set()
         self._closed = False
 
-    def set(self, service: str, serving: bool) -> None:
-        """Wakes watchers. After `close` nothing serves any more."""
-        self._serving[service] = serving and not self._closed
+    def set(self, serving: Mapping[str, bool]) -> None:
+        """Replaces all states and wakes watchers. After `close` nothing serves any more."""
+        self._serving = {service: one and not self._closed for service, one in serving.items()}
         self._wake()
 
     def close(self) -> None:
@@ -85,19 +87,22 @@ class HealthServicer(health_pb2_grpc.HealthServicer):
 class HealthFollower:
     """Keeps a HealthServicer in step with the backend."""
 
-    def __init__(self, *, policies: ServedPolicies, backend: Backend, limits: GatewayLimits) -> None:
+    def __init__(
+        self, *, policies: ServedPolicies, backend: Backend, limits: GatewayLimits, metrics: GatewayMetrics
+    ) -> None:
         self._policies = policies
         self._backend = backend
         self._limits = limits
-        self.servicer = HealthServicer(["", SERVICE_NAME, *(policy_service(policy) for policy in policies)])
+        self._metrics = metrics
+        self.servicer = HealthServicer()
 
     async def refresh(self) -> None:
-        """Asks the backend once. The whole is serving when every policy is."""
-        ready = await asyncio.gather(*(self._ready(policy) for policy in self._policies))
-        for policy, is_ready in zip(self._policies, ready, strict=True):
-            self.servicer.set(policy_service(policy), is_ready)
-        for service in ("", SERVICE_NAME):
-            self.servicer.set(service, all(ready))
+        """Asks the backend once. The whole is serving when there are policies and every one of them is."""
+        policies = self._policies.names
+        ready = await asyncio.gather(*(self._ready(policy) for policy in policies))
+        self._metrics.set_ready(dict(zip(policies, ready, strict=True)))
+        whole = dict.fromkeys(("", SERVICE_NAME), bool(policies) and all(ready))
+        self.servicer.set(whole | {policy_service(policy): one for policy, one in zip(policies, ready, strict=True)})
 
     async def run(self) -> None:
         """Refreshes until it is cancelled."""
@@ -106,5 +111,8 @@ class HealthFollower:
             await asyncio.sleep(self._limits.readiness_interval_s)
 
     async def _ready(self, policy: str) -> bool:
-        revision = self._policies.serving(policy).revision
+        try:
+            revision = self._policies.serving(policy).revision
+        except ServiceError:
+            return False
         return await revision_ready(self._backend, revision, timeout_s=self._limits.readiness_timeout_s)

@@ -1,6 +1,26 @@
 """How much the gateway takes on: sizes, counts and times.
 
-Owns the numbers and their sanity. Does not own their enforcement, which is beside what they bound.
+Owns the numbers and their sanity. Does not own their enforcement, which is beside what they bound. All bounds there
+are, and what comes of going beyond (tests/service/test_gateway_limits.py goes beyond each):
+
+| bound | of what | beyond it |
+|---|---|---|
+| max_message_bytes | a gRPC message either way, an openpi frame | RESOURCE_EXHAUSTED, by gRPC itself |
+| max_images | frames of one observation | INVALID_ARGUMENT |
+| max_compressed_image_bytes | one JPEG or PNG file | INVALID_ARGUMENT |
+| max_image_pixels | one decoded frame | INVALID_ARGUMENT, from the header |
+| MAX_JPEG_SCANS (images.py) | passes over one JPEG | INVALID_ARGUMENT |
+| max_instruction_bytes | an instruction | INVALID_ARGUMENT |
+| max_id_bytes | an id | INVALID_ARGUMENT |
+| Policy.history_steps | rows of history | INVALID_ARGUMENT |
+| Policy.max_inference_steps | Euler steps | INVALID_ARGUMENT |
+| max_timeout_s | a request's wait | shortened to it |
+| max_queued_per_policy | requests that wait for a policy's model | RESOURCE_EXHAUSTED with a delay |
+| max_in_flight_per_stream | requests open on one stream | RESOURCE_EXHAUSTED with a delay |
+| max_streams | streams open on the gateway | RESOURCE_EXHAUSTED with a delay |
+| Caps (credentials/token.py) | a token's requests a second, in flight, and streams | RESOURCE_EXHAUSTED with a delay |
+
+The openpi wire adds its own (openpi/limits.py), the admin plane a cap on bodies (admin/app.py).
 """
 
 from __future__ import annotations
@@ -18,11 +38,16 @@ class GatewayLimits:
     max_compressed_image_bytes: int = 8 * 1024 * 1024
     # One frame after decoding, height times width; checked from the header, before anything is allocated.
     max_image_pixels: int = 4096 * 4096
+    # Frames of one observation, counted before any name of a camera is compared.
+    max_images: int = 16
     max_instruction_bytes: int = 1024
     max_id_bytes: int = 128
-    # Requests of one policy between arrival and answer, over all connections and streams.
-    max_in_flight_per_policy: int = 256
+    # Requests of one policy that wait for its model, over all connections and streams. Those inside the model are
+    # bounded by what the backend takes at a time.
+    max_queued_per_policy: int = 256
     max_in_flight_per_stream: int = 32
+    # StreamChunks calls that are open, over all connections.
+    max_streams: int = 1024
     # What a request without a deadline gets, and the most that any request gets.
     default_timeout_s: float = 10.0
     max_timeout_s: float = 60.0

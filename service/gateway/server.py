@@ -1,7 +1,7 @@
 """The gateway's gRPC server: start, serve, drain, stop.
 
-Owns the listening socket, the decode threads and the health loop. Does not own the backend or the metrics registry,
-which are given to it and outlive it.
+Owns the listening socket, the decode threads and the health loop. Does not own the backend, the credentials or the
+metrics registry, which are given to it and outlive it.
 """
 
 from __future__ import annotations
@@ -19,11 +19,17 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 
 from service.backend import Backend
+from service.credentials import Credentials, ServerTls, Surface
 from service.gateway.answers import ChunkAnswerer, draw_seed
+from service.gateway.authentication import AuthenticationInterceptor
 from service.gateway.health import HealthFollower
 from service.gateway.limits import GatewayLimits
 from service.gateway.metrics import GatewayMetrics
+from service.gateway.outcomes import Outcomes
 from service.gateway.servicer import SERVICE_NAME, PolicyServicer
+from service.gateway.shadow import ShadowTraffic
+from service.observability.recent import RecentTraffic
+from service.observability.tracing import Tracing
 from service.policies import ServedPolicies
 
 # What calls that have their answer, and streams that nobody uses, get to end by themselves once nothing is in flight.
@@ -41,24 +47,48 @@ class GatewayServer:
         policies: ServedPolicies,
         backend: Backend,
         metrics_registry: CollectorRegistry,
+        credentials: Credentials | None = None,
+        tls: ServerTls | None = None,
         limits: GatewayLimits | None = None,
+        tracing: Tracing | None = None,
         draw_seed: Callable[[], int] = draw_seed,
     ) -> None:
+        """Without `credentials` nobody needs any; without `tls` it listens in the clear."""
+        self._tracing = tracing
         self._limits = limits or GatewayLimits()
+        self._access = (credentials or Credentials(metrics_registry=metrics_registry)).on(Surface.GRPC)
+        self._tls = tls
         self._policies = policies
         self._backend = backend
         self._decode_threads = ThreadPoolExecutor(self._limits.num_decode_threads, thread_name_prefix="decode")
+        self._shadow = ShadowTraffic(backend=backend, metrics_registry=metrics_registry)
+        # How each revision does, for who judges them.
+        self.outcomes = Outcomes()
+        # The last hour, for who looks at it.
+        self.recent = RecentTraffic()
+        metrics = GatewayMetrics(metrics_registry, recent=self.recent)
         self._answerer = ChunkAnswerer(
             policies=policies,
             backend=backend,
             limits=self._limits,
-            metrics=GatewayMetrics(metrics_registry),
+            metrics=metrics,
             decode_threads=self._decode_threads,
+            shadow=self._shadow,
+            outcomes=self.outcomes,
             draw_seed=draw_seed,
         )
-        self._health = HealthFollower(policies=policies, backend=backend, limits=self._limits)
+        self._health = HealthFollower(policies=policies, backend=backend, limits=self._limits, metrics=metrics)
         self._server: grpc.aio.Server | None = None
         self._health_task: asyncio.Task[None] | None = None
+
+    @property
+    def answerer(self) -> ChunkAnswerer:
+        """For other wires than gRPC, whose requests are to be answered, bounded, counted and drained like its own."""
+        return self._answerer
+
+    @property
+    def limits(self) -> GatewayLimits:
+        return self._limits
 
     async def start(self, host: str = "127.0.0.1", port: int = 0) -> int:
         """Listens and returns the port, which the system picks for 0. Raises OSError when it cannot listen."""
@@ -67,12 +97,16 @@ class GatewayServer:
         self._server = self._build_server()
         address = f"[{host}]" if ":" in host else host
         try:
-            bound_port = self._server.add_insecure_port(f"{address}:{port}")
+            if self._tls is not None:
+                bound_port = self._server.add_secure_port(f"{address}:{port}", self._tls.grpc_credentials())
+            else:
+                bound_port = self._server.add_insecure_port(f"{address}:{port}")
         except RuntimeError:
             raise OSError(f"cannot listen on {address}:{port}: is the port taken, the address of this host?") from None
         await self._health.refresh()
         await self._server.start()
         self._health_task = asyncio.create_task(self._health.run(), name="gateway-health")
+        self._shadow.start()
         _logger.info("gateway started", extra={"fields": {"host": host, "port": bound_port}})
         return bound_port
 
@@ -86,6 +120,7 @@ class GatewayServer:
             self._health_task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._health_task
+        await self._shadow.stop()
         drained = await self._answerer.drain(timeout_s=grace_s)
         await self._server.stop(max(0.0, min(_CLOSE_GRACE_S, deadline_s - time.perf_counter())))
         self._decode_threads.shutdown(wait=False, cancel_futures=True)
@@ -93,6 +128,7 @@ class GatewayServer:
 
     def _build_server(self) -> grpc.aio.Server:
         server = grpc.aio.server(
+            interceptors=[AuthenticationInterceptor(self._access)],
             options=[
                 ("grpc.max_receive_message_length", self._limits.max_message_bytes),
                 ("grpc.max_send_message_length", self._limits.max_message_bytes),
@@ -103,10 +139,15 @@ class GatewayServer:
                 ("grpc.keepalive_timeout_ms", 20_000),
                 ("grpc.keepalive_permit_without_calls", 1),
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
-            ]
+            ],
         )
         servicer = PolicyServicer(
-            policies=self._policies, backend=self._backend, answerer=self._answerer, limits=self._limits
+            policies=self._policies,
+            backend=self._backend,
+            answerer=self._answerer,
+            access=self._access,
+            limits=self._limits,
+            tracing=self._tracing,
         )
         server.add_generic_rpc_handlers((servicer.handlers(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, server)

@@ -6,26 +6,30 @@ generated registration, because that turns bytes which are no message into UNKNO
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from typing import Any, NoReturn, TypeVar
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError, Message
 
 from premotor.v1 import policy_pb2
-from premotor.wire import error_metadata
 from service.backend import Backend
-from service.errors import InvalidRequestError, NotReadyError, ServiceError
+from service.credentials import Access, Caller, Scope
+from service.errors import InvalidRequestError, NotReadyError, OverloadedError, ServiceError
 from service.gateway.answers import ChunkAnswerer
+from service.gateway.authentication import AuthorizedAnswerer, authorization_of
 from service.gateway.limits import GatewayLimits
-from service.gateway.refusal import refuse
+from service.gateway.refusal import abort, refuse
 from service.gateway.stream import ChunkStream
+from service.gateway.tracing import TracedAnswerer, traceparent_of
+from service.observability.tracing import Tracing
 from service.policies import ServedPolicies
 from service.readiness import revision_ready
 
 SERVICE_NAME = policy_pb2.DESCRIPTOR.services_by_name["PolicyService"].full_name
 
-_STATUS_BY_NUMBER = {code.value[0]: code for code in grpc.StatusCode}
+_DESCRIBES = (Scope.INFER, Scope.OBSERVE)
 _Parsed = TypeVar("_Parsed", bound=Message)
 
 
@@ -33,12 +37,22 @@ class PolicyServicer:
     """The four methods of PolicyService."""
 
     def __init__(
-        self, *, policies: ServedPolicies, backend: Backend, answerer: ChunkAnswerer, limits: GatewayLimits
+        self,
+        *,
+        policies: ServedPolicies,
+        backend: Backend,
+        answerer: ChunkAnswerer,
+        access: Access,
+        limits: GatewayLimits,
+        tracing: Tracing | None = None,
     ) -> None:
+        self._tracing = tracing
         self._policies = policies
         self._backend = backend
         self._answerer = answerer
+        self._access = access
         self._limits = limits
+        self._num_streams = 0
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """What a server registers."""
@@ -59,33 +73,73 @@ class PolicyServicer:
     async def predict_chunk(
         self, request: policy_pb2.PredictChunkRequest | None, context: grpc.aio.ServicerContext
     ) -> policy_pb2.PredictChunkResponse:
-        answer = await self._answerer.answer(request, timeout_s=context.time_remaining())
+        answer = await self._answerer_for(context, "PredictChunk").answer(request, timeout_s=context.time_remaining())
         if isinstance(answer, policy_pb2.RequestError):
-            await _abort(context, answer)
+            await abort(context, answer)
         return answer
 
     async def stream_chunks(
         self, messages: AsyncIterator[policy_pb2.StreamChunksRequest | None], context: grpc.aio.ServicerContext
     ) -> None:
-        await ChunkStream(messages=messages, context=context, answerer=self._answerer, limits=self._limits).run()
+        with ExitStack() as held:
+            try:
+                caller = self._caller(context, (Scope.INFER,))
+                held.enter_context(self._one_stream())
+                held.enter_context(self._access.stream(caller))
+            except ServiceError as error:
+                await abort(context, self._answerer.refuse(error, None))
+            answerer = self._answerer_for(context, "StreamChunks")
+            await ChunkStream(messages=messages, context=context, answerer=answerer, limits=self._limits).run()
 
     async def get_policy(
         self, request: policy_pb2.GetPolicyRequest | None, context: grpc.aio.ServicerContext
     ) -> policy_pb2.GetPolicyResponse:
         try:
-            return policy_pb2.GetPolicyResponse(policy=await self._ready_policy(_required(request).policy))
+            policy = _required(request).policy
+            caller = self._caller(context, _DESCRIBES, policy=policy)
+            with self._access.request(caller):
+                return policy_pb2.GetPolicyResponse(policy=await self._ready_policy(policy))
         except ServiceError as error:
-            await _abort(context, refuse(error, None))
+            await abort(context, refuse(error, None))
 
     async def list_policies(
         self, request: policy_pb2.ListPoliciesRequest | None, context: grpc.aio.ServicerContext
     ) -> policy_pb2.ListPoliciesResponse:
         try:
             _required(request)
+            caller = self._caller(context, _DESCRIBES)
+            with self._access.request(caller):
+                seen = [policy for policy in self._policies if caller.for_policy(policy)]
+                descriptions = [self._policies.serving(policy).description for policy in seen]
+                return policy_pb2.ListPoliciesResponse(policies=descriptions)
         except ServiceError as error:
-            await _abort(context, refuse(error, None))
-        descriptions = [self._policies.serving(policy).description for policy in self._policies]
-        return policy_pb2.ListPoliciesResponse(policies=descriptions)
+            await abort(context, refuse(error, None))
+
+    def _answerer_for(self, context: grpc.aio.ServicerContext, method: str) -> AuthorizedAnswerer | TracedAnswerer:
+        metadata = context.invocation_metadata()
+        answerer = AuthorizedAnswerer(self._answerer, self._access, authorization_of(metadata))
+        if self._tracing is None:
+            return answerer
+        name, traceparent = f"{SERVICE_NAME}/{method}", traceparent_of(metadata)
+        return TracedAnswerer(answerer, self._tracing, method=name, traceparent=traceparent)
+
+    def _caller(self, context: grpc.aio.ServicerContext, scopes: Collection[Scope], *, policy: str = "") -> Caller:
+        caller = self._access.caller(authorization_of(context.invocation_metadata()))
+        self._access.require(caller, scopes, policy=policy)
+        return caller
+
+    @contextmanager
+    def _one_stream(self) -> Iterator[None]:
+        most = self._limits.max_streams
+        if self._num_streams >= most:
+            raise OverloadedError(
+                f"{most} streams are open, the most that are taken", retry_after_s=self._limits.overload_retry_s
+            )
+        self._num_streams += 1
+        try:
+            yield
+        finally:
+            self._num_streams -= 1
 
     async def _ready_policy(self, policy: str) -> policy_pb2.Policy:
         if not policy:
@@ -124,8 +178,3 @@ def _required(request: _Parsed | None) -> _Parsed:
     if request is None:
         raise InvalidRequestError("", "the bytes that came are not the message that this method takes")
     return request
-
-
-async def _abort(context: grpc.aio.ServicerContext, error: policy_pb2.RequestError) -> NoReturn:
-    await context.abort(_STATUS_BY_NUMBER[error.code], error.message, trailing_metadata=error_metadata(error))
-    raise AssertionError("abort returned")

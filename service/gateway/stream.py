@@ -13,8 +13,13 @@ import grpc
 from premotor.v1 import policy_pb2
 from premotor.wire import WireError, decode_duration
 from service.errors import InvalidRequestError, OverloadedError
-from service.gateway.answers import Answer, ChunkAnswerer
+from service.gateway.answers import Answer
+from service.gateway.authentication import AuthorizedAnswerer
 from service.gateway.limits import GatewayLimits
+from service.gateway.refusal import abort
+from service.gateway.tracing import TracedAnswerer
+
+_UNAUTHENTICATED: int = grpc.StatusCode.UNAUTHENTICATED.value[0]
 
 
 class ChunkStream:
@@ -25,7 +30,7 @@ class ChunkStream:
         *,
         messages: AsyncIterator[policy_pb2.StreamChunksRequest | None],
         context: grpc.aio.ServicerContext,
-        answerer: ChunkAnswerer,
+        answerer: AuthorizedAnswerer | TracedAnswerer,
         limits: GatewayLimits,
     ) -> None:
         """`messages` yields None for bytes that are not a message."""
@@ -36,15 +41,22 @@ class ChunkStream:
         self._answering: set[asyncio.Task[None]] = set()
         # gRPC takes one message at a time.
         self._writing = asyncio.Lock()
+        # The refusal of a request whose caller's token had ended since the stream began.
+        self._locked_out: asyncio.Future[policy_pb2.RequestError] = asyncio.get_running_loop().create_future()
 
     async def run(self) -> None:
-        """Returns once the client has sent its last request and been sent its last answer; aborts in a drain."""
+        """Returns once the client has sent its last request and been sent its last answer.
+
+        Aborts in a drain, and when the caller's token has ended; what was taken before is answered first.
+        """
         async with asyncio.TaskGroup() as tasks:
             reader = tasks.create_task(self._read(tasks))
             draining = tasks.create_task(self._answerer.draining.wait())
-            await asyncio.wait({reader, draining}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({reader, draining, self._locked_out}, return_when=asyncio.FIRST_COMPLETED)
             reader.cancel()
             draining.cancel()
+        if self._locked_out.done():
+            await abort(self._context, self._locked_out.result())
         if self._answerer.draining.is_set():
             await self._context.abort(grpc.StatusCode.UNAVAILABLE, "the gateway is stopping; ask another replica")
 
@@ -60,7 +72,14 @@ class ChunkStream:
             task.add_done_callback(self._answering.discard)
 
     async def _answer(self, message: policy_pb2.StreamChunksRequest | None) -> None:
-        await self._write(await self._answer_to(message))
+        answer = await self._answer_to(message)
+        await self._write(answer)
+        if isinstance(answer, policy_pb2.RequestError) and answer.code == _UNAUTHENTICATED:
+            self._lock_out(answer)
+
+    def _lock_out(self, refusal: policy_pb2.RequestError) -> None:
+        if not self._locked_out.done():
+            self._locked_out.set_result(refusal)
 
     async def _answer_to(self, message: policy_pb2.StreamChunksRequest | None) -> Answer:
         if message is None:

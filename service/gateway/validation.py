@@ -17,6 +17,8 @@ from service.gateway.images import Frame, inspect_image
 from service.gateway.limits import GatewayLimits
 
 MAX_SEED = 2**63 - 1
+# More than any robot meets between two requests; one that says more would spoil what is counted of all.
+MAX_UNDERRUNS = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -35,8 +37,8 @@ class CheckedRequest:
     # None when the caller leaves the choice to the server.
     seed: int | None
     num_inference_steps: int
-    # Of the embodiment, for the check of what comes back.
-    action_dim: int
+    # 0 when the robot does not say.
+    num_underruns: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +94,7 @@ class RequestValidator:
             history_actions=history_actions,
             seed=_seed(request),
             num_inference_steps=self._num_inference_steps(request),
-            action_dim=body.action_dim,
+            num_underruns=_num_underruns(request),
         )
 
     def _body(self, name: str) -> _Body:
@@ -129,6 +131,10 @@ class RequestValidator:
 
     def _frames(self, observation: policy_pb2.Observation, body: _Body) -> tuple[Frame, ...]:
         images = observation.images
+        if len(images) > self._limits.max_images:
+            raise InvalidRequestError(
+                "observation.images", f"{len(images)} frames came, expected at most {self._limits.max_images}"
+            )
         for name in body.cameras:
             if name not in images:
                 raise InvalidRequestError(
@@ -201,6 +207,12 @@ def _seed(request: policy_pb2.PredictChunkRequest) -> int | None:
     if request.seed < 0:
         raise InvalidRequestError("seed", f"{request.seed} came, expected 0 to {MAX_SEED}")
     return request.seed
+
+
+def _num_underruns(request: policy_pb2.PredictChunkRequest) -> int:
+    if not 0 <= request.num_underruns <= MAX_UNDERRUNS:
+        raise InvalidRequestError("num_underruns", f"{request.num_underruns} came, expected 0 to {MAX_UNDERRUNS}")
+    return request.num_underruns
 
 
 def _listed(names: tuple[str, ...] | dict[str, _Body]) -> str:

@@ -148,14 +148,14 @@ class Gateway:
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """How far one gateway is with one revision; `num_episodes` are those in progress on it there."""
+    """How far one gateway is with one revision; `num_in_progress` counts episodes and requests it has there."""
 
     gateway_id: str
     policy: str
     revision: str
     state: RevisionState
     error: str
-    num_episodes: int
+    num_in_progress: int
 
 
 class OperationState(StrEnum):

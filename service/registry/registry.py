@@ -30,10 +30,13 @@ from service.registry.records import (
 )
 from service.registry.states import RevisionState
 from service.registry.tables import AuditRow, FleetRow, GatewayRow, OperationRow, PlacementRow, PolicyRow, RevisionRow
-from service.registry.transactions import SUCCEEDED, Transactions
+from service.registry.tokens import TokenTransactions
+from service.registry.transactions import SUCCEEDED
+
+REGISTER = "register"
 
 
-class Registry(Transactions):
+class Registry(TokenTransactions):
     """One database. Thread-safe; every method may raise RegistryUnavailableError."""
 
     # What is served.
@@ -66,9 +69,12 @@ class Registry(Transactions):
         num_bytes: int,
         actor: str,
     ) -> RevisionRecord:
-        """Makes a revision known, and its policy with it. Naming it again from elsewhere moves its location."""
+        """Makes a revision known, and its policy with it. Naming it again changes nothing but its location."""
         with self._changing() as session:
             now = self._now()
+            known = session.get(RevisionRow, (policy, revision))
+            if known is not None and (known.location, known.manifest_sha256) == (location, manifest_sha256):
+                return _revision(known)
             if session.get(PolicyRow, policy) is None:
                 session.add(PolicyRow(name=policy, route=None, observation_map={}, created_at=now))
             row = session.get(RevisionRow, (policy, revision))
@@ -161,12 +167,14 @@ class Registry(Transactions):
     # Operations.
 
     def start_operation(self, *, kind: str, policy: str, revision: str, actor: str, gateway_id: str) -> Operation:
-        """Raises ConflictError while another one of the policy runs."""
+        """Raises ConflictError while another one changes what the policy serves, which registering does not."""
         with self._changing(bump=False) as session:
             running = session.scalars(
-                select(OperationRow).filter_by(policy=policy, state=str(OperationState.RUNNING))
+                select(OperationRow)
+                .filter_by(policy=policy, state=str(OperationState.RUNNING))
+                .where(OperationRow.kind != REGISTER)
             ).first()
-            if running is not None:
+            if running is not None and kind != REGISTER:
                 raise ConflictError(
                     f"{running.kind} of policy {policy!r} runs as operation {running.operation_id}, expected it to end"
                 )
@@ -188,10 +196,12 @@ class Registry(Transactions):
             session.flush()
             return _operation(row)
 
-    def advance(self, operation_id: str, step: str) -> None:
+    def advance(self, operation_id: str, step: str, *, revision: str = "") -> None:
+        """`revision` is what an operation turned out to be about, if that was not known at first."""
         with self._changing(bump=False) as session:
             row = self._operation_row(session, operation_id)
             row.steps, row.changed_at = [*row.steps, step], self._now()
+            row.revision = revision or row.revision
 
     def end_operation(self, operation_id: str, *, error: str = "") -> Operation:
         """An operation that has ended stays as it ended."""
@@ -256,7 +266,11 @@ class Registry(Transactions):
                 if each is None:
                     each = PlacementRow(gateway_id=gateway_id, policy=placement.policy, revision=placement.revision)
                     session.add(each)
-                each.state, each.error, each.num_episodes = placement.state, placement.error, placement.num_episodes
+                each.state, each.error, each.num_in_progress = (
+                    placement.state,
+                    placement.error,
+                    placement.num_in_progress,
+                )
             for gone in known.values():
                 session.delete(gone)
             return session.scalars(select(FleetRow.generation)).one()
@@ -289,7 +303,7 @@ class Registry(Transactions):
                     revision=row.revision,
                     state=RevisionState(row.state),
                     error=row.error,
-                    num_episodes=row.num_episodes,
+                    num_in_progress=row.num_in_progress,
                 )
                 for row in session.scalars(select(PlacementRow).filter_by(policy=policy, revision=revision))
             )

@@ -74,7 +74,7 @@ class PlacementRow(Table):
     revision: Mapped[str] = mapped_column(String(12), primary_key=True)
     state: Mapped[str] = mapped_column(String(16))
     error: Mapped[str] = mapped_column(Text)
-    num_episodes: Mapped[int] = mapped_column(Integer)
+    num_in_progress: Mapped[int] = mapped_column(Integer)
 
 
 class OperationRow(Table):

@@ -18,11 +18,8 @@ from service.registry.tables import TokenRow
 from service.registry.transactions import Transactions
 
 
-class TokenRegistry(Transactions):
-    """One database. Every change raises the fleet's generation, which is how gateways hear of it.
-
-    Thread-safe; every method may raise RegistryUnavailableError.
-    """
+class TokenTransactions(Transactions):
+    """The registry's part for tokens. Every change raises the fleet's generation, which is how gateways hear of it."""
 
     def tokens(self) -> tuple[TokenRecord, ...]:
         """All that were ever created, the oldest first."""
@@ -32,7 +29,7 @@ class TokenRegistry(Transactions):
                 for row in session.scalars(select(TokenRow).order_by(TokenRow.created_at, TokenRow.token_id))
             )
 
-    def create(self, spec: TokenSpec, *, token_id: str, secret_sha256: str, actor: str) -> TokenRecord:
+    def create_token(self, spec: TokenSpec, *, token_id: str, secret_sha256: str, actor: str) -> TokenRecord:
         """Raises ConflictError for a time of expiry that has passed."""
         with self._changing() as session:
             now = self._now()
@@ -63,7 +60,7 @@ class TokenRegistry(Transactions):
             session.flush()
             return _record(row)
 
-    def rotate(self, token_id: str, *, secret_sha256: str, grace_s: float, actor: str) -> TokenRecord:
+    def rotate_token(self, token_id: str, *, secret_sha256: str, grace_s: float, actor: str) -> TokenRecord:
         """Puts a new secret in place; the old one stays good for `grace_s`. Raises UnknownTokenError, ConflictError."""
         with self._changing() as session:
             row = self._token_row(session, token_id)
@@ -77,7 +74,7 @@ class TokenRegistry(Transactions):
             session.flush()
             return _record(row)
 
-    def revoke(self, token_id: str, *, actor: str) -> TokenRecord:
+    def revoke_token(self, token_id: str, *, actor: str) -> TokenRecord:
         """For good. Doing so again changes nothing. Raises UnknownTokenError."""
         with self._changing() as session:
             row = self._token_row(session, token_id)

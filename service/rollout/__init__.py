@@ -3,7 +3,7 @@
 Imports no model code.
 """
 
-from service.rollout.follower import Follower, FollowerSettings
+from service.rollout.follower import Follower, FollowerSettings, LoadingBackend
 from service.rollout.operations import Rollout, RolloutSettings
 
-__all__ = ["Follower", "FollowerSettings", "Rollout", "RolloutSettings"]
+__all__ = ["Follower", "FollowerSettings", "LoadingBackend", "Rollout", "RolloutSettings"]

@@ -55,6 +55,8 @@ class FollowerSettings:
     interval_s: float = 0.25
     # A load that the backend failed, not the checkpoint, is tried again after this long.
     retry_s: float = 2.0
+    # What all models together may take; None is what the machine has.
+    memory_budget_bytes: int | None = None
 
 
 @dataclass
@@ -64,6 +66,8 @@ class _Held:
     state: RevisionState
     revision: Revision | None = None
     error: str = ""
+    # What it takes of the memory, once it was let in.
+    num_bytes: int = 0
     task: asyncio.Task[None] | None = None
 
 
@@ -122,7 +126,7 @@ class Follower:
                 revision=revision,
                 state=held.state,
                 error=held.error,
-                num_episodes=self._policies.episodes.count(policy, revision),
+                num_in_progress=self._policies.num_in_progress(policy, revision),
             )
             for (policy, revision), held in self._held.items()
         )
@@ -141,6 +145,10 @@ class Follower:
         self.wake()
         async with asyncio.timeout(timeout_s), self._applied:
             await self._applied.wait_for(lambda: self._fleet is not None and self._fleet.generation >= generation)
+
+    async def settled(self) -> None:
+        """Waits until every revision that the fleet wanted when it was last read is here, or has failed to be."""
+        await asyncio.gather(*(held.task for held in self._held.values() if held.task is not None))
 
     async def stop(self) -> None:
         """Leaves the fleet. The backend keeps what it has: whoever owns it closes it."""
@@ -258,10 +266,19 @@ class Follower:
         assert held.revision is not None
         if not await self._backend.ready(record.revision):
             needed = needed_bytes(record.num_bytes, own_process=self._own_process)
-            check_fits(needed, await asyncio.to_thread(free_bytes, self._model.device))
+            check_fits(needed, await self._free_bytes())
+            held.num_bytes = needed
             held.state = RevisionState.WARMING
             self._changed()
             await self._backend.load(held.revision)
+
+    async def _free_bytes(self) -> int | None:
+        """What the machine has left, and what the operator left to models, whichever is less."""
+        free = await asyncio.to_thread(free_bytes, self._model.device)
+        if self._settings.memory_budget_bytes is None:
+            return free
+        left = self._settings.memory_budget_bytes - sum(held.num_bytes for held in self._held.values())
+        return left if free is None else min(free, left)
 
     def _changed(self) -> None:
         """Something is further here than the fleet knows."""
@@ -304,7 +321,9 @@ class Follower:
         }
         if policy.route is None or policy.route.stable not in revisions:
             return None
-        return ServedPolicy(revisions=revisions, shares=self._shares(policy.name, policy.route))
+        return ServedPolicy(
+            revisions=revisions, shares=self._shares(policy.name, policy.route), shadow=policy.route.shadow
+        )
 
     def _state(self, policy: str, revision: str) -> RevisionState | None:
         held = self._held.get((policy, revision))

@@ -29,7 +29,8 @@ from service.registry import (
     Route,
     Shadow,
 )
-from service.revision import Revision
+from service.registry.registry import REGISTER
+from service.revision import Revision, RevisionError
 from service.rollout.follower import Follower
 
 _logger = logging.getLogger(__name__)
@@ -97,18 +98,16 @@ class Rollout:
 
     # What an operator asks for.
 
-    async def register(self, policy: str, location: str, *, revision: str = "", actor: str) -> RevisionRecord:
+    async def register(self, policy: str, location: str, *, revision: str = "", actor: str) -> Operation:
         """Reads and checks a checkpoint and makes it known. `revision` pins it: any prefix of its digest, 12 or more.
 
-        Raises RevisionError when there is none, or another.
+        Raises RevisionError for a location that cannot be one; the operation fails when there is no checkpoint there,
+        or another.
         """
         self._artifacts.check_location(location)
-        found = await asyncio.to_thread(self._artifacts.open, policy, location, revision=revision)
-        record = await self._ask(
-            partial(self._registry.register, **_registration(policy, location, found), actor=actor)
+        return await self._begin(
+            REGISTER, policy, "", actor, partial(self._register, policy, location, revision, actor)
         )
-        self._follower.wake()
-        return record
 
     async def load(self, policy: str, revision: str, *, actor: str) -> Operation:
         """Ready on every gateway, without traffic."""
@@ -190,6 +189,11 @@ class Rollout:
         self, kind: str, policy: str, revision: str, actor: str, work: Callable[[str], Awaitable[None]]
     ) -> Operation:
         await self._ask(partial(self._registry.revision, policy, revision))
+        return await self._begin(kind, policy, revision, actor, work)
+
+    async def _begin(
+        self, kind: str, policy: str, revision: str, actor: str, work: Callable[[str], Awaitable[None]]
+    ) -> Operation:
         operation = await self._ask(
             partial(
                 self._registry.start_operation, kind=kind, policy=policy, revision=revision, actor=actor,
@@ -226,6 +230,17 @@ class Rollout:
                 return
             except RegistryUnavailableError:
                 await asyncio.sleep(self._settings.poll_interval_s * 10)
+
+    async def _register(self, policy: str, location: str, wanted: str, actor: str, operation_id: str) -> None:
+        try:
+            found = await asyncio.to_thread(self._artifacts.open, policy, location, revision=wanted)
+        except RevisionError as error:
+            raise OperationFailedError(str(error)) from None
+        registration = _registration(policy, location, found)
+        await self._ask(partial(self._registry.register, **registration, actor=actor))
+        self._follower.wake()
+        step = partial(self._registry.advance, operation_id, "read and checked", revision=found.revision)
+        await self._ask(step)
 
     async def _load(self, policy: str, revision: str, operation_id: str) -> None:
         record = await self._ask(partial(self._registry.revision, policy, revision))
@@ -401,7 +416,7 @@ class Rollout:
     async def _end_drain(self, policy: PolicyRecord, route: Route, record: RevisionRecord) -> None:
         waited_s = (self._now() - record.changed_at).total_seconds()
         placements = await self._ask(partial(self._registry.placements, policy.name, record.revision))
-        busy = sum(placement.num_episodes for placement in placements)
+        busy = sum(placement.num_in_progress for placement in placements)
         if busy and not route.move_episodes and waited_s < self._settings.drain_timeout_s:
             return
         is_previous = record.revision == route.previous

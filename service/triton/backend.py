@@ -15,7 +15,6 @@ from enum import StrEnum
 from typing import Any
 
 from service.backend import BackendChunk, BackendError, BackendRequest, BackendUnavailableError
-from service.dispatch import DispatchLine
 from service.model_settings import ModelSettings
 from service.probe import ProbeCase, ProbeError, read_probe
 from service.revision import Revision, RevisionError
@@ -53,11 +52,10 @@ class SupervisionSettings:
 class _Model:
     """One revision inside Triton."""
 
-    def __init__(self, revision: Revision, probe: tuple[ProbeCase, ...], capacity: int) -> None:
+    def __init__(self, revision: Revision, probe: tuple[ProbeCase, ...]) -> None:
         self.revision = revision
         self.name = model_name(revision.revision)
         self.probe = probe
-        self.line = DispatchLine(capacity)
         self.state = RevisionState.LOADING
         self.answered_at_s = 0.0
 
@@ -78,7 +76,7 @@ class TritonBackend:
     async def start(self) -> None:
         """Starts Triton and its supervision. Raises TritonStartError."""
         await self._server.start()
-        self._client = TritonClient(self._server.address)
+        self._client = TritonClient(self._server.address, self._server.control_address)
         self._run(self._supervise())
         self._run(self._heartbeat())
 
@@ -87,8 +85,7 @@ class TritonBackend:
 
         Raises RevisionError with what is wrong with the checkpoint, BackendError when Triton gave no verdict.
         """
-        # What runs now and what forms the next batch.
-        model = _Model(revision, await asyncio.to_thread(read_probe, revision), 2 * self._settings.largest_batch)
+        model = _Model(revision, await asyncio.to_thread(read_probe, revision))
         self._models[revision.revision] = model
         try:
             await self._bring_up(self._connected(), model)
@@ -98,13 +95,17 @@ class TritonBackend:
             raise
 
     async def unload(self, revision: str) -> None:
-        """Gives its memory back. What still waits for it ends as unavailable; one that is not loaded is no error."""
+        """Gives its memory back; who asks for it now finds it unavailable. One that is not loaded is no error."""
         model = self._models.pop(revision, None)
         if model is None:
             return
-        self._withdraw(model, "the revision was unloaded")
+        # Whatever ends badly from here on is no death to recover from.
+        model.state = RevisionState.RECOVERING
         if self._client is not None:
             await self._unload(self._client, model)
+
+    def capacity(self, revision: str) -> int:
+        return self._settings.capacity
 
     async def predict(self, revision: str, request: BackendRequest, *, timeout_s: float) -> BackendChunk:
         model = self._models.get(revision)
@@ -113,15 +114,10 @@ class TritonBackend:
             raise BackendUnavailableError(
                 f"revision {revision} is {state}", retry_after_s=self._supervision.retry_after_s
             )
-        loop = asyncio.get_running_loop()
-        started_s = loop.time()
-        await model.line.enter(started_s + timeout_s)
         try:
-            waited_s = loop.time() - started_s
-            chunk = await self._infer(model, request, timeout_s=max(0.0, timeout_s - waited_s))
-        finally:
-            model.line.leave()
-        return BackendChunk(actions=chunk.actions, inference_s=chunk.inference_s, queue_s=chunk.queue_s + waited_s)
+            return await self._infer(model, request, timeout_s=timeout_s)
+        except BackendUnavailableError as error:
+            raise BackendUnavailableError(str(error), retry_after_s=self._supervision.retry_after_s) from error
 
     async def ready(self, revision: str) -> bool:
         model = self._models.get(revision)
@@ -133,7 +129,7 @@ class TritonBackend:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         for model in self._models.values():
-            self._withdraw(model, "the backend is closing")
+            model.state = RevisionState.RECOVERING
             if self._client is not None:
                 await self._unload(self._client, model)
         if self._client is not None:
@@ -149,7 +145,7 @@ class TritonBackend:
                 _logger.error(
                     "model died", extra={"fields": {"revision": model.revision.revision, "error": str(error)}}
                 )
-                self._withdraw(model, "the model's process died")
+                model.state = RevisionState.RECOVERING
                 self._run(self._recover(model))
             raise
         model.answered_at_s = time.monotonic()
@@ -178,7 +174,7 @@ class TritonBackend:
             started_s = time.monotonic()
             reason = await self._server.wait_lost()
             _logger.error("triton lost", extra={"fields": {"reason": reason}})
-            self._disconnect(reason)
+            self._disconnect()
             if time.monotonic() - started_s >= self._supervision.stable_after_s:
                 failures = 0
             while not await self._restart(failures):
@@ -190,13 +186,13 @@ class TritonBackend:
         await asyncio.sleep(self._backoff_s(failures))
         try:
             await self._server.start()
-            client = TritonClient(self._server.address)
+            client = TritonClient(self._server.address, self._server.control_address)
             self._client = client
             for model in list(self._models.values()):
                 await self._bring_up_again(client, model)
         except (TritonStartError, BackendError, OSError) as error:
             _logger.error("triton restart failed", extra={"fields": {"error": str(error)}})
-            self._disconnect("the restart failed")
+            self._disconnect()
             return False
         return True
 
@@ -243,16 +239,13 @@ class TritonBackend:
             )
             await self._server.abandon()
 
-    def _disconnect(self, reason: str) -> None:
+    def _disconnect(self) -> None:
+        """Whatever is in progress ends as unavailable."""
         for model in self._models.values():
-            self._withdraw(model, reason)
+            model.state = RevisionState.RECOVERING
         client, self._client = self._client, None
         if client is not None:
             client.close()
-
-    def _withdraw(self, model: _Model, reason: str) -> None:
-        model.state = RevisionState.RECOVERING
-        model.line.dismiss(BackendUnavailableError(reason, retry_after_s=self._supervision.retry_after_s))
 
     async def _unload(self, client: TritonClient, model: _Model) -> None:
         """For a Triton that outlives us; ours is about to stop anyway."""

@@ -1,7 +1,7 @@
 """One tritonserver, spoken to: load a model, ask it for a chunk. KServe v2 with binary tensors, over HTTP.
 
 Owns the way from BackendRequest to Triton's tensors and back, and the translation of Triton's errors. Does not own
-connections (http.py), readiness, restarts or who may send when (backend.py).
+connections (http.py, control.py), readiness, restarts or who may send when (backend.py).
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from service.backend import (
     BackendRequest,
     BackendUnavailableError,
 )
+from service.observability.request_trace import current_trace
 from service.revision import RevisionError
+from service.triton.control import LoadRefusedError, TritonControl
 from service.triton.http import HttpAnswer, TritonConnectionError, TritonConnections
 from service.triton.tensors import ACTIONS, FLOATS, INSTRUCTION, META, PIXELS, TIMING
 
@@ -37,10 +39,11 @@ class ModelDeadError(BackendUnavailableError):
 
 
 class TritonClient:
-    """`address` is "host:port" of Triton's HTTP service, or "unix:path"."""
+    """Addresses are "host:port" or "unix:path": of Triton's HTTP service, and of its gRPC one, which loads models."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, control_address: str) -> None:
         self._connections = TritonConnections(address)
+        self._control = TritonControl(control_address)
 
     def close(self) -> None:
         """Ends calls in progress with BackendUnavailableError."""
@@ -55,30 +58,32 @@ class TritonClient:
 
     async def load(self, model: str, *, timeout_s: float) -> None:
         """Returns once the model is initialised. Raises RevisionError when it refuses, else a BackendError."""
-        answer = await self._ask("POST", f"/v2/repository/models/{model}/load", b"{}", timeout_s=timeout_s)
-        if answer.status in (HTTPStatus.BAD_REQUEST, HTTPStatus.INTERNAL_SERVER_ERROR):
-            raise RevisionError(_load_problem(_error_text(answer)))
-        _require_ok(answer)
+        try:
+            await self._control.load(model, timeout_s=timeout_s)
+        except LoadRefusedError as error:
+            raise RevisionError(_load_problem(str(error))) from None
 
     async def unload(self, model: str, *, timeout_s: float) -> None:
         """Returns at once; Triton finishes what is in flight. Raises a BackendError."""
-        _require_ok(await self._ask("POST", f"/v2/repository/models/{model}/unload", b"{}", timeout_s=timeout_s))
+        await self._control.unload(model, timeout_s=timeout_s)
 
     async def infer(self, model: str, request: BackendRequest, *, timeout_s: float) -> BackendChunk:
         """Raises a BackendError; ModelDeadError when the model has to be loaded again."""
         started_s = time.perf_counter()
         description, content = encode_request(request)
+        trace = current_trace()
+        traceparent = f"traceparent: {trace.traceparent}\r\n" if trace is not None else ""
         answer = await self._ask(
             "POST",
             f"/v2/models/{model}/infer",
             description + content,
-            headers=f"{_JSON_LENGTH}: {len(description)}\r\n",
+            headers=f"{_JSON_LENGTH}: {len(description)}\r\n{traceparent}",
             timeout_s=timeout_s,
         )
         _require_ok(answer)
-        actions, inference_s = decode_response(answer)
+        actions, inference_s, batch_size = decode_response(answer)
         queue_s = max(0.0, time.perf_counter() - started_s - inference_s)
-        return BackendChunk(actions=actions, inference_s=inference_s, queue_s=queue_s)
+        return BackendChunk(actions=actions, inference_s=inference_s, queue_s=queue_s, batch_size=batch_size)
 
     async def _ask(
         self, method: str, path: str, content: bytes = b"", *, headers: str = "", timeout_s: float
@@ -114,12 +119,16 @@ def encode_request(request: BackendRequest) -> tuple[bytes, bytes]:
     return description.encode(), b"".join(content for *_, content in tensors)
 
 
-def decode_response(answer: HttpAnswer) -> tuple[np.ndarray, float]:
-    """float32 actions [action_horizon, action_dim] and the seconds of inference. Raises BackendFailedError."""
+def decode_response(answer: HttpAnswer) -> tuple[np.ndarray, float, int]:
+    """float32 actions [action_horizon, action_dim], the seconds of inference and the size of its batch.
+
+    Raises BackendFailedError.
+    """
     try:
         tensors = _tensors(answer)
         _, horizon, action_dim = tensors[ACTIONS].shape
-        return tensors[ACTIONS].reshape(horizon, action_dim), int(tensors[TIMING][0, 0]) / 1e9
+        inference_ns, batch_size = tensors[TIMING][0].tolist()
+        return tensors[ACTIONS].reshape(horizon, action_dim), inference_ns / 1e9, batch_size
     except (KeyError, ValueError, IndexError, TypeError) as error:
         raise BackendFailedError(f"Triton's answer is not a chunk: {error!r}") from None
 

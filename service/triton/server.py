@@ -31,6 +31,8 @@ _LIVE_TIMEOUT_S = 5.0
 # How much of what it printed explains a failed start, and a sudden end.
 _LOG_TAIL_LINES = 30
 _LOSS_TAIL_LINES = 3
+# Triton writes it behind the address, also where that is a path and the port is none.
+_GRPC_PORT = 1
 # Enough for the frames of a batch, so that no request waits for the region to grow.
 _SHM_BYTES_PER_MODEL = 16 * 1024 * 1024
 
@@ -45,6 +47,11 @@ class TritonServer(Protocol):
     @property
     def address(self) -> str:
         """Of its HTTP service, "host:port" or "unix:path"; may change with every start."""
+        ...
+
+    @property
+    def control_address(self) -> str:
+        """Of its gRPC service, which models are loaded by, in the same form."""
         ...
 
     @property
@@ -99,11 +106,16 @@ class TritonProcess:
         self._log_task: asyncio.Task[None] | None = None
         self._log_tail: collections.deque[str] = collections.deque(maxlen=_LOG_TAIL_LINES)
         self._socket = self._directory / "http.sock"
+        self._control_socket = self._directory / "grpc.sock"
         self._metrics_socket = self._directory / "metrics.sock"
 
     @property
     def address(self) -> str:
         return f"unix:{self._socket}"
+
+    @property
+    def control_address(self) -> str:
+        return f"unix:{self._control_socket}:{_GRPC_PORT}"
 
     @property
     def repository(self) -> Path:
@@ -113,7 +125,7 @@ class TritonProcess:
         await self._end()
         # The identity is in the names of shared memory, so that a start never meets what an earlier one left.
         server_id = guard.SHM_PREFIX + secrets.token_hex(6)
-        for path in (self._socket, self._metrics_socket):
+        for path in (self._socket, self._metrics_socket, Path(f"{self._control_socket}:{_GRPC_PORT}")):
             path.unlink(missing_ok=True)
         self._log_tail.clear()
         read_fd, write_fd = os.pipe()
@@ -163,7 +175,8 @@ class TritonProcess:
             f"--model-repository={self._repository}",
             "--model-control-mode=explicit",
             "--disable-auto-complete-config",
-            "--allow-grpc=false",
+            f"--grpc-address=unix:{self._control_socket}",
+            f"--grpc-port={_GRPC_PORT}",
             f"--http-address={self.address}",
             f"--metrics-address=unix:{self._metrics_socket}",
             # Whoever stops Triton has drained what was in flight; only unloading is left, which the guard does better.
@@ -179,7 +192,7 @@ class TritonProcess:
 
     async def _wait_answering(self) -> None:
         assert self._guard is not None
-        answering = asyncio.create_task(_wait_live(self.address, timeout_s=self._settings.startup_timeout_s))
+        answering = asyncio.create_task(_wait_live(self, timeout_s=self._settings.startup_timeout_s))
         ended = asyncio.create_task(self._guard.wait())
         try:
             await asyncio.wait({answering, ended}, return_when=asyncio.FIRST_COMPLETED)
@@ -235,9 +248,16 @@ class ExternalTriton:
     """A tritonserver that somebody else runs, in explicit model control mode, with a repository both can reach."""
 
     def __init__(
-        self, address: str, repository: Path, *, startup_timeout_s: float = 60.0, poll_interval_s: float = 1.0
+        self,
+        address: str,
+        control_address: str,
+        repository: Path,
+        *,
+        startup_timeout_s: float = 60.0,
+        poll_interval_s: float = 1.0,
     ) -> None:
         self._address = address
+        self._control_address = control_address
         self._repository = repository
         self._startup_timeout_s = startup_timeout_s
         self._poll_interval_s = poll_interval_s
@@ -247,16 +267,20 @@ class ExternalTriton:
         return self._address
 
     @property
+    def control_address(self) -> str:
+        return self._control_address
+
+    @property
     def repository(self) -> Path:
         return self._repository
 
     async def start(self) -> None:
-        problem = await _wait_live(self._address, timeout_s=self._startup_timeout_s)
+        problem = await _wait_live(self, timeout_s=self._startup_timeout_s)
         if problem is not None:
             raise TritonStartError(problem)
 
     async def wait_lost(self) -> str:
-        client = TritonClient(self._address)
+        client = TritonClient(self._address, self._control_address)
         try:
             while await client.is_live(timeout_s=_LIVE_TIMEOUT_S):  # noqa: ASYNC110  # no event crosses processes
                 await asyncio.sleep(self._poll_interval_s)
@@ -271,15 +295,15 @@ class ExternalTriton:
         """Nothing: its owner decides when it stops."""
 
 
-async def _wait_live(address: str, *, timeout_s: float) -> str | None:
+async def _wait_live(server: TritonServer, *, timeout_s: float) -> str | None:
     """None once the server answers, else that it does not."""
-    client = TritonClient(address)
+    client = TritonClient(server.address, server.control_address)
     try:
         async with asyncio.timeout(timeout_s):
             while not await client.is_live(timeout_s=_LIVE_TIMEOUT_S):  # noqa: ASYNC110  # no event crosses processes
                 await asyncio.sleep(_START_POLL_INTERVAL_S)
     except TimeoutError:
-        return f"tritonserver at {address} did not answer within {timeout_s:g} s"
+        return f"tritonserver at {server.address} did not answer within {timeout_s:g} s"
     finally:
         client.close()
     return None

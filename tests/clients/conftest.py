@@ -146,12 +146,14 @@ class FakePolicyService(policy_pb2_grpc.PolicyServiceServicer):
     def _fail(self, context, code: str, *, field: str, message: str, request=None) -> None:
         error = _request_error(request or policy_pb2.PredictChunkRequest(), code, field, message)
         context.set_trailing_metadata(error_metadata(error))
-        context.abort(grpc.StatusCode[code], message)
+        context.abort(grpc.StatusCode[code.partition(" ")[0]], message)
 
 
 def _request_error(
     request: policy_pb2.PredictChunkRequest, code: str, field: str, message: str
 ) -> policy_pb2.RequestError:
+    """`code` may be followed by the number of a reason."""
+    code, _, reason = code.partition(" ")
     error = policy_pb2.RequestError(
         robot_id=request.robot_id,
         episode_id=request.episode_id,
@@ -159,6 +161,7 @@ def _request_error(
         code=grpc.StatusCode[code].value[0],
         message=message,
         field=field,
+        reason=int(reason or 0),
     )
     if code in ("UNAVAILABLE", "RESOURCE_EXHAUSTED"):
         error.retry_delay.CopyFrom(encode_duration(0.25))

@@ -17,6 +17,8 @@ from premotor.client import (
     DeadlineExceededError,
     FixRequestError,
     HistoryBuffer,
+    ObservationSupersededError,
+    OutputViolationError,
     PolicyClient,
     PolicyError,
     ProtocolError,
@@ -24,6 +26,7 @@ from premotor.client import (
     ServerFailureError,
 )
 from premotor.client.channel import MAX_MESSAGE_BYTES
+from premotor.v1 import policy_pb2
 from premotor.wire import encode_duration
 
 
@@ -159,6 +162,37 @@ def test_a_status_becomes_the_error_that_says_what_to_do_next(
         assert error.field == ("observation.state" if verb == "error" else "")
     if isinstance(error, RetryableError):
         assert error.retry_delay_s == (0.25 if verb == "error" else None)
+
+
+@pytest.mark.parametrize(
+    ("code", "reason", "error_class"),
+    [
+        ("ABORTED", policy_pb2.RequestError.REASON_SUPERSEDED, ObservationSupersededError),
+        ("INTERNAL", policy_pb2.RequestError.REASON_OUTPUT_VIOLATION, OutputViolationError),
+        ("INTERNAL", policy_pb2.RequestError.REASON_FAILED, ServerFailureError),
+        ("UNAVAILABLE", policy_pb2.RequestError.REASON_DRAINING, RetryableError),
+        ("RESOURCE_EXHAUSTED", policy_pb2.RequestError.REASON_OVERLOADED, RetryableError),
+        ("DEADLINE_EXCEEDED", policy_pb2.RequestError.REASON_EXPIRED, DeadlineExceededError),
+        # Of a server younger than this client.
+        ("ABORTED", 4711, RetryableError),
+        ("INTERNAL", 4711, ServerFailureError),
+    ],
+)
+def test_a_reason_says_more_than_its_code_and_an_unknown_one_leaves_it_to_the_code(
+    client, arguments, code: str, reason: int, error_class: type[PolicyError]
+) -> None:
+    asked = {**arguments, "instruction": f"error {code} {reason}"}
+    with pytest.raises(PolicyError) as failure:
+        client.predict_chunk(**asked)
+    with client.stream() as stream, pytest.raises(PolicyError) as streamed:
+        stream.receive(stream.send(**asked))
+    for error in (failure.value, streamed.value):
+        assert type(error) is error_class
+        assert error.code is grpc.StatusCode[code]
+
+
+def test_a_chunk_that_broke_a_limit_is_a_failure_of_the_server_to_who_knows_no_more() -> None:
+    assert issubclass(OutputViolationError, ServerFailureError)
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from policy.embodiment import Camera, EmbodimentSpec, Group, GroupKind, Normalization, Representation, group_slices
+
+SHIPPED = Path(__file__).resolve().parents[2] / "checkpoints" / "tabletop" / "embodiments.json"
 
 _ARM = Group(name="arm", dim=3, kind=GroupKind.JOINT_POSITION, unit="rad", normalization=Normalization.MIN_MAX)
 _GRIPPER = Group(name="gripper", dim=1, kind=GroupKind.GRIPPER, unit="ratio", lower_limit=(0.0,), upper_limit=(1.0,))
@@ -44,13 +47,31 @@ _CHANGES: dict[str, EmbodimentSpec] = {
     "group.relative_to": _with_base(relative_to="arm"),
     "group.lower_limit": _with_base(lower_limit=(-1.0, -1.0, -1.0)),
     "group.upper_limit": _with_base(upper_limit=(1.0, 1.0, 1.0)),
+    "group.step_limit": _with_base(step_limit=(0.1, 0.1, 0.1)),
 }
 
 
-def test_a_spec_survives_json() -> None:
-    again = EmbodimentSpec.from_json(json.loads(json.dumps(_SPEC.to_json())))
-    assert again == _SPEC
-    assert again.digest == _SPEC.digest
+@pytest.mark.parametrize("spec", [_SPEC, _CHANGES["group.step_limit"]])
+def test_a_spec_survives_json(spec: EmbodimentSpec) -> None:
+    again = EmbodimentSpec.from_json(json.loads(json.dumps(spec.to_json())))
+    assert again == spec
+    assert again.digest == spec.digest
+
+
+def test_a_spec_without_step_limits_has_the_json_and_the_digest_it_had_before_there_were_any() -> None:
+    assert "step_limit" not in json.dumps(_SPEC.to_json())
+    assert _SPEC.digest == "4bad92d4fcd8a7c1f3d44f44a64b738fd017744ee442535e3fe8da47c512044e"
+    groups = [*_SPEC.to_json()["state"], *_SPEC.to_json()["action"]]
+    assert [list(group) for group in groups] == [
+        ["name", "dim", "kind", "unit", "representation", "normalization", "relative_to", "lower_limit", "upper_limit"]
+    ] * len(groups)
+
+
+def test_the_shipped_specs_keep_their_json_byte_for_byte_and_their_digests() -> None:
+    for entry in json.loads(SHIPPED.read_text())["embodiments"]:
+        spec = EmbodimentSpec.from_json(entry["spec"])
+        assert json.dumps(spec.to_json()) == json.dumps(entry["spec"])
+        assert spec.digest == entry["digest"]
 
 
 @pytest.mark.parametrize("field", _CHANGES)
@@ -93,6 +114,18 @@ def test_groups_own_their_columns_in_order() -> None:
         (lambda: replace(_SPEC, state=(_ARM, _ARM)), "names a state group twice"),
         (lambda: replace(_SPEC, action=(_ARM, _ARM)), "names a action group twice"),
         (lambda: replace(_SPEC, state=(replace(_ARM, relative_to="arm"),)), "state group 'arm' cannot be relative"),
+        (lambda: replace(_ARM, step_limit=(0.1,)), "step_limit has 1 values, expected 3 or none"),
+        (lambda: replace(_GRIPPER, step_limit=(-0.1,)), r"'gripper' has step_limit \[-0.1\], expected 0 or more"),
+        (lambda: replace(_GRIPPER, step_limit=(float("nan"),)), "has step_limit"),
+        (lambda: replace(_GRIPPER, step_limit=(float("inf"),)), "has step_limit"),
+        (
+            lambda: replace(_GRIPPER, step_limit=(0.1,), representation=Representation.DELTA),
+            "'gripper' is delta, only absolute groups have a step_limit",
+        ),
+        (
+            lambda: replace(_SPEC, state=(_ARM, replace(_GRIPPER, step_limit=(0.1,)))),
+            "state group 'gripper' cannot have a step_limit",
+        ),
         (lambda: _with_base(relative_to="nothing"), "'nothing' it is relative to"),
         (lambda: _with_base(relative_to="gripper"), "as wide as the state group 'gripper'"),
     ],

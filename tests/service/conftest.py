@@ -7,7 +7,8 @@ import hashlib
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from policy.embodiment import Camera, EmbodimentSpec, Group, GroupKind
 from premotor.v1 import policy_pb2, policy_pb2_grpc
 from premotor.wire import encode_tensor
 from service.backend import BackendChunk, BackendRequest
+from service.credentials import Caps, Credentials, Scope, TokenCache, TokenRecord
+from service.credentials.secret import issue, new_token_id
 from service.gateway import GatewayLimits, GatewayServer
 from service.policies import ServedPolicies
 from service.revision import Revision, read_revision
@@ -56,6 +59,8 @@ class FakeBackend:
     """Answers with a function of the request; keeps what it was asked; can be told to wait, to fail or to lie."""
 
     is_ready: bool = True
+    # Requests that it has room for at a time.
+    room: int = 16
     failure: Exception | None = None
     make_actions: Callable[[BackendRequest], np.ndarray] | None = None
     # A request whose seed is a key waits for the event.
@@ -66,6 +71,9 @@ class FakeBackend:
     arrived: asyncio.Condition = field(default_factory=asyncio.Condition)
     # Set once a request that waits has been cancelled.
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def capacity(self, revision: str) -> int:
+        return self.room
 
     async def predict(self, revision: str, request: BackendRequest, *, timeout_s: float) -> BackendChunk:
         async with self.arrived:
@@ -111,9 +119,26 @@ class Gateway:
     channel: grpc.aio.Channel
     stub: policy_pb2_grpc.PolicyServiceStub
 
-    def count(self, *, policy: str, status: str) -> float:
-        """Requests that ended in `status` so far."""
-        return self.registry.get_sample_value("premotor_requests_total", {"policy": policy, "status": status}) or 0.0
+    def count(self, **labels: str) -> float:
+        """Requests that ended so far with these labels: of `policy`, `status` and `reason`."""
+        return sum(
+            sample.value
+            for metric in self.registry.collect()
+            for sample in metric.samples
+            if sample.name == "premotor_requests_total" and labels.items() <= sample.labels.items()
+        )
+
+    def num_requests(self, state: str) -> float | None:
+        """Requests that are "queued", or "in_flight", now; None before the first."""
+        return self.registry.get_sample_value(f"premotor_requests_{state}", {"policy": POLICY})
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Waits for something that only the metrics tell."""
+        for _ in range(1000):
+            if condition():
+                return
+            await asyncio.sleep(0.005)
+        pytest.fail("what was waited for did not come within 5 s")
 
 
 class ServiceKit:
@@ -224,11 +249,17 @@ class ServiceKit:
         limits: GatewayLimits | None = None,
         backend: FakeBackend | None = None,
         draw_seed: Callable[[], int] = lambda: 11,
+        credentials: Callable[[CollectorRegistry], Credentials] | None = None,
     ) -> AsyncIterator[Gateway]:
         """A gateway on a free loopback port, with an open channel to it."""
         backend, registry = backend or FakeBackend(), CollectorRegistry()
         server = GatewayServer(
-            policies=self.policies, backend=backend, metrics_registry=registry, limits=limits, draw_seed=draw_seed
+            policies=self.policies,
+            backend=backend,
+            metrics_registry=registry,
+            credentials=credentials(registry) if credentials else None,
+            limits=limits,
+            draw_seed=draw_seed,
         )
         address = f"127.0.0.1:{await server.start()}"
         try:
@@ -247,3 +278,74 @@ class ServiceKit:
 def kit(tmp_path_factory: pytest.TempPathFactory) -> ServiceKit:
     directory = ServiceKit.write_checkpoint(tmp_path_factory.mktemp("checkpoints") / "tabletop")
     return ServiceKit(read_revision(directory, policy=POLICY))
+
+
+class TokenDesk:
+    """Hands out tokens as a registry would, without one. Its clocks stand still until they are moved."""
+
+    def __init__(self) -> None:
+        self.cache = TokenCache()
+        self.now = datetime(2026, 1, 1, tzinfo=UTC)
+        self.clock_s = 0.0
+        self._records: dict[str, TokenRecord] = {}
+
+    def tokens(self) -> list[TokenRecord]:
+        return list(self._records.values())
+
+    def credentials(self, registry: CollectorRegistry) -> Credentials:
+        return Credentials(
+            metrics_registry=registry, tokens=self.cache, now=lambda: self.now, clock_s=lambda: self.clock_s
+        )
+
+    def give(
+        self,
+        *scopes: str,
+        policies: tuple[str, ...] = (),
+        expires_at: datetime | None = None,
+        caps: Caps | None = None,
+        name: str = "somebody",
+    ) -> str:
+        issued = issue(new_token_id())
+        self._keep(
+            TokenRecord(
+                token_id=issued.token_id,
+                name=name,
+                scopes=frozenset(Scope(scope) for scope in scopes),
+                policies=policies,
+                expires_at=expires_at,
+                caps=caps or Caps(),
+                secret_sha256=issued.sha256,
+                previous_sha256="",
+                previous_until=None,
+                created_at=self.now,
+                revoked_at=None,
+            )
+        )
+        return issued.token
+
+    def revoke(self, token: str) -> None:
+        self._keep(replace(self._record(token), revoked_at=self.now))
+
+    def rotate(self, token: str, *, grace_s: float) -> str:
+        record, issued = self._record(token), issue(self._record(token).token_id)
+        self._keep(
+            replace(
+                record,
+                secret_sha256=issued.sha256,
+                previous_sha256=record.secret_sha256,
+                previous_until=self.now + timedelta(seconds=grace_s),
+            )
+        )
+        return issued.token
+
+    def _record(self, token: str) -> TokenRecord:
+        return self._records[token.split("_")[1]]
+
+    def _keep(self, record: TokenRecord) -> None:
+        self._records[record.token_id] = record
+        self.cache.refresh(self)
+
+
+@pytest.fixture
+def desk() -> TokenDesk:
+    return TokenDesk()

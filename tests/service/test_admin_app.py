@@ -20,6 +20,7 @@ async def get(kit, path: str, *, backend: Backend | None = None, policies: Serve
         policies=policies or kit.policies,
         backend=backend or kit.backend(),
         metrics_registry=registry or CollectorRegistry(),
+        fleet=None,  # None of these routes asks it.
     )
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://admin") as client:
         return await client.get(path)
@@ -73,6 +74,7 @@ def test_the_policies_are_what_the_gateway_publishes(kit, fetch):
         "representation": "absolute",
         "lower_limit": [-1.0, -1.0, -1.0],
         "upper_limit": [],
+        "step_limit": [],
     }
     assert sawyer["control_rate_hz"] == 80
 

@@ -81,6 +81,9 @@ async def test_a_drain_reports_not_serving_and_ends_the_watches(kit):
 class SilentBackend:
     """Never says whether it is ready."""
 
+    def capacity(self, revision: str) -> int:
+        return 1
+
     async def ready(self, revision: str) -> bool:
         await asyncio.Event().wait()
         return True
@@ -88,6 +91,9 @@ class SilentBackend:
 
 class BrokenBackend:
     """Breaks the promise never to raise."""
+
+    def capacity(self, revision: str) -> int:
+        return 1
 
     async def ready(self, revision: str) -> bool:
         raise RuntimeError("no")

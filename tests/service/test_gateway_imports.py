@@ -10,7 +10,8 @@ FORBIDDEN = ("torch", "policy", "training", "transformers", "service.triton", "s
 
 def test_gateway_and_admin_import_no_model_code():
     program = (
-        "import sys, service.gateway, service.admin, service.revision, service.policies, service.backend\n"
+        "import sys, service.gateway, service.admin, service.openpi\n"
+        "import service.revision, service.policies, service.backend\n"
         f"print([name for name in {FORBIDDEN!r} if name in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)

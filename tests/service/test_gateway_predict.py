@@ -260,30 +260,35 @@ async def test_a_callers_deadline_ends_the_wait_for_the_backend(kit):
 
 @pytest.mark.asyncio
 async def test_one_request_over_the_bound_is_refused_with_a_delay_and_a_free_place_is_taken_again(kit):
-    backend = kit.backend(holds={1: asyncio.Event(), 2: asyncio.Event()})
-    async with kit.serve(backend=backend, limits=GatewayLimits(max_in_flight_per_policy=2)) as gateway:
-        held = [
-            asyncio.ensure_future(gateway.stub.PredictChunk(kit.request(seed=seed), timeout=TIMEOUT_S))
-            for seed in (1, 2)
-        ]
-        await backend.wait_for_requests(2)
-        in_flight = gateway.registry.get_sample_value("premotor_requests_in_flight", {"policy": "tabletop"})
-        failed, error = await failure_of(gateway.stub.PredictChunk(kit.request(seed=3), timeout=TIMEOUT_S))
+    backend = kit.backend(room=1, holds={1: asyncio.Event()})
+    async with kit.serve(backend=backend, limits=GatewayLimits(max_queued_per_policy=1)) as gateway:
+
+        def ask(seed: int):
+            request = kit.request(seed=seed)
+            request.robot_id = f"robot-{seed}"
+            return asyncio.ensure_future(gateway.stub.PredictChunk(request, timeout=TIMEOUT_S))
+
+        inside = ask(1)
+        await backend.wait_for_requests(1)
+        waiting = ask(2)
+        await gateway.until(lambda: gateway.num_requests("queued") == 1)
+        in_flight = gateway.num_requests("in_flight")
+        failed, error = await failure_of(ask(3))
         backend.holds[1].set()
-        await held[0]
-        await gateway.stub.PredictChunk(kit.request(seed=4), timeout=TIMEOUT_S)
-        backend.holds[2].set()
-        await held[1]
+        await asyncio.gather(inside, waiting)
+        await ask(4)
     assert in_flight == 2
     assert failed.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert error.reason == policy_pb2.RequestError.REASON_OVERLOADED
     assert decode_duration(error.retry_delay, field="retry_delay") > 0
-    assert sorted(request.seed for request in backend.requests) == [1, 2, 4]
+    assert [request.seed for request in backend.requests] == [1, 2, 4]
+    assert (gateway.num_requests("queued"), gateway.num_requests("in_flight")) == (0, 0)
 
 
 @pytest.mark.asyncio
 async def test_a_caller_who_leaves_frees_its_place(kit):
-    backend = kit.backend(holds={1: asyncio.Event()})
-    async with kit.serve(backend=backend, limits=GatewayLimits(max_in_flight_per_policy=1)) as gateway:
+    backend = kit.backend(room=1, holds={1: asyncio.Event()})
+    async with kit.serve(backend=backend) as gateway:
         call = gateway.stub.PredictChunk(kit.request(seed=1), timeout=TIMEOUT_S)
         await backend.wait_for_requests(1)
         call.cancel()
@@ -344,7 +349,7 @@ async def test_requests_are_counted_by_policy_and_status_and_no_label_comes_from
     for span in ("decode", "queue", "inference", "total"):
         assert gateway.registry.get_sample_value(f"premotor_{span}_seconds_count", {"policy": "tabletop"}) == 1
     labels = [sample.labels for metric in gateway.registry.collect() for sample in metric.samples]
-    assert all(label.get("policy") in ("", "tabletop") for label in labels)
+    assert all(label.get("policy", "") in ("", "tabletop") for label in labels)
 
 
 @pytest.mark.asyncio

@@ -95,6 +95,10 @@ async def test_what_has_expired_is_not_run(
     np.testing.assert_allclose(chunk.actions, cases[0].expected, rtol=0, atol=1e-5)
 
 
+async def test_there_is_room_for_what_runs_and_for_the_next_batch(backend: LocalBackend, revision: Revision) -> None:
+    assert backend.capacity(revision.revision) == 8
+
+
 async def test_a_revision_that_is_not_loaded_is_unavailable(
     backend: LocalBackend, cases: tuple[ProbeCase, ...]
 ) -> None:

@@ -14,6 +14,8 @@ from service.errors import UnknownPolicyError, UnknownRevisionError
 from service.policies import ServedPolicies
 from service.revision import RevisionError, load_revision, read_revision
 
+SHIPPED = Path(__file__).resolve().parents[2] / "checkpoints" / "tabletop"
+
 
 @pytest.fixture
 def checkpoint(kit, tmp_path: Path) -> Path:
@@ -61,6 +63,25 @@ def test_the_schema_digest_ignores_revision_and_variant_and_sees_everything_else
     assert len(first) == 64
     assert digest("other-variant", variant="no-prior") == first
     assert digest("other-horizon", config={"execution_horizon": 4}) != first
+
+
+def test_the_shipped_policy_is_to_its_robots_what_it_was():
+    """Says no more than that: a retrained checkpoint keeps the digest, one for other bodies or chunks gets another."""
+    description = read_revision(SHIPPED, policy="tabletop").description
+    assert description.schema_digest == "e7dddcdd3e9b7b438cb9fd865fc20056c01da6446b102bf87b42b433387f834d"
+
+
+def test_a_step_limit_is_published_and_changes_what_a_robot_relies_on(checkpoint):
+    before = read_revision(checkpoint, policy="tabletop").description
+    assert not any(group.step_limit for body in before.embodiments for group in body.action)
+    rewrite_json(
+        checkpoint,
+        "embodiments.json",
+        lambda content: content["embodiments"][0]["spec"]["action"][0].update(step_limit=[0.1, 0.2, 0.3]),
+    )
+    after = read_revision(checkpoint, policy="tabletop").description
+    assert list(after.embodiments[0].action[0].step_limit) == [0.1, 0.2, 0.3]
+    assert after.schema_digest != before.schema_digest
 
 
 def test_a_flipped_byte_is_refused_by_name(checkpoint):
@@ -147,6 +168,12 @@ def test_a_config_that_cannot_be_names_file_and_field(kit, tmp_path, field, valu
         lambda content: content["embodiments"].append(content["embodiments"][0]),
         lambda content: content["embodiments"][0]["spec"].update(control_rate_hz=0),
         lambda content: content["embodiments"][0]["spec"]["action"][0].update(lower_limit=[0.0]),
+        lambda content: content["embodiments"][0]["spec"]["action"][0].update(step_limit=[0.1]),
+        lambda content: content["embodiments"][0]["spec"]["action"][0].update(step_limit=[0.1, 0.1, -0.1]),
+        lambda content: content["embodiments"][0]["spec"]["state"][0].update(step_limit=[0.1] * 3),
+        lambda content: content["embodiments"][0]["spec"]["action"][0].update(
+            step_limit=[0.1] * 3, representation="delta"
+        ),
         lambda content: content["embodiments"][1]["spec"]["cameras"][1].update(name="front"),
     ],
 )

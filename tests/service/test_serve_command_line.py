@@ -31,6 +31,9 @@ def logging_as_before() -> Iterator[None]:
         (["serve", "--policy", "=somewhere"], "is not NAME=DIR"),
         (["serve"], "--policy"),
         (["serve", "--policy", "a=b", "--port", "70000"], "is not a port"),
+        (["serve", "--policy", "a=b", "--openpi-port", "x"], "'x' is not a port"),
+        (["serve", "--policy", "a=b", "--openpi-map", "/nowhere/map.json"], "No such file"),
+        (["serve", "--policy", "a=b", "--openpi-port", "0", "--openpi-map", __file__], "is no observation map"),
         (["serve", "--policy", "a=b", "--backend", "trition"], "invalid choice: 'trition'"),
         (["serve", "--policy", "a=b", "--threads", "0"], "threads is 0"),
         (["serve", "--policy", "a=b", "--triton-address", "localhost:8001"], "come together"),
@@ -47,6 +50,15 @@ def test_a_wrong_call_exits_with_2_and_says_what_is_wrong(
         main(arguments)
     assert end.value.code == 2
     assert said in capsys.readouterr().err
+
+
+def test_an_observation_map_without_a_port_is_a_wrong_call(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "map.json"
+    path.write_text(json.dumps({"policy": "a", "images": {"front": "image"}, "state": ["state"]}))
+    with pytest.raises(SystemExit) as end:
+        main(["serve", "--policy", "a=b", "--openpi-map", str(path)])
+    assert end.value.code == 2
+    assert "an observation map came without a port" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("backend", ["triton", "local"])

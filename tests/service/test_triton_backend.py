@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 
@@ -34,7 +35,7 @@ class FakeTriton:
     cases: tuple[ProbeCase, ...]
     offset: float = 0.0
     # Status and message.
-    load_error: tuple[int, str] | None = None
+    load_error: tuple[grpc.StatusCode, str] | None = None
     infer_error: tuple[int, str] | None = None
     # Loading mends what inference fails with.
     load_mends: bool = True
@@ -68,20 +69,31 @@ class FakeTriton:
             writer.close()
 
     async def _answer(self, path: str, description: bytes, content: bytes) -> tuple[int, bytes, str]:
-        model = path.split("/")[-2]
         if path.endswith("/infer"):
             return await self._infer(json.loads(description)["inputs"], content)
-        if path.endswith("/load"):
-            async with self.arrived:
-                self.loads.append(model)
-                self.arrived.notify_all()
-            if self.load_error is not None:
-                return self._failure(self.load_error)
-            if self.load_mends:
-                self.infer_error = None
-        elif path.endswith("/unload"):
-            self.unloads.append(model)
         return 200, b"", ""
+
+    def handlers(self) -> grpc.GenericRpcHandler:
+        """Of its gRPC service, which loads and unloads."""
+        methods = {"RepositoryModelLoad": self._load, "RepositoryModelUnload": self._unload}
+        return grpc.method_handlers_generic_handler(
+            "inference.GRPCInferenceService",
+            {name: grpc.unary_unary_rpc_method_handler(method) for name, method in methods.items()},
+        )
+
+    async def _load(self, request: bytes, context: grpc.aio.ServicerContext) -> bytes:
+        async with self.arrived:
+            self.loads.append(request[2:].decode())
+            self.arrived.notify_all()
+        if self.load_error is not None:
+            await context.abort(*self.load_error)
+        if self.load_mends:
+            self.infer_error = None
+        return b""
+
+    async def _unload(self, request: bytes, context: grpc.aio.ServicerContext) -> bytes:
+        self.unloads.append(request[2:].decode())
+        return b""
 
     async def _infer(self, inputs: list[dict[str, Any]], content: bytes) -> tuple[int, bytes, str]:
         async with self.arrived:
@@ -98,7 +110,7 @@ class FakeTriton:
             for case in self.cases
             if (case.request.embodiment_index, case.request.seed) == (embodiment_index, seed)
         )
-        actions, timing = expected[None] + np.float32(self.offset), np.array([[1_000_000, 1]], np.int64)
+        actions, timing = expected[None] + np.float32(self.offset), np.array([[1_000, 1]], np.int64)
         outputs = [
             {"name": name, "datatype": kind, "shape": array.shape, "parameters": {"binary_data_size": array.nbytes}}
             for name, kind, array in ((ACTIONS, "FP32", actions), (TIMING, "INT64", timing))
@@ -127,11 +139,13 @@ class FakeProcess:
         self.triton = triton
         self.repository = repository
         self.address = ""
+        self.control_address = ""
         self.num_starts = 0
         self.num_failing_starts = 0
         self.abandoned = asyncio.Event()
         self._lost = asyncio.Event()
         self._server: asyncio.Server | None = None
+        self._control: grpc.aio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
@@ -142,6 +156,10 @@ class FakeProcess:
         self._lost.clear()
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
         self.address = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        self._control = grpc.aio.server()
+        self._control.add_generic_rpc_handlers((self.triton.handlers(),))
+        self.control_address = f"127.0.0.1:{self._control.add_insecure_port('127.0.0.1:0')}"
+        await self._control.start()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -168,10 +186,13 @@ class FakeProcess:
 
     async def stop(self) -> None:
         if self._server is not None:
+            # Before anything waits: nobody may connect to what is about to end.
             self._server.close()
             for connection in tuple(self._connections):
                 connection.cancel()
             await asyncio.gather(*self._connections, return_exceptions=True)
+        if self._control is not None:
+            await self._control.stop(0)
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +243,7 @@ async def test_a_revision_is_ready_once_its_probe_has_passed(process: FakeProces
         assert await backend.ready(revision.revision)
         chunk = await backend.predict(revision.revision, case.request, timeout_s=5)
         np.testing.assert_array_equal(chunk.actions, case.expected)
-        assert chunk.inference_s == 0.001
+        assert chunk.inference_s == 0.000001
         assert chunk.queue_s > 0
 
 
@@ -244,7 +265,7 @@ async def test_what_the_policy_says_about_its_checkpoint_comes_through(
         "load failed for model 'm': version 1 is at UNAVAILABLE state: Internal: CheckpointError: model.safetensors: "
         "weight x holds NaN or infinity\n\nAt:\n  /somewhere/checkpoint.py(1): load\n;\n"
     )
-    process.triton.load_error = (400, details)
+    process.triton.load_error = (grpc.StatusCode.INTERNAL, details)
     async with started(process) as backend:
         with pytest.raises(RevisionError, match=r"^model.safetensors: weight x holds NaN or infinity$"):
             await backend.load(revision)
@@ -294,7 +315,10 @@ async def test_a_checkpoint_that_is_refused_after_a_restart_leaves_triton_runnin
     process: FakeProcess, revision: Revision
 ) -> None:
     async with started(process, revision) as backend:
-        process.triton.load_error = (400, "Internal: CheckpointError: model.safetensors has changed")
+        process.triton.load_error = (
+            grpc.StatusCode.INTERNAL,
+            "Internal: CheckpointError: model.safetensors has changed",
+        )
         await process.kill()
         await process.triton.wait_for_loads(2)
         with pytest.raises(BackendUnavailableError):
@@ -303,21 +327,43 @@ async def test_a_checkpoint_that_is_refused_after_a_restart_leaves_triton_runnin
         assert process.num_starts == 2
 
 
-async def test_only_two_batches_are_inside_triton_and_the_expired_is_never_sent(
+async def test_there_is_room_for_two_batches_and_whatever_comes_goes_to_triton_at_once(
     process: FakeProcess, revision: Revision
 ) -> None:
     async with started(process, revision, max_batch_size=2) as backend:
+        assert backend.capacity(revision.revision) == 4
         process.triton.holding.clear()
         request = process.triton.cases[0].request
         before = process.triton.num_inferences
-        inside = [asyncio.create_task(backend.predict(revision.revision, request, timeout_s=5)) for _ in range(4)]
-        await process.triton.wait_for_inferences(before + 4)
-        with pytest.raises(BackendDeadlineError):
-            await backend.predict(revision.revision, request, timeout_s=0.05)
-        waiting = asyncio.create_task(backend.predict(revision.revision, request, timeout_s=5))
+        inside = [asyncio.create_task(backend.predict(revision.revision, request, timeout_s=5)) for _ in range(6)]
+        await process.triton.wait_for_inferences(before + 6)
         process.triton.holding.set()
-        await asyncio.gather(*inside, waiting)
-        assert process.triton.num_inferences == before + 5
+        await asyncio.gather(*inside)
+
+
+async def test_without_batching_one_runs_and_one_is_next(process: FakeProcess, revision: Revision) -> None:
+    async with started(process, revision, batching=False) as backend:
+        assert backend.capacity(revision.revision) == 2
+
+
+async def test_an_unloaded_revision_is_unavailable_and_no_death_to_recover_from(
+    process: FakeProcess, revision: Revision
+) -> None:
+    async with started(process, revision) as backend:
+        process.triton.holding.clear()
+        before, request = process.triton.num_inferences, process.triton.cases[0].request
+        inside = asyncio.create_task(backend.predict(revision.revision, request, timeout_s=5))
+        await process.triton.wait_for_inferences(before + 1)
+        await backend.unload(revision.revision)
+        with pytest.raises(BackendUnavailableError, match="not loaded"):
+            await backend.predict(revision.revision, request, timeout_s=5)
+        process.triton.infer_error = DEAD_STUB
+        process.triton.holding.set()
+        with pytest.raises(BackendUnavailableError) as ended:
+            await inside
+        assert ended.value.retry_after_s == QUICK.retry_after_s
+        assert len(process.triton.loads) == 1
+        assert not process.abandoned.is_set()
 
 
 async def test_an_answer_that_does_not_come_is_a_deadline_within_the_time_given(
@@ -361,32 +407,33 @@ async def test_a_triton_that_answers_its_heartbeat_wrongly_is_given_up(
 
 
 async def test_closing_ends_calls_in_progress_as_unavailable(process: FakeProcess, revision: Revision) -> None:
-    async with started(process, revision, max_batch_size=1) as backend:
+    async with started(process, revision) as backend:
         process.triton.holding.clear()
         before = process.triton.num_inferences
         asking = [
             asyncio.create_task(backend.predict(revision.revision, process.triton.cases[0].request, timeout_s=5))
             for _ in range(4)
         ]
-        await process.triton.wait_for_inferences(before + 2)
+        await process.triton.wait_for_inferences(before + 4)
         await backend.close()
         answers = await asyncio.gather(*asking, return_exceptions=True)
         assert [type(answer) for answer in answers] == [BackendUnavailableError] * 4
     assert process.triton.unloads == process.triton.loads
 
 
-async def test_a_cancelled_call_is_cancelled_and_makes_room(process: FakeProcess, revision: Revision) -> None:
-    async with started(process, revision, batching=False) as backend:
+async def test_a_cancelled_call_is_cancelled_and_the_others_are_answered(
+    process: FakeProcess, revision: Revision
+) -> None:
+    async with started(process, revision) as backend:
         process.triton.holding.clear()
         before = process.triton.num_inferences
         request = process.triton.cases[0].request
         asking = [asyncio.create_task(backend.predict(revision.revision, request, timeout_s=5)) for _ in range(3)]
-        await process.triton.wait_for_inferences(before + 2)
+        await process.triton.wait_for_inferences(before + 3)
         asking[0].cancel()
         with suppress(asyncio.CancelledError):
             await asking[0]
         assert asking[0].cancelled()
-        await process.triton.wait_for_inferences(before + 3)
         process.triton.holding.set()
         await asyncio.gather(*asking[1:])
 
@@ -395,7 +442,9 @@ async def test_a_triton_of_somebody_else_is_waited_for_used_and_left_running(
     process: FakeProcess, revision: Revision, tmp_path: Path
 ) -> None:
     await process.start()
-    external = ExternalTriton(process.address, tmp_path, startup_timeout_s=5, poll_interval_s=0.01)
+    external = ExternalTriton(
+        process.address, process.control_address, tmp_path, startup_timeout_s=5, poll_interval_s=0.01
+    )
     async with started(external, revision) as backend:
         await backend.predict(revision.revision, process.triton.cases[0].request, timeout_s=5)
     assert process.triton.unloads == [f"premotor_{revision.revision}"]
@@ -406,6 +455,6 @@ async def test_a_triton_of_somebody_else_is_waited_for_used_and_left_running(
 
 
 async def test_a_triton_that_is_not_there_is_said_so(tmp_path: Path) -> None:
-    external = ExternalTriton("127.0.0.1:1", tmp_path, startup_timeout_s=0.1)
+    external = ExternalTriton("127.0.0.1:1", "127.0.0.1:1", tmp_path, startup_timeout_s=0.1)
     with pytest.raises(TritonStartError, match=r"127.0.0.1:1 did not answer within 0.1 s"):
         await external.start()

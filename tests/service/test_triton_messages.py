@@ -98,9 +98,10 @@ def with_bytes_lost(whole: HttpAnswer) -> HttpAnswer:
 
 def test_an_answer_is_read_by_name_and_shape() -> None:
     actions = np.arange(6, dtype=np.float32).reshape(1, 3, 2)
-    decoded, inference_s = decode_response(answer(**{TIMING: np.array([[1_500_000, 3]], np.int64), ACTIONS: actions}))
+    timing = np.array([[1_500_000, 3]], np.int64)
+    decoded, inference_s, batch_size = decode_response(answer(**{TIMING: timing, ACTIONS: actions}))
     np.testing.assert_array_equal(decoded, actions[0])
-    assert inference_s == 0.0015
+    assert (inference_s, batch_size) == (0.0015, 3)
 
 
 ACTIONS_ANSWER = {ACTIONS: np.zeros((1, 3, 2), np.float32)}

@@ -66,7 +66,7 @@ class History(_message.Message):
     def __init__(self, states: _Optional[_Union[Tensor, _Mapping]] = ..., actions: _Optional[_Union[Tensor, _Mapping]] = ..., num_valid_steps: _Optional[int] = ...) -> None: ...
 
 class PredictChunkRequest(_message.Message):
-    __slots__ = ("policy", "revision", "robot_id", "episode_id", "request_id", "observation", "history", "seed", "num_inference_steps", "embodiment")
+    __slots__ = ("policy", "revision", "robot_id", "episode_id", "request_id", "observation", "history", "seed", "num_inference_steps", "embodiment", "num_underruns")
     POLICY_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     ROBOT_ID_FIELD_NUMBER: _ClassVar[int]
@@ -77,6 +77,7 @@ class PredictChunkRequest(_message.Message):
     SEED_FIELD_NUMBER: _ClassVar[int]
     NUM_INFERENCE_STEPS_FIELD_NUMBER: _ClassVar[int]
     EMBODIMENT_FIELD_NUMBER: _ClassVar[int]
+    NUM_UNDERRUNS_FIELD_NUMBER: _ClassVar[int]
     policy: str
     revision: str
     robot_id: str
@@ -87,7 +88,8 @@ class PredictChunkRequest(_message.Message):
     seed: int
     num_inference_steps: int
     embodiment: str
-    def __init__(self, policy: _Optional[str] = ..., revision: _Optional[str] = ..., robot_id: _Optional[str] = ..., episode_id: _Optional[str] = ..., request_id: _Optional[str] = ..., observation: _Optional[_Union[Observation, _Mapping]] = ..., history: _Optional[_Union[History, _Mapping]] = ..., seed: _Optional[int] = ..., num_inference_steps: _Optional[int] = ..., embodiment: _Optional[str] = ...) -> None: ...
+    num_underruns: int
+    def __init__(self, policy: _Optional[str] = ..., revision: _Optional[str] = ..., robot_id: _Optional[str] = ..., episode_id: _Optional[str] = ..., request_id: _Optional[str] = ..., observation: _Optional[_Union[Observation, _Mapping]] = ..., history: _Optional[_Union[History, _Mapping]] = ..., seed: _Optional[int] = ..., num_inference_steps: _Optional[int] = ..., embodiment: _Optional[str] = ..., num_underruns: _Optional[int] = ...) -> None: ...
 
 class PredictChunkResponse(_message.Message):
     __slots__ = ("robot_id", "episode_id", "request_id", "capture_time", "actions", "revision", "seed", "timing")
@@ -138,7 +140,37 @@ class StreamChunksResponse(_message.Message):
     def __init__(self, chunk: _Optional[_Union[PredictChunkResponse, _Mapping]] = ..., error: _Optional[_Union[RequestError, _Mapping]] = ...) -> None: ...
 
 class RequestError(_message.Message):
-    __slots__ = ("robot_id", "episode_id", "request_id", "code", "message", "field", "retry_delay")
+    __slots__ = ("robot_id", "episode_id", "request_id", "code", "message", "field", "retry_delay", "reason")
+    class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        REASON_UNSPECIFIED: _ClassVar[RequestError.Reason]
+        REASON_INVALID: _ClassVar[RequestError.Reason]
+        REASON_UNKNOWN_POLICY: _ClassVar[RequestError.Reason]
+        REASON_UNKNOWN_REVISION: _ClassVar[RequestError.Reason]
+        REASON_EXPIRED: _ClassVar[RequestError.Reason]
+        REASON_SUPERSEDED: _ClassVar[RequestError.Reason]
+        REASON_OVERLOADED: _ClassVar[RequestError.Reason]
+        REASON_DRAINING: _ClassVar[RequestError.Reason]
+        REASON_NOT_READY: _ClassVar[RequestError.Reason]
+        REASON_UNAVAILABLE: _ClassVar[RequestError.Reason]
+        REASON_OUTPUT_VIOLATION: _ClassVar[RequestError.Reason]
+        REASON_UNAUTHENTICATED: _ClassVar[RequestError.Reason]
+        REASON_PERMISSION_DENIED: _ClassVar[RequestError.Reason]
+        REASON_FAILED: _ClassVar[RequestError.Reason]
+    REASON_UNSPECIFIED: RequestError.Reason
+    REASON_INVALID: RequestError.Reason
+    REASON_UNKNOWN_POLICY: RequestError.Reason
+    REASON_UNKNOWN_REVISION: RequestError.Reason
+    REASON_EXPIRED: RequestError.Reason
+    REASON_SUPERSEDED: RequestError.Reason
+    REASON_OVERLOADED: RequestError.Reason
+    REASON_DRAINING: RequestError.Reason
+    REASON_NOT_READY: RequestError.Reason
+    REASON_UNAVAILABLE: RequestError.Reason
+    REASON_OUTPUT_VIOLATION: RequestError.Reason
+    REASON_UNAUTHENTICATED: RequestError.Reason
+    REASON_PERMISSION_DENIED: RequestError.Reason
+    REASON_FAILED: RequestError.Reason
     ROBOT_ID_FIELD_NUMBER: _ClassVar[int]
     EPISODE_ID_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
@@ -146,6 +178,7 @@ class RequestError(_message.Message):
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     FIELD_FIELD_NUMBER: _ClassVar[int]
     RETRY_DELAY_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
     robot_id: str
     episode_id: str
     request_id: str
@@ -153,7 +186,8 @@ class RequestError(_message.Message):
     message: str
     field: str
     retry_delay: _duration_pb2.Duration
-    def __init__(self, robot_id: _Optional[str] = ..., episode_id: _Optional[str] = ..., request_id: _Optional[str] = ..., code: _Optional[int] = ..., message: _Optional[str] = ..., field: _Optional[str] = ..., retry_delay: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+    reason: RequestError.Reason
+    def __init__(self, robot_id: _Optional[str] = ..., episode_id: _Optional[str] = ..., request_id: _Optional[str] = ..., code: _Optional[int] = ..., message: _Optional[str] = ..., field: _Optional[str] = ..., retry_delay: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., reason: _Optional[_Union[RequestError.Reason, str]] = ...) -> None: ...
 
 class GetPolicyRequest(_message.Message):
     __slots__ = ("policy",)
@@ -226,7 +260,7 @@ class Camera(_message.Message):
     def __init__(self, name: _Optional[str] = ..., height: _Optional[int] = ..., width: _Optional[int] = ...) -> None: ...
 
 class Group(_message.Message):
-    __slots__ = ("name", "dim", "unit", "lower_limit", "upper_limit", "kind", "representation")
+    __slots__ = ("name", "dim", "unit", "lower_limit", "upper_limit", "kind", "representation", "step_limit")
     class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         KIND_UNSPECIFIED: _ClassVar[Group.Kind]
@@ -260,6 +294,7 @@ class Group(_message.Message):
     UPPER_LIMIT_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     REPRESENTATION_FIELD_NUMBER: _ClassVar[int]
+    STEP_LIMIT_FIELD_NUMBER: _ClassVar[int]
     name: str
     dim: int
     unit: str
@@ -267,4 +302,5 @@ class Group(_message.Message):
     upper_limit: _containers.RepeatedScalarFieldContainer[float]
     kind: Group.Kind
     representation: Group.Representation
-    def __init__(self, name: _Optional[str] = ..., dim: _Optional[int] = ..., unit: _Optional[str] = ..., lower_limit: _Optional[_Iterable[float]] = ..., upper_limit: _Optional[_Iterable[float]] = ..., kind: _Optional[_Union[Group.Kind, str]] = ..., representation: _Optional[_Union[Group.Representation, str]] = ...) -> None: ...
+    step_limit: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, name: _Optional[str] = ..., dim: _Optional[int] = ..., unit: _Optional[str] = ..., lower_limit: _Optional[_Iterable[float]] = ..., upper_limit: _Optional[_Iterable[float]] = ..., kind: _Optional[_Union[Group.Kind, str]] = ..., representation: _Optional[_Union[Group.Representation, str]] = ..., step_limit: _Optional[_Iterable[float]] = ...) -> None: ...

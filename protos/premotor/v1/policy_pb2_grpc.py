@@ -71,10 +71,15 @@ class PolicyServiceServicer:
         INVALID_ARGUMENT    a field does not fit the policy; the message and the details name the field, what came and
         what was expected
         NOT_FOUND           no such policy (the nearest name is given), or the pinned revision is not loaded
-        RESOURCE_EXHAUSTED  the queue is full, or the message is larger than the server accepts
+        UNAUTHENTICATED     the gateway asks for a credential, and none that counts came
+        PERMISSION_DENIED   the credential is for other things than this
+        RESOURCE_EXHAUSTED  as many requests of the policy wait as may, or the credential's own bound is reached: ask again
+        after the retry delay; or the message is larger than the server accepts
+        ABORTED             a newer request of the same robot came while this one waited, and takes its turn
         DEADLINE_EXCEEDED   the deadline passed before the chunk was ready; expired work is not sent to the model
         UNAVAILABLE         the backend is restarting or the gateway drains; retry, or ask another replica
-        INTERNAL            the backend failed; the message carries no internals
+        INTERNAL            the backend failed, the message carries no internals; or the chunk broke a limit of the body
+        and was not sent
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -85,7 +90,9 @@ class PolicyServiceServicer:
         and the stream goes on.
 
         Status codes (of the stream itself; a request's own status is in its RequestError):
-        RESOURCE_EXHAUSTED  a message is larger than the server accepts
+        UNAUTHENTICATED     the gateway asks for a credential, and none that counts came
+        PERMISSION_DENIED   the credential is for other things than this
+        RESOURCE_EXHAUSTED  a message is larger than the server accepts, or as many streams are open as may be
         UNAVAILABLE         the gateway drains
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -96,19 +103,25 @@ class PolicyServiceServicer:
         """Describes a policy: what it expects to see and what its actions mean.
 
         Status codes:
-        INVALID_ARGUMENT  the name is empty
-        NOT_FOUND         no such policy; the nearest name is given
-        UNAVAILABLE       no revision of it is ready yet
+        INVALID_ARGUMENT    the name is empty
+        NOT_FOUND           no such policy; the nearest name is given
+        UNAUTHENTICATED     the gateway asks for a credential, and none that counts came
+        PERMISSION_DENIED   the credential is for other things, or other policies, than this
+        RESOURCE_EXHAUSTED  the credential's own bound is reached: ask again after the retry delay
+        UNAVAILABLE         no revision of it is ready yet
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListPolicies(self, request, context):
-        """Lists the policies that are served.
+        """Lists the policies that are served and that the caller's credential is for.
 
         Status codes:
-        UNAVAILABLE  the gateway is starting
+        UNAUTHENTICATED     the gateway asks for a credential, and none that counts came
+        PERMISSION_DENIED   the credential is for other things than this
+        RESOURCE_EXHAUSTED  the credential's own bound is reached: ask again after the retry delay
+        UNAVAILABLE         the gateway is starting
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

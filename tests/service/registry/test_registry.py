@@ -226,8 +226,8 @@ def test_changes_from_many_threads_lose_nothing(registry: Registry) -> None:
     start = registry.generation()
 
     def work(number: int) -> None:
-        for _ in range(10):
-            register(registry, f"{number:012x}")
+        for index in range(10):
+            register(registry, f"{number:06x}{index:06x}")
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
     for thread in threads:
@@ -240,7 +240,7 @@ def test_changes_from_many_threads_lose_nothing(registry: Registry) -> None:
 
 def test_a_gateway_s_placements_are_what_it_last_said(registry: Registry) -> None:
     def placement(revision: str, state: RevisionState) -> Placement:
-        return Placement(gateway_id="a", policy="tabletop", revision=revision, state=state, error="", num_episodes=2)
+        return Placement(gateway_id="a", policy="tabletop", revision=revision, state=state, error="", num_in_progress=2)
 
     generation = registry.beat("a", address="x:1", generation=0, placements=[placement(OLD, S.LOADING)])
     assert generation == registry.generation()

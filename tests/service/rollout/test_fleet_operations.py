@@ -22,7 +22,10 @@ def episode(number: int) -> Episode:
 
 
 async def registered(process, location: str) -> str:
-    return (await process.rollout.register(POLICY, location, actor="ada")).revision
+    operation = await process.rollout.register(POLICY, location, actor="ada")
+    ended = await process.rollout.ended(operation.operation_id)
+    assert ended.state is OperationState.SUCCEEDED, ended.error
+    return ended.revision
 
 
 async def serving(fleet, process, *names: str) -> list[str]:

@@ -11,12 +11,15 @@ from premotor.client.errors import (
     ClosedError,
     DeadlineExceededError,
     FixRequestError,
+    ObservationSupersededError,
+    OutputViolationError,
     PolicyError,
     ProtocolError,
     RetryableError,
     ServerFailureError,
 )
 from premotor.client.history import HistoryBuffer, HistoryWindow
+from premotor.client.identity import TlsOptions
 from premotor.client.sync_client import PolicyClient
 from premotor.client.sync_stream import ChunkStream
 
@@ -33,6 +36,8 @@ __all__ = [
     "Group",
     "HistoryBuffer",
     "HistoryWindow",
+    "ObservationSupersededError",
+    "OutputViolationError",
     "PolicyClient",
     "PolicyDescription",
     "PolicyError",
@@ -40,4 +45,5 @@ __all__ = [
     "RetryableError",
     "ServerFailureError",
     "ServerTiming",
+    "TlsOptions",
 ]

@@ -21,6 +21,7 @@ from premotor.client.channel import DEFAULT_TIMEOUT_S
 from premotor.client.chunks import Chunk
 from premotor.client.description import Embodiment, Group, PolicyDescription
 from premotor.client.errors import FixRequestError, PolicyError
+from premotor.client.identity import TlsOptions
 from premotor.client.images import IMAGE_ENCODINGS
 from premotor.client.sync_client import PolicyClient
 
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _policies(parsed: argparse.Namespace) -> int:
-    with PolicyClient(parsed.address, timeout_s=parsed.timeout_s) as client:
+    with _client(parsed) as client:
         described = (client.get_policy(parsed.policy),) if parsed.policy else client.list_policies()
     for description in described:
         print("\n".join(_description_lines(description)))
@@ -51,7 +52,7 @@ def _policies(parsed: argparse.Namespace) -> int:
 
 
 def _predict(parsed: argparse.Namespace) -> int:
-    with PolicyClient(parsed.address, timeout_s=parsed.timeout_s) as client:
+    with _client(parsed) as client:
         embodiment = client.get_policy(parsed.policy).embodiment(parsed.embodiment)
         chunk = client.predict_chunk(
             policy=parsed.policy,
@@ -82,6 +83,7 @@ def _bench(parsed: argparse.Namespace) -> int:
             timeout_s=parsed.timeout_s,
             num_inference_steps=parsed.num_inference_steps,
             image_encoding=parsed.image_encoding,
+            **_identity(parsed),
         )
     except ValueError as error:
         raise FixRequestError(str(error)) from error
@@ -94,6 +96,25 @@ def _bench(parsed: argparse.Namespace) -> int:
     print("\n".join(_report_lines(report)))
     _write_json(parsed.json, asdict(report))
     return 0 if report.num_chunks else 1
+
+
+def _client(parsed: argparse.Namespace) -> PolicyClient:
+    try:
+        return PolicyClient(parsed.address, timeout_s=parsed.timeout_s, **_identity(parsed))
+    except ValueError as error:
+        raise FixRequestError(str(error)) from error
+
+
+def _identity(parsed: argparse.Namespace) -> dict[str, Any]:
+    """Who asks. Raises ValueError."""
+    tls = None
+    if parsed.tls or parsed.tls_ca or parsed.tls_cert or parsed.tls_key:
+        tls = TlsOptions(root_certificates=parsed.tls_ca, certificate=parsed.tls_cert, key=parsed.tls_key)
+    return {
+        "token": parsed.token_file or "",
+        "tls": tls,
+        "allow_token_without_tls": parsed.allow_token_without_tls,
+    }
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -135,6 +156,14 @@ def _verb(verbs: Any, name: str, run: Callable[[argparse.Namespace], int], summa
     verb.add_argument(
         "--timeout-s", type=_seconds, default=DEFAULT_TIMEOUT_S, help="of each call (default %(default)s)"
     )
+    verb.add_argument("--token-file", type=_token, metavar="FILE", help="a file that holds the token to show")
+    verb.add_argument("--tls", action="store_true", help="encrypt, trusting the certificates that gRPC ships with")
+    verb.add_argument("--tls-ca", type=_content, metavar="FILE", help="encrypt, trusting these certificates (PEM)")
+    verb.add_argument("--tls-cert", type=_content, metavar="FILE", help="a certificate to show (PEM)")
+    verb.add_argument("--tls-key", type=_content, metavar="FILE", help="its private key (PEM)")
+    verb.add_argument(
+        "--allow-token-without-tls", action="store_true", help="send the token unencrypted beyond this machine"
+    )
     verb.add_argument("--json", type=_writable_file, metavar="FILE", help="also write the result there, as JSON")
     return verb
 
@@ -143,8 +172,19 @@ def _image(text: str) -> tuple[str, bytes]:
     camera, equals, path = text.partition("=")
     if not camera or not equals:
         raise argparse.ArgumentTypeError(f"{text!r} came, expected CAMERA=FILE")
+    return camera, _content(path)
+
+
+def _token(path: str) -> str:
+    token = _content(path).decode(errors="replace").strip()
+    if not token:
+        raise argparse.ArgumentTypeError(f"{path!r} is empty, expected a token")
+    return token
+
+
+def _content(path: str) -> bytes:
     try:
-        return camera, Path(path).read_bytes()
+        return Path(path).read_bytes()
     except OSError as error:
         raise argparse.ArgumentTypeError(f"{path!r} cannot be read: {error.strerror}") from None
 

@@ -20,7 +20,9 @@ from premotor.client.chunks import Chunk, build_request, read_response
 from premotor.client.description import PolicyDescription, read_description
 from premotor.client.errors import ClosedError, error_from_call
 from premotor.client.history import HistoryBuffer
+from premotor.client.identity import TlsOptions, token_metadata
 from premotor.client.images import ImageEncoding
+from premotor.client.trace_context import trace_metadata
 from premotor.v1 import policy_pb2, policy_pb2_grpc
 
 
@@ -30,15 +32,30 @@ class AsyncPolicyClient:
     Raises from every call what PolicyClient raises.
     """
 
-    def __init__(self, address: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        token: str = "",
+        tls: TlsOptions | None = None,
+        allow_token_without_tls: bool = False,
+    ) -> None:
         """`address` is host:port. `timeout_s` bounds every call that names no timeout of its own.
+
+        `token` is sent with every call. Raises ValueError when it would leave this machine without `tls`, unless that
+        is allowed.
 
         Raises RuntimeError outside a running event loop.
         """
         asyncio.get_running_loop()
         Deadline(timeout_s)
         self._timeout_s = timeout_s
-        self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+        self._metadata = token_metadata(token, address, tls=tls, allow_token_without_tls=allow_token_without_tls)
+        if tls is not None:
+            self._channel = grpc.aio.secure_channel(address, tls.credentials(), options=CHANNEL_OPTIONS)
+        else:
+            self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
         self._stub = policy_pb2_grpc.PolicyServiceStub(self._channel)
         self._descriptions: dict[str, PolicyDescription] = {}
         self._closed = False
@@ -79,6 +96,7 @@ class AsyncPolicyClient:
         capture_time_s: float | None = None,
         seed: int | None = None,
         num_inference_steps: int | None = None,
+        num_underruns: int | None = None,
         revision: str = "",
         image_encoding: ImageEncoding = "jpeg",
         timeout_s: float | None = None,
@@ -98,6 +116,7 @@ class AsyncPolicyClient:
             capture_time_s=capture_time_s,
             seed=seed,
             num_inference_steps=num_inference_steps,
+            num_underruns=num_underruns,
             revision=revision,
             image_encoding=image_encoding,
         )
@@ -115,7 +134,7 @@ class AsyncPolicyClient:
         remaining_s = Deadline(timeout_s).require_time()
         self._require_open()
         return AsyncChunkStream(
-            lambda: self._stub.StreamChunks(timeout=remaining_s),
+            lambda: self._stub.StreamChunks(timeout=remaining_s, metadata=(*self._metadata, *trace_metadata())),
             descriptions=self._descriptions,
             timeout_s=self._timeout_s,
             client_is_closed=lambda: self._closed,
@@ -139,7 +158,8 @@ class AsyncPolicyClient:
 
     async def _call(self, method: Callable[..., Any], request: Any, deadline: Deadline, *, request_id: str = "") -> Any:
         self._require_open()
-        call = method(request, timeout=deadline.require_time(request_id=request_id))
+        timeout_s = deadline.require_time(request_id=request_id)
+        call = method(request, timeout=timeout_s, metadata=(*self._metadata, *trace_metadata()))
         try:
             return await call
         except grpc.aio.AioRpcError as error:

@@ -18,6 +18,7 @@ import numpy as np
 from premotor.client.chunks import Chunk, ChunkArguments, ServerTiming, build_request
 from premotor.client.description import Embodiment, PolicyDescription
 from premotor.client.errors import FixRequestError, PolicyError, RetryableError
+from premotor.client.identity import TlsOptions, token_metadata
 from premotor.client.images import ImageEncoding
 from premotor.client.sync_client import PolicyClient
 from premotor.client.synthetic import synthetic_arguments
@@ -38,6 +39,9 @@ class BenchSettings:
     timeout_s: float = 10.0
     num_inference_steps: int | None = None
     image_encoding: ImageEncoding = "jpeg"
+    token: str = field(default="", repr=False)
+    tls: TlsOptions | None = None
+    allow_token_without_tls: bool = False
 
     def __post_init__(self) -> None:
         if self.concurrency < 1:
@@ -49,6 +53,7 @@ class BenchSettings:
         ):
             if not allowed or not np.isfinite(value):
                 raise ValueError(f"{name} is {value}, expected a positive number of seconds")
+        token_metadata(self.token, self.address, tls=self.tls, allow_token_without_tls=self.allow_token_without_tls)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +115,7 @@ class _Measured:
 
 def run_bench(settings: BenchSettings) -> BenchReport:
     """Loads the service and reports. Raises PolicyError when the policy is not described or refuses its own shapes."""
-    with PolicyClient(settings.address, timeout_s=settings.timeout_s) as client:
+    with _connected(settings) as client:
         description = client.get_policy(settings.policy)
     embodiment = description.embodiment(settings.embodiment)
     questions = [_questions(settings, description, embodiment, robot) for robot in range(settings.concurrency)]
@@ -133,6 +138,16 @@ def run_bench(settings: BenchSettings) -> BenchReport:
         if seen.fatal is not None:
             raise seen.fatal
     return _report(settings, embodiment, build_request(**questions[0][0]).ByteSize(), measured)
+
+
+def _connected(settings: BenchSettings) -> PolicyClient:
+    return PolicyClient(
+        settings.address,
+        timeout_s=settings.timeout_s,
+        token=settings.token,
+        tls=settings.tls,
+        allow_token_without_tls=settings.allow_token_without_tls,
+    )
 
 
 def _questions(
@@ -162,7 +177,7 @@ def _ask_until_the_end(
     stop: threading.Event,
     measured: _Measured,
 ) -> None:
-    with PolicyClient(settings.address, timeout_s=settings.timeout_s) as client:
+    with _connected(settings) as client:
         asked = 0
         while not stop.is_set() and time.monotonic() < window.end_s:
             question = questions[asked % len(questions)]

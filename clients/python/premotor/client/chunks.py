@@ -19,6 +19,8 @@ from premotor.client.images import ImageEncoding, encode_frame
 from premotor.v1 import policy_pb2
 from premotor.wire import WireError, decode_duration, decode_tensor, encode_duration, encode_tensor, require_finite
 
+_MAX_UNDERRUNS = 1_000_000
+
 
 @dataclass(frozen=True, kw_only=True)
 class ServerTiming:
@@ -67,6 +69,7 @@ class ChunkArguments(_RequiredArguments, total=False):
     capture_time_s: float | None
     seed: int | None
     num_inference_steps: int | None
+    num_underruns: int | None
     revision: str
     image_encoding: ImageEncoding
 
@@ -84,6 +87,7 @@ def build_request(
     capture_time_s: float | None = None,
     seed: int | None = None,
     num_inference_steps: int | None = None,
+    num_underruns: int | None = None,
     revision: str = "",
     image_encoding: ImageEncoding = "jpeg",
 ) -> policy_pb2.PredictChunkRequest:
@@ -114,6 +118,8 @@ def build_request(
         request.seed = _integer("seed", seed, least=0, most=2**63 - 1)
     if num_inference_steps is not None:
         request.num_inference_steps = _integer("num_inference_steps", num_inference_steps, least=1, most=2**31 - 1)
+    if num_underruns is not None:
+        request.num_underruns = _integer("num_underruns", num_underruns, least=0, most=_MAX_UNDERRUNS)
     return request
 
 

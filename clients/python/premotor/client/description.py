@@ -22,7 +22,10 @@ class Camera:
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """A named run of dimensions. `representation` is "absolute" or "delta"; empty limits mean unbounded."""
+    """A named run of dimensions. `representation` is "absolute" or "delta"; empty limits mean unbounded.
+
+    `step_limit` is the largest change from one action of a chunk to the next: no chunk that changes more is sent.
+    """
 
     name: str
     dim: int
@@ -31,6 +34,7 @@ class Group:
     representation: str
     lower_limit: tuple[float, ...] = ()
     upper_limit: tuple[float, ...] = ()
+    step_limit: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,9 +137,9 @@ def _camera(camera: policy_pb2.Camera) -> Camera:
 def _group(group: policy_pb2.Group, embodiment: str) -> Group:
     where = f"embodiment {embodiment!r}, group {group.name!r}"
     _require(group.dim > 0, f"{where}: dim is {group.dim}, expected at least 1")
-    for side in ("lower_limit", "upper_limit"):
-        limit = getattr(group, side)
-        _require(len(limit) in (0, group.dim), f"{where}: {side} has {len(limit)} values, expected {group.dim} or none")
+    for name in ("lower_limit", "upper_limit", "step_limit"):
+        limit = getattr(group, name)
+        _require(len(limit) in (0, group.dim), f"{where}: {name} has {len(limit)} values, expected {group.dim} or none")
     _require(
         group.representation in _REPRESENTATIONS,
         f"{where}: representation {group.representation} is unknown, expected absolute or delta",
@@ -148,6 +152,7 @@ def _group(group: policy_pb2.Group, embodiment: str) -> Group:
         representation=_REPRESENTATIONS[group.representation],
         lower_limit=tuple(group.lower_limit),
         upper_limit=tuple(group.upper_limit),
+        step_limit=tuple(group.step_limit),
     )
 
 

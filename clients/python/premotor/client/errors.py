@@ -1,6 +1,7 @@
 """What can go wrong with a call, named for what the caller can do next.
 
-Owns the error tree and the one table from gRPC status to error class. Never retries: a resent observation is stale.
+Owns the error tree and the tables from what the service says to an error class: by its reason where that says more, and
+by gRPC status. Never retries: a resent observation is stale.
 """
 
 from __future__ import annotations
@@ -52,8 +53,16 @@ class DeadlineExceededError(PolicyError):
     """The chunk did not come in time, and would be stale by now: hold, then ask with a fresh observation."""
 
 
+class ObservationSupersededError(PolicyError):
+    """A newer request of this robot took this one's turn: nothing is lost, play the newer one's chunk."""
+
+
 class ServerFailureError(PolicyError):
     """The service failed on this request: hold, and tell its operator the request id."""
+
+
+class OutputViolationError(ServerFailureError):
+    """The chunk broke a limit of the body, which the message names, and was not sent: hold."""
 
 
 class ProtocolError(PolicyError):
@@ -81,6 +90,11 @@ _CLASSES: dict[grpc.StatusCode, type[PolicyError]] = {
     grpc.StatusCode.UNKNOWN: ServerFailureError,
     grpc.StatusCode.DATA_LOSS: ServerFailureError,
     grpc.StatusCode.UNIMPLEMENTED: ProtocolError,
+}
+# A reason that is not listed here, or not known to this client, leaves it to the code.
+_CLASSES_BY_REASON: dict[int, type[PolicyError]] = {
+    policy_pb2.RequestError.REASON_SUPERSEDED: ObservationSupersededError,
+    policy_pb2.RequestError.REASON_OUTPUT_VIOLATION: OutputViolationError,
 }
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 # What gRPC itself answers, with RESOURCE_EXHAUSTED and no details, to a message beyond either side's cap.
@@ -116,13 +130,26 @@ def error_from_details(details: policy_pb2.RequestError, *, request_id: str = ""
             retry_delay_s = max(decode_duration(details.retry_delay, field="retry_delay"), 0.0)
         except WireError as error:
             return ProtocolError(str(error), code=code, request_id=request_id)
-    return _error(code, details.message, request_id=request_id, field=details.field, retry_delay_s=retry_delay_s)
+    return _error(
+        code,
+        details.message,
+        request_id=request_id,
+        field=details.field,
+        retry_delay_s=retry_delay_s,
+        reason=details.reason,
+    )
 
 
 def _error(
-    code: grpc.StatusCode, message: str, *, request_id: str, field: str = "", retry_delay_s: float | None = None
+    code: grpc.StatusCode,
+    message: str,
+    *,
+    request_id: str,
+    field: str = "",
+    retry_delay_s: float | None = None,
+    reason: int = policy_pb2.RequestError.REASON_UNSPECIFIED,
 ) -> PolicyError:
-    error_class = _CLASSES[code]
+    error_class = _CLASSES_BY_REASON.get(reason) or _CLASSES[code]
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and _TOO_LARGE in message:
         error_class = FixRequestError
     text = f"{code.name}: {message}" if message else code.name

@@ -18,23 +18,41 @@ from premotor.client.chunks import Chunk, build_request, read_response
 from premotor.client.description import PolicyDescription, read_description
 from premotor.client.errors import ClosedError, error_from_call
 from premotor.client.history import HistoryBuffer
+from premotor.client.identity import TlsOptions, token_metadata
 from premotor.client.images import ImageEncoding
 from premotor.client.sync_stream import ChunkStream
+from premotor.client.trace_context import trace_metadata
 from premotor.v1 import policy_pb2, policy_pb2_grpc
 
 
 class PolicyClient:
     """Asks a gateway for action chunks. Thread-safe; use one per process after a fork, and close it.
 
-    Raises from every call: FixRequestError, RetryableError, DeadlineExceededError, ServerFailureError, ProtocolError or
-    ClosedError, all of them PolicyError.
+    Raises from every call: FixRequestError, RetryableError, DeadlineExceededError, ObservationSupersededError,
+    ServerFailureError (OutputViolationError among them), ProtocolError or ClosedError, all of them PolicyError.
     """
 
-    def __init__(self, address: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
-        """`address` is host:port. `timeout_s` bounds every call that names no timeout of its own."""
+    def __init__(
+        self,
+        address: str,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        token: str = "",
+        tls: TlsOptions | None = None,
+        allow_token_without_tls: bool = False,
+    ) -> None:
+        """`address` is host:port. `timeout_s` bounds every call that names no timeout of its own.
+
+        `token` is sent with every call. Raises ValueError when it would leave this machine without `tls`, unless that
+        is allowed.
+        """
         Deadline(timeout_s)
         self._timeout_s = timeout_s
-        self._channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+        self._metadata = token_metadata(token, address, tls=tls, allow_token_without_tls=allow_token_without_tls)
+        if tls is not None:
+            self._channel = grpc.secure_channel(address, tls.credentials(), options=CHANNEL_OPTIONS)
+        else:
+            self._channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
         self._stub = policy_pb2_grpc.PolicyServiceStub(self._channel)
         self._descriptions: dict[str, PolicyDescription] = {}
         self._closed = False
@@ -72,6 +90,7 @@ class PolicyClient:
         capture_time_s: float | None = None,
         seed: int | None = None,
         num_inference_steps: int | None = None,
+        num_underruns: int | None = None,
         revision: str = "",
         image_encoding: ImageEncoding = "jpeg",
         timeout_s: float | None = None,
@@ -80,7 +99,8 @@ class PolicyClient:
 
         `images` maps camera name to RGB pixels, uint8 [height, width, 3], or to the bytes of a JPEG or PNG file; pixels
         are sent as `image_encoding` says. `state` is [state_dim] in the embodiment's units. `capture_time_s` is on the
-        caller's monotonic clock and comes back in the chunk. Encoding counts against `timeout_s`.
+        caller's monotonic clock and comes back in the chunk. `num_underruns` says how often the robot had no action to
+        play since its last request, for the service's metrics. Encoding counts against `timeout_s`.
         """
         deadline = self._deadline(timeout_s)
         request = build_request(
@@ -95,6 +115,7 @@ class PolicyClient:
             capture_time_s=capture_time_s,
             seed=seed,
             num_inference_steps=num_inference_steps,
+            num_underruns=num_underruns,
             revision=revision,
             image_encoding=image_encoding,
         )
@@ -112,7 +133,9 @@ class PolicyClient:
         remaining_s = Deadline(timeout_s).require_time()
         self._require_open()
         return ChunkStream(
-            lambda requests: self._stub.StreamChunks(requests, timeout=remaining_s),
+            lambda requests: self._stub.StreamChunks(
+                requests, timeout=remaining_s, metadata=(*self._metadata, *trace_metadata())
+            ),
             descriptions=self._descriptions,
             timeout_s=self._timeout_s,
             client_is_closed=lambda: self._closed,
@@ -137,7 +160,8 @@ class PolicyClient:
     def _call(self, method: Callable[..., Any], request: Any, deadline: Deadline, *, request_id: str = "") -> Any:
         self._require_open()
         try:
-            return method(request, timeout=deadline.require_time(request_id=request_id))
+            timeout_s = deadline.require_time(request_id=request_id)
+            return method(request, timeout=timeout_s, metadata=(*self._metadata, *trace_metadata()))
         except grpc.RpcError as error:
             if self._closed:
                 raise ClosedError("the client was closed during the call", request_id=request_id) from error

@@ -59,7 +59,7 @@ def upgrade() -> None:
         sa.Column("revision", sa.String(12), primary_key=True),
         sa.Column("state", sa.String(16), nullable=False),
         sa.Column("error", sa.Text(), nullable=False),
-        sa.Column("num_episodes", sa.Integer(), nullable=False),
+        sa.Column("num_in_progress", sa.Integer(), nullable=False),
     )
     op.create_table(
         "operations",

@@ -1,0 +1,22 @@
+"""Who did what, when, from which revision to which."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import Query
+
+from service.admin.authentication import ProtectedRouter
+from service.admin.dependencies import Reader
+from service.admin.models import AuditDescription, AuditList
+
+router = ProtectedRouter(prefix="/v1/audit", tags=["audit"])
+
+
+@router.get("")
+async def list_audit(
+    reader: Reader, policy: str = "", before: int | None = None, limit: Annotated[int, Query(ge=1, le=1000)] = 100
+) -> AuditList:
+    """The newest first; `before` is the number of the last entry that was seen."""
+    entries = await reader.ask(lambda registry: registry.audit(policy, before=before, most=limit))
+    return AuditList(entries=[AuditDescription.of(entry) for entry in entries])

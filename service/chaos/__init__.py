@@ -1,0 +1,1 @@
+"""Breaking a running service on purpose, and counting what its robots notice."""

@@ -1,0 +1,129 @@
+"""`chaos swap`: one revision after the other takes over under load, and no robot may notice.
+
+Each swap is whole: load, warm, probe, promote, drain, unload; the next begins when the old one is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from service.bench.served import POLICY, Served, served
+from service.chaos.robots import Robots, Tally
+from service.ctl.admin_client import AdminAddress, AdminClient, AdminError
+from service.model_settings import BackendKind, ModelSettings
+
+WORST_OVER_P50 = 4.0
+_POLICY_PATH = f"/v1/fleet/policies/{POLICY}"
+_WARM_UP_S = 3.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SwapSettings:
+    checkpoint: Path
+    swaps: int = 100
+    robots: int = 8
+    timeout_s: float = 10.0
+    backend: BackendKind = "triton"
+    model: ModelSettings
+
+
+def measure_swaps(settings: SwapSettings) -> dict[str, Any]:
+    """Raises what starting a service does, and AdminError when a swap fails."""
+    from service.chaos.twins import make_twins
+
+    with tempfile.TemporaryDirectory(prefix="premotor-chaos-") as directory:
+        store = Path(directory) / "store"
+        store.mkdir()
+        twins = make_twins(settings.checkpoint, store, policy=POLICY)
+        first = store / twins.locations[0]
+        with served(first, settings.model, backend=settings.backend, arguments=("--store", str(store))) as service:
+            robots = Robots(
+                service.grpc_address, twins.questions, num_robots=settings.robots, timeout_s=settings.timeout_s
+            )
+            with AdminClient(AdminAddress(url=service.admin_url)) as admin:
+                operation = admin.post(f"{_POLICY_PATH}/revisions", {"location": twins.locations[1]})
+                _carried_out(admin, operation)
+                return asyncio.run(_swap(settings, service, admin, robots, twins.revisions))
+
+
+async def _swap(
+    settings: SwapSettings, service: Served, admin: AdminClient, robots: Robots, revisions: tuple[str, str]
+) -> dict[str, Any]:
+    robots.start()
+    try:
+        await asyncio.sleep(_WARM_UP_S)
+        # What the first seconds took is no part of the figure.
+        robots.tally.latencies_s.clear()
+        robots.tally.ended_s.clear()
+        spent_s = []
+        for number in range(settings.swaps):
+            new, old = revisions[(number + 1) % 2], revisions[number % 2]
+            started_s = time.perf_counter()
+            await asyncio.to_thread(_promote, admin, new)
+            # Every gateway routes by it: whoever begins an episode now is answered by the new one.
+            robots.allowed = frozenset({new})
+            await asyncio.to_thread(_wait_unloaded, admin, old)
+            spent_s.append(time.perf_counter() - started_s)
+            robots.allowed = None
+            print(f"chaos: swap {number + 1} of {settings.swaps}", file=sys.stderr, flush=True)
+    finally:
+        tally = await robots.stop()
+    return _result(settings, tally, spent_s)
+
+
+def _promote(admin: AdminClient, revision: str) -> None:
+    _carried_out(admin, admin.post(f"{_POLICY_PATH}/revisions/{revision}:promote"))
+
+
+def _carried_out(admin: AdminClient, operation: Mapping[str, Any]) -> None:
+    ended = admin.follow(operation, lambda step: None)
+    if ended["state"] != "succeeded":
+        raise AdminError(f"{ended['kind']} {ended['revision']}: {ended['error']}")
+
+
+def _wait_unloaded(admin: AdminClient, revision: str) -> None:
+    give_up_s = time.monotonic() + 120.0
+    while admin.get(f"{_POLICY_PATH}/revisions/{revision}")["state"] != "unloaded":
+        if time.monotonic() > give_up_s:
+            raise AdminError(f"revision {revision} did not drain within 120 s")
+        time.sleep(0.05)
+
+
+def _result(settings: SwapSettings, tally: Tally, spent_s: list[float]) -> dict[str, Any]:
+    latencies_ms = np.array(tally.latencies_s) * 1e3
+    p50_ms, worst_ms = float(np.median(latencies_ms)), float(latencies_ms.max())
+    return {
+        "swaps": len(spent_s),
+        "robots": settings.robots,
+        "requests": tally.num_requests,
+        "failed": tally.failures.total(),
+        "failures": dict(tally.failures),
+        "wrong_revision": len(tally.wrong_revision),
+        "wrong_revision_examples": tally.wrong_revision[:10],
+        "latency_p50_ms": p50_ms,
+        "latency_p99_ms": float(np.percentile(latencies_ms, 99)),
+        "latency_max_ms": worst_ms,
+        "latency_max_over_p50": worst_ms / p50_ms,
+        "swap_p50_s": float(np.median(spent_s)),
+        "backend": settings.backend,
+    }
+
+
+def format_swaps(result: dict[str, Any]) -> str:
+    ratio = result["latency_max_over_p50"]
+    return (
+        f"{result['swaps']} swaps under {result['robots']} robots, {result['swap_p50_s']:.1f} s each: "
+        f"{result['requests']} requests, {result['failed']} failed {result['failures'] or ''}, "
+        f"{result['wrong_revision']} of a wrong revision\n"
+        f"latency p50 {result['latency_p50_ms']:.1f} ms, p99 {result['latency_p99_ms']:.1f} ms, "
+        f"worst {result['latency_max_ms']:.1f} ms: {ratio:.1f} times p50 (goal {WORST_OVER_P50:g})"
+    )

@@ -1,0 +1,271 @@
+"""Who goes next: the requests that wait for a model, and the rules by which their turn comes.
+
+Owns the bound on those who wait, their order, latest-wins and fairness between robots, and the count of those inside
+each model. Does not own what happens inside (the backend does), nor the timer that ends a wait at its deadline: the
+answerer has one that bounds all of a request's life. For one event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import math
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from service.backend import BackendError
+from service.errors import DeadlineExpiredError, OverloadedError, ServiceError, SupersededError
+
+# Longer than any robot plays one chunk.
+ALONE_AFTER_S = 10.0
+_PRUNED_FROM = 64
+
+
+class _Policy:
+    """One policy's robots that have requests here, and who left last."""
+
+    __slots__ = ("left", "left_before", "num_waiting", "robots")
+
+    def __init__(self) -> None:
+        self.robots: dict[str, _Robot] = {}
+        self.num_waiting = 0
+        # The robot that left last, and the last one to leave that is another: with the time.
+        self.left = self.left_before = ("", -math.inf)
+
+    def note_left(self, robot_id: str, now_s: float) -> None:
+        if robot_id != self.left[0]:
+            self.left_before = self.left
+        self.left = robot_id, now_s
+
+    def is_alone(self, robot: _Robot, now_s: float) -> bool:
+        """Whether no other robot has a request here, or had one lately."""
+        if len(self.robots) > 1:
+            return False
+        _, others_left_s = self.left_before if self.left[0] == robot.id else self.left
+        return now_s - others_left_s >= ALONE_AFTER_S
+
+
+class _Robot:
+    """One robot's requests of one policy, over all its revisions. Kept for as long as there are any."""
+
+    __slots__ = ("id", "num_inside", "policy", "waiting")
+
+    def __init__(self, robot_id: str, policy: _Policy) -> None:
+        self.id = robot_id
+        self.policy = policy
+        self.num_inside = 0
+        # At most one: a newer request takes the place of the one that waits.
+        self.waiting: _Place | None = None
+
+
+class _Place:
+    """One request, waiting or inside."""
+
+    __slots__ = ("arrival", "deadline_s", "granted", "in_line", "is_inside", "revision", "robot")
+
+    def __init__(self, robot: _Robot, revision: str, deadline_s: float, arrival: int) -> None:
+        self.robot = robot
+        self.revision = revision
+        self.deadline_s = deadline_s
+        self.arrival = arrival
+        self.is_inside = False
+        # Whether the model's line holds it: not while its robot has to finish something else first.
+        self.in_line = False
+        # None for a request that went in at once.
+        self.granted: asyncio.Future[None] | None = None
+
+    @property
+    def is_waiting(self) -> bool:
+        """False as well once its caller has been cancelled, which that caller notices only later."""
+        return self.robot.waiting is self and not (self.granted is not None and self.granted.done())
+
+
+class _Model:
+    """One revision: how many are inside, and the line of those who may follow."""
+
+    __slots__ = ("line", "num_inside", "prune_at")
+
+    def __init__(self) -> None:
+        self.num_inside = 0
+        # By deadline, then arrival. Whoever has stopped waiting stays until popped or pruned.
+        self.line: list[tuple[float, int, _Place]] = []
+        self.prune_at = _PRUNED_FROM
+
+    def prune(self) -> None:
+        self.line = [entry for entry in self.line if entry[2].is_waiting]
+        heapq.heapify(self.line)
+        self.prune_at = max(_PRUNED_FROM, 2 * len(self.line))
+
+
+class RequestQueue:
+    """One bounded queue per policy, in front of models that each take only so many requests at a time.
+
+    A model takes requests in the order they come and ignores their deadlines, so it is given no more than what runs now
+    and what forms the next batch. Everybody else waits here:
+
+    - Bounded. At most `max_queued` requests of a policy wait; one more is refused as overloaded.
+    - Latest wins. A robot waits with one request of a policy at most. A newer one, by arrival, supersedes it at once,
+      whatever their revisions, and takes its place also where the queue is full. What is inside a model is finished.
+    - Earliest deadline first, then earliest arrival, among those who may go. What has expired never goes.
+    - Fair. A robot with a request inside a model may have another inside only while it is alone with the policy: no
+      other robot has a request here, or had one in the last 10 s. Otherwise its next one waits until it has nothing
+      inside. The last 10 s and not only this instant: what a fast robot puts inside while the others play their chunks
+      is what they find before them when they ask again. A robot that has several inside when another comes finishes
+      these.
+    """
+
+    def __init__(
+        self,
+        *,
+        capacity: Callable[[str], int],
+        max_queued: int,
+        overload_retry_s: float,
+        clock_s: Callable[[], float] | None = None,
+    ) -> None:
+        """`capacity` says how many requests of a revision may be inside, at least 1. The clock is the event loop's."""
+        self._capacity = capacity
+        self._max_queued = max_queued
+        self._overload_retry_s = overload_retry_s
+        self._clock_s = clock_s or _loop_time_s
+        self._policies: dict[str, _Policy] = {}
+        # By revision; only those with somebody inside or in line.
+        self._models: dict[str, _Model] = {}
+        self._arrivals = itertools.count()
+
+    def num_waiting(self, policy: str) -> int:
+        return self._policies[policy].num_waiting if policy in self._policies else 0
+
+    @asynccontextmanager
+    async def turn(self, *, policy: str, robot_id: str, revision: str, deadline_s: float) -> AsyncIterator[None]:
+        """Waits for a place inside the model, and gives it to the next at the end.
+
+        `deadline_s` is on the queue's clock. Raises OverloadedError, SupersededError, DeadlineExpiredError, or what the
+        revision was dismissed with.
+        """
+        place = self._arrive(policy, robot_id, revision, deadline_s)
+        if place.granted is not None:
+            try:
+                await place.granted
+            except asyncio.CancelledError:
+                self._give_up(place)
+                raise
+        try:
+            yield
+        finally:
+            self._leave(place)
+
+    def dismiss(self, revision: str, error: BackendError) -> None:
+        """Ends every wait for a revision with `error`."""
+        now_s = self._clock_s()
+        for policy in self._policies.values():
+            for robot in tuple(policy.robots.values()):
+                if robot.waiting is not None and robot.waiting.revision == revision:
+                    self._end(robot.waiting, error)
+                    self._forget(robot, now_s)
+
+    def _arrive(self, policy_name: str, robot_id: str, revision: str, deadline_s: float) -> _Place:
+        now_s = self._clock_s()
+        if deadline_s <= now_s:
+            raise DeadlineExpiredError("the deadline passed before the request could wait for its turn")
+        policy = self._policies.get(policy_name)
+        if policy is None:
+            policy = self._policies[policy_name] = _Policy()
+        robot = policy.robots.get(robot_id) or _Robot(robot_id, policy)
+        may_go = self._may_go(robot, now_s)
+        goes = may_go and self._model(revision).num_inside < self._capacity(revision)
+        if robot.waiting is not None:
+            self._end(robot.waiting, SupersededError("a newer request of this robot took this one's turn"))
+        elif not goes and policy.num_waiting >= self._max_queued:
+            raise OverloadedError(
+                f"{self._max_queued} requests of policy {policy_name!r} wait, the most that may",
+                retry_after_s=self._overload_retry_s,
+            )
+        policy.robots[robot_id] = robot
+        place = _Place(robot, revision, deadline_s, next(self._arrivals))
+        if goes:
+            self._enter(place)
+            return place
+        robot.waiting = place
+        policy.num_waiting += 1
+        place.granted = asyncio.get_running_loop().create_future()
+        if may_go:
+            self._line_up(place)
+        return place
+
+    def _leave(self, place: _Place) -> None:
+        now_s, robot, model = self._clock_s(), place.robot, self._models[place.revision]
+        robot.num_inside -= 1
+        model.num_inside -= 1
+        if robot.waiting is not None and not robot.num_inside and not robot.waiting.in_line:
+            self._line_up(robot.waiting)
+            if robot.waiting.revision != place.revision:
+                self._fill(robot.waiting.revision, now_s)
+        self._fill(place.revision, now_s)
+        self._forget(robot, now_s)
+
+    def _give_up(self, place: _Place) -> None:
+        """The caller was cancelled, perhaps after its turn had come and before it heard of it."""
+        if place.is_inside:
+            self._leave(place)
+        elif place.robot.waiting is place:
+            self._stop_waiting(place)
+            self._forget(place.robot, self._clock_s())
+
+    def _fill(self, revision: str, now_s: float) -> None:
+        """Lets in as many as there is room for."""
+        model = self._models[revision]
+        while model.line and model.num_inside < self._capacity(revision):
+            _, _, place = heapq.heappop(model.line)
+            if not place.is_waiting:
+                continue
+            place.in_line = False
+            if place.deadline_s <= now_s:
+                self._end(place, DeadlineExpiredError("the deadline passed while the request waited for its turn"))
+                self._forget(place.robot, now_s)
+            elif self._may_go(place.robot, now_s):
+                self._stop_waiting(place)
+                self._enter(place)
+            # Otherwise its robot is not alone any more: it lines up again once what the robot has inside has left.
+        if not model.num_inside and not model.line:
+            del self._models[revision]
+
+    def _model(self, revision: str) -> _Model:
+        model = self._models.get(revision)
+        if model is None:
+            model = self._models[revision] = _Model()
+        return model
+
+    def _may_go(self, robot: _Robot, now_s: float) -> bool:
+        return not robot.num_inside or robot.policy.is_alone(robot, now_s)
+
+    def _line_up(self, place: _Place) -> None:
+        model = self._model(place.revision)
+        if len(model.line) >= model.prune_at:
+            model.prune()
+        place.in_line = True
+        heapq.heappush(model.line, (place.deadline_s, place.arrival, place))
+
+    def _enter(self, place: _Place) -> None:
+        place.is_inside = True
+        place.robot.num_inside += 1
+        self._model(place.revision).num_inside += 1
+        if place.granted is not None:
+            place.granted.set_result(None)
+
+    def _end(self, place: _Place, error: ServiceError | BackendError) -> None:
+        self._stop_waiting(place)
+        if place.granted is not None and not place.granted.done():
+            place.granted.set_exception(error)
+
+    def _stop_waiting(self, place: _Place) -> None:
+        place.robot.waiting = None
+        place.robot.policy.num_waiting -= 1
+
+    def _forget(self, robot: _Robot, now_s: float) -> None:
+        if not robot.num_inside and robot.waiting is None and robot.policy.robots.pop(robot.id, None) is not None:
+            robot.policy.note_left(robot.id, now_s)
+
+
+def _loop_time_s() -> float:
+    return asyncio.get_running_loop().time()

@@ -1,0 +1,223 @@
+"""Shadow traffic: requests that another revision answers as well, to be compared and thrown away.
+
+Owns the copying, which never makes a robot wait, and how far the two answers are apart. Does not own which revision is
+a shadow (the registry) or what is done about it (an alert, an operator). For one event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from premotor.v1 import policy_pb2
+from service.backend import Backend, BackendChunk, BackendError, BackendRequest
+from service.registry import Shadow
+from service.revision import Revision
+
+_logger = logging.getLogger(__name__)
+# Waiting copies beyond these are dropped: a shadow that is slower than its traffic sees a part of it.
+_MAX_WAITING = 16
+_TIMEOUT_S = 10.0
+# Of the running mean and spread of what is served, and of the divergence that is judged.
+_MEMORY = 0.98
+_MIN_JUDGED = 20
+# In spreads of the served actions: two trainings of one recipe are at 0.1 to 0.4, unrelated answers at 1 and more.
+DIVERGENCE_LIMIT = 1.0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Copy:
+    policy: str
+    revision: Revision
+    embodiment: str
+    request: BackendRequest
+    served: BackendChunk
+
+
+class ShadowMetrics:
+    """What is published of shadows; all values are of revisions that an operator named."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        of_revision = ("policy", "revision")
+        self.requests = Counter(
+            "premotor_shadow_requests",
+            "Requests copied to a shadow, by what became of them.",
+            (*of_revision, "outcome"),
+            registry=registry,
+        )
+        self.divergence = Histogram(
+            "premotor_shadow_divergence",
+            "Mean distance of a shadow's actions from those served, by action group, in the group's unit.",
+            (*of_revision, "embodiment", "group", "unit"),
+            buckets=(1e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
+            registry=registry,
+        )
+        self.latency = Histogram(
+            "premotor_shadow_latency_seconds",
+            "From a copy's departure to its answer.",
+            of_revision,
+            buckets=(0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0),
+            registry=registry,
+        )
+        self.relative = Gauge(
+            "premotor_shadow_divergence_ratio",
+            "Recent divergence of the worst action group over the spread of what is served; above 1 is unrelated.",
+            of_revision,
+            registry=registry,
+        )
+
+
+class ShadowTraffic:
+    """Takes copies from the answering of requests; `start` and `stop` once."""
+
+    def __init__(self, *, backend: Backend, metrics_registry: CollectorRegistry) -> None:
+        self._backend = backend
+        self._metrics = ShadowMetrics(metrics_registry)
+        self._draw = random.Random()
+        self._waiting: asyncio.Queue[_Copy] = asyncio.Queue(_MAX_WAITING)
+        self._comparisons: dict[tuple[str, str], _Comparison] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._run(), name="shadow")
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def offer(
+        self,
+        policy: str,
+        shadow: Shadow,
+        revisions: tuple[Revision, Revision],
+        embodiment: policy_pb2.Embodiment,
+        request: BackendRequest,
+        served: BackendChunk,
+    ) -> None:
+        """Copies a request that was just answered, if its share says so. Returns at once.
+
+        `revisions` are the one that answered and the shadow; one that reads requests otherwise gets none.
+        """
+        answered, revision = revisions
+        alike = answered.description.schema_digest == revision.description.schema_digest
+        if answered.revision == revision.revision or not alike or self._draw.random() >= shadow.share:
+            return
+        copy = _Copy(policy=policy, revision=revision, embodiment=embodiment.name, request=request, served=served)
+        self._comparison(copy, embodiment)
+        try:
+            self._waiting.put_nowait(copy)
+        except asyncio.QueueFull:
+            self._count(copy, "dropped")
+
+    async def settled(self) -> None:
+        """Waits until every copy taken so far was answered, or failed."""
+        await self._waiting.join()
+
+    async def _run(self) -> None:
+        while True:
+            copy = await self._waiting.get()
+            try:
+                await self._compare(copy)
+            except Exception:  # the edge: one copy's trouble ends no shadow
+                _logger.exception("shadow failed", extra={"fields": {"revision": copy.revision.revision}})
+                self._count(copy, "failed")
+            finally:
+                self._waiting.task_done()
+
+    async def _compare(self, copy: _Copy) -> None:
+        loop = asyncio.get_running_loop()
+        started_s = loop.time()
+        try:
+            chunk = await self._backend.predict(copy.revision.revision, copy.request, timeout_s=_TIMEOUT_S)
+        except BackendError as error:
+            _logger.info(
+                "shadow gave no chunk", extra={"fields": {"revision": copy.revision.revision, "error": str(error)}}
+            )
+            self._count(copy, "failed")
+            return
+        key = copy.policy, copy.revision.revision
+        self._metrics.latency.labels(*key).observe(loop.time() - started_s)
+        if chunk.actions.shape != copy.served.actions.shape or not np.isfinite(chunk.actions).all():
+            self._count(copy, "invalid")
+            self._judge(copy, self._comparisons[key].unusable())
+            return
+        self._count(copy, "answered")
+        comparison = self._comparisons[key]
+        for group, unit, distance in comparison.add(copy.embodiment, copy.served.actions, chunk.actions):
+            self._metrics.divergence.labels(*key, copy.embodiment, group, unit).observe(distance)
+        self._judge(copy, comparison.ratio)
+
+    def _judge(self, copy: _Copy, ratio: float) -> None:
+        key = copy.policy, copy.revision.revision
+        self._metrics.relative.labels(*key).set(ratio)
+        comparison = self._comparisons[key]
+        if comparison.num_added >= _MIN_JUDGED and ratio > DIVERGENCE_LIMIT and not comparison.said:
+            comparison.said = True
+            fields = {"policy": copy.policy, "revision": copy.revision.revision, "ratio": round(ratio, 3)}
+            _logger.warning("shadow diverges", extra={"fields": fields})
+
+    def _comparison(self, copy: _Copy, embodiment: policy_pb2.Embodiment) -> None:
+        key = copy.policy, copy.revision.revision
+        if key not in self._comparisons:
+            self._comparisons[key] = _Comparison()
+        self._comparisons[key].know(embodiment)
+
+    def _count(self, copy: _Copy, outcome: str) -> None:
+        self._metrics.requests.labels(copy.policy, copy.revision.revision, outcome).inc()
+
+
+class _Comparison:
+    """How far one revision is from what is served, lately, by embodiment and action group."""
+
+    def __init__(self) -> None:
+        self._groups: dict[str, Sequence[tuple[str, str, slice]]] = {}
+        # Embodiment to the running mean and mean square of each dimension of what is served.
+        self._served: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        # Embodiment and group to its running distance over spread.
+        self._ratios: dict[tuple[str, str], float] = {}
+        self.num_added = 0
+        self.said = False
+
+    @property
+    def ratio(self) -> float:
+        return max(self._ratios.values(), default=0.0)
+
+    def know(self, embodiment: policy_pb2.Embodiment) -> None:
+        if embodiment.name in self._groups:
+            return
+        first, groups = 0, []
+        for group in embodiment.action:
+            groups.append((group.name, group.unit, slice(first, first + group.dim)))
+            first += group.dim
+        self._groups[embodiment.name] = groups
+
+    def unusable(self) -> float:
+        """An answer that cannot be compared is as far off as can be."""
+        self.num_added += 1
+        return float("inf")
+
+    def add(self, embodiment: str, served: np.ndarray, other: np.ndarray) -> Sequence[tuple[str, str, float]]:
+        """(group, unit, mean distance) of one pair of chunks, each [action_horizon, action_dim]."""
+        self.num_added += 1
+        mean, square = self._served.get(embodiment, (served.mean(0), (served**2).mean(0)))
+        mean = _MEMORY * mean + (1 - _MEMORY) * served.mean(0)
+        square = _MEMORY * square + (1 - _MEMORY) * (served**2).mean(0)
+        self._served[embodiment] = mean, square
+        spread = np.sqrt(np.maximum(square - mean**2, 0.0))
+        found = []
+        for group, unit, dims in self._groups[embodiment]:
+            distance = float(np.abs(served[:, dims] - other[:, dims]).mean())
+            found.append((group, unit, distance))
+            scale = float(spread[dims].mean())
+            if scale > 0:
+                key = embodiment, group
+                ratio = distance / scale
+                self._ratios[key] = _MEMORY * self._ratios.get(key, ratio) + (1 - _MEMORY) * ratio
+        return found

@@ -1,0 +1,58 @@
+"""Whether a robot may connect and ask, judged by the `Authorization` header that openpi's client sends with its key.
+
+Owns the questions. Does not own credentials: whoever keeps those answers them, from memory and at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Protocol
+
+from service.credentials import Access, Scope
+
+
+class Authenticator(Protocol):
+    """`authorization` has all values of the header, none when there is none; the key follows `Api-Key `.
+
+    Both raise AuthenticationError, NotAllowedError or OverloadedError, in messages that repeat nothing of the header.
+    """
+
+    def connection(self, authorization: Sequence[str], policy: str) -> AbstractContextManager[None]:
+        """Asked before the handshake; held while the connection lasts."""
+        ...
+
+    def request(self, authorization: Sequence[str], policy: str) -> AbstractContextManager[None]:
+        """Asked anew for each frame, so that a key ends where it is revoked; held until the reply is made."""
+        ...
+
+
+class OpenAccess:
+    """Lets everybody in: for a service that has no credentials, which listens on loopback."""
+
+    def connection(self, authorization: Sequence[str], policy: str) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def request(self, authorization: Sequence[str], policy: str) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
+class TokenAuthenticator:
+    """The service's own tokens as keys: scope infer, for the policy. A connection counts as a stream of its token."""
+
+    def __init__(self, access: Access) -> None:
+        self._access = access
+
+    @contextmanager
+    def connection(self, authorization: Sequence[str], policy: str) -> Iterator[None]:
+        caller = self._access.caller(authorization)
+        self._access.require(caller, (Scope.INFER,), policy=policy)
+        with self._access.stream(caller):
+            yield
+
+    @contextmanager
+    def request(self, authorization: Sequence[str], policy: str) -> Iterator[None]:
+        caller = self._access.caller(authorization)
+        self._access.require(caller, (Scope.INFER,), policy=policy)
+        with self._access.request(caller):
+            yield

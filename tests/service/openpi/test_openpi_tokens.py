@@ -1,0 +1,61 @@
+"""The service's own tokens are openpi's API keys: for scope infer and the policy, with their caps."""
+
+from __future__ import annotations
+
+import pytest
+from prometheus_client import CollectorRegistry
+from websockets.exceptions import InvalidStatus
+
+from service.credentials import Caps, Surface
+from service.openpi import TokenAuthenticator
+
+
+def key(token: str) -> dict[str, str]:
+    return {"Authorization": f"Api-Key {token}"}
+
+
+@pytest.fixture
+def authenticator(desk) -> TokenAuthenticator:
+    return TokenAuthenticator(desk.credentials(CollectorRegistry()).on(Surface.OPENPI))
+
+
+async def refused_with(openpi, port: int, headers: dict[str, str]) -> int:
+    with pytest.raises(InvalidStatus) as refused:
+        async with openpi.robot(port, additional_headers=headers):
+            pass
+    return refused.value.response.status_code
+
+
+async def test_a_key_is_a_token_of_scope_infer_for_the_policy(kit, openpi, desk, authenticator):
+    robot = desk.give("infer", policies=("tabletop",))
+    async with kit.serve() as gateway, openpi.serve(kit, gateway, authenticator=authenticator) as port:
+        statuses = [
+            await refused_with(openpi, port, headers)
+            for headers in (
+                {},
+                key(robot[:-6] + "wrong-"),
+                key(desk.give("admin")),
+                key(desk.give("infer", policies=("kitchen",))),
+            )
+        ]
+        async with openpi.robot(port, additional_headers=key(robot)) as connected:
+            assert (await connected.ask(openpi.observation(seed=7)))["seed"] == 7
+            desk.revoke(robot)
+            assert await connected.ask(openpi.observation(seed=8)) == "UNAUTHENTICATED: the token has been revoked"
+        assert await refused_with(openpi, port, key(robot)) == 401
+    assert statuses == [401, 401, 403, 403]
+    assert len(gateway.backend.requests) == 1
+
+
+async def test_a_key_keeps_its_caps_on_connections_and_requests(kit, openpi, desk, authenticator):
+    headers = key(desk.give("infer", caps=Caps(max_streams=1, max_requests_per_s=1)))
+    async with (
+        kit.serve() as gateway,
+        openpi.serve(kit, gateway, authenticator=authenticator) as port,
+        openpi.robot(port, additional_headers=headers) as robot,
+    ):
+        assert await refused_with(openpi, port, headers) == 429
+        assert (await robot.ask(openpi.observation(seed=7)))["seed"] == 7
+        assert "1 requests a second of this token" in await robot.ask(openpi.observation(seed=8))
+        desk.clock_s += 1.0
+        assert (await robot.ask(openpi.observation(seed=9)))["seed"] == 9

@@ -1,0 +1,164 @@
+"""Operators change what serves over HTTP: every change is an operation to follow, every refusal says why."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+from prometheus_client import CollectorRegistry
+
+from service.admin import FleetParts, create_admin_app
+from service.revision import RevisionError
+
+POLICY = "/v1/fleet/policies/tabletop"
+
+
+@pytest.fixture
+async def process(fleet):
+    process = fleet.process("a")
+    await process.start()
+    return process
+
+
+@pytest.fixture
+async def http(process) -> AsyncIterator[httpx.AsyncClient]:
+    app = create_admin_app(
+        policies=process.policies,
+        backend=process.models,
+        metrics_registry=CollectorRegistry(),
+        fleet=FleetParts(registry=process.registry, follower=process.follower, rollout=process.rollout),
+    )
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://admin") as client:
+        yield client
+
+
+async def carried_out(http: httpx.AsyncClient, path: str, body: dict | None = None) -> dict:
+    """Starts an operation and polls it to its end."""
+    answer = await http.post(path, json=body)
+    assert answer.status_code == 202, answer.text
+    async with asyncio.timeout(10):
+        while True:
+            operation = (await http.get(f"/v1/operations/{answer.json()['operation']}")).json()
+            if operation["state"] != "running":
+                return operation
+            await asyncio.sleep(0.01)
+
+
+async def registered(http: httpx.AsyncClient, location: str) -> str:
+    operation = await carried_out(http, f"{POLICY}/revisions", {"location": location})
+    assert (operation["kind"], operation["error"]) == ("register", "")
+    record = (await http.get(f"{POLICY}/revisions/{operation['revision']}")).json()
+    assert (record["state"], record["location"]) == ("registered", location)
+    return operation["revision"]
+
+
+async def status(http: httpx.AsyncClient) -> dict:
+    return (await http.get(POLICY)).json()
+
+
+async def test_a_revision_from_registration_to_deletion(fleet, http, process):
+    old = await registered(http, fleet.checkpoint("old", variant="no-prior"))
+    new = await registered(http, fleet.checkpoint("new", variant="history"))
+    assert (await carried_out(http, f"{POLICY}/revisions/{old}:promote"))["state"] == "succeeded"
+    assert (await carried_out(http, f"{POLICY}:split", {"shares": {new: 0.25}}))["state"] == "succeeded"
+    shares = {each["variant"]: each["share"] for each in (await status(http))["revisions"]}
+    assert shares == {"no-prior": 0.75, "history": 0.25}
+    assert (await carried_out(http, f"{POLICY}/revisions/{new}:promote", {"keep_previous": True}))["error"] == ""
+    assert ((await status(http))["stable"], (await status(http))["previous"]) == (new, old)
+    rolled_back = await carried_out(http, f"{POLICY}:rollBack", {"reason": "it shakes"})
+    assert (rolled_back["kind"], rolled_back["revision"], rolled_back["error"]) == ("roll back", old, "")
+    await process.until(lambda: process.registry.revision("tabletop", new).state == "unloaded")
+    assert (await http.delete(f"{POLICY}/revisions/{new}")).status_code == 204
+    assert [each["revision"] for each in (await status(http))["revisions"]] == [old]
+    entries = (await http.get("/v1/audit", params={"policy": "tabletop"})).json()["entries"]
+    actions = [entry["action"] for entry in reversed(entries) if entry["actor"] == "operator"]
+    assert actions == ["register", "register", "promote", "split", "promote", "roll back", "delete"]
+
+
+async def test_a_shadow_and_a_guard_are_set_and_shown(fleet, http):
+    old = await registered(http, fleet.checkpoint("old"))
+    new = await registered(http, fleet.checkpoint("new", variant="history-2"))
+    await carried_out(http, f"{POLICY}/revisions/{old}:promote")
+    await carried_out(http, f"{POLICY}/revisions/{new}:shadow", {"share": 0.5})
+    answer = await http.put(f"{POLICY}/guard", json={"max_error_rate": 0.1, "min_requests": 5})
+    assert answer.status_code == 200
+    shown = await status(http)
+    assert shown["shadow"] == {"revision": new, "share": 0.5}
+    assert (shown["guard"]["max_error_rate"], shown["guard"]["max_latency_p95_s"]) == (0.1, None)
+    await carried_out(http, f"{POLICY}/revisions/{new}:shadow", {"share": 0.0})
+    assert (await status(http))["shadow"] is None
+
+
+async def test_the_progress_of_an_operation_is_streamed_to_its_end(fleet, http, process):
+    old = await registered(http, fleet.checkpoint("old"))
+    answer = await http.post(f"{POLICY}/revisions/{old}:promote")
+    async with http.stream("GET", f"/v1/operations/{answer.json()['operation']}/events") as stream:
+        assert stream.headers["content-type"].startswith("text/event-stream")
+        lines = [line async for line in stream.aiter_lines() if line]
+    events = [(name.removeprefix("event: "), json.loads(data.removeprefix("data: "))) for name, data in _pairs(lines)]
+    assert [name for name, _ in events] == ["progress"] * (len(events) - 1) + ["ended"]
+    assert events[-1][1]["state"] == "succeeded"
+    assert events[-1][1]["steps"][-1] == "every gateway routes by it"
+
+
+def _pairs(lines: list[str]) -> list[tuple[str, str]]:
+    return list(zip(lines[::2], lines[1::2], strict=True))
+
+
+async def test_an_operation_that_fails_says_why_and_the_old_revision_serves(fleet, http, process):
+    old = await registered(http, fleet.checkpoint("old"))
+    new = await registered(http, fleet.checkpoint("new", variant="history-2"))
+    await carried_out(http, f"{POLICY}/revisions/{old}:promote")
+    process.models.refusals[new] = RevisionError("probe.npz: a chunk is off by 3")
+    operation = await carried_out(http, f"{POLICY}/revisions/{new}:promote")
+    assert (operation["state"], operation["error"]) == ("failed", "probe.npz: a chunk is off by 3")
+    assert (await status(http))["stable"] == old
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "code", "message"),
+    [
+        ("GET", "/v1/fleet/policies/tabeltop", None, 404, "nearest name is 'tabletop'"),
+        ("POST", "/v1/fleet/policies/tabletop/revisions/000000000000:load", None, 404, "is not loaded"),
+        ("POST", "/v1/fleet/policies/tabletop/revisions/xyz:load", None, 422, "pattern"),
+        ("POST", "/v1/fleet/policies/tabletop/revisions", {"location": "../etc"}, 400, "plain path inside the store"),
+        ("POST", "/v1/fleet/policies/tabletop/revisions", {"location": "nothing"}, 400, "no such directory"),
+        ("POST", "/v1/fleet/policies/tabletop/revisions", {"location": "x", "pickle": 1}, 422, "Extra inputs"),
+        ("POST", "/v1/fleet/policies/tabletop:rollBack", None, 409, "serves nothing yet"),
+        ("POST", "/v1/fleet/policies/tabletop:split", {"shares": {"a": 2.0}}, 409, "serves nothing yet"),
+        ("PUT", "/v1/fleet/policies/tabletop/guard", {"max_error_rate": 2}, 422, "less than or equal to 1"),
+        ("GET", "/v1/operations/nothing", None, 404, "there is no operation"),
+        ("GET", "/v1/audit?limit=0", None, 422, "greater than or equal to 1"),
+    ],
+)
+async def test_a_wrong_call_is_refused_with_what_is_wrong(fleet, http, method, path, body, code, message):
+    await registered(http, fleet.checkpoint("old"))
+    answer = await http.request(method, path, json=body)
+    assert answer.status_code == code, answer.text
+    assert message in answer.text
+
+
+async def test_gateways_and_placements_are_shown_and_a_dead_gateway_can_be_removed(fleet, http, process):
+    old = await registered(http, fleet.checkpoint("old"))
+    await carried_out(http, f"{POLICY}/revisions/{old}:promote")
+    process.registry.beat("dead", address="elsewhere:1", generation=0, placements=[])
+    gateways = (await http.get("/v1/gateways")).json()["gateways"]
+    assert [each["gateway"] for each in gateways] == ["a", "dead"]
+    placements = await http.get("/v1/gateways/placements", params={"policy": "tabletop", "revision": old})
+    assert placements.json()["placements"][0]["state"] == "ready"
+    assert (await http.delete("/v1/gateways/dead")).status_code == 204
+    assert [each["gateway"] for each in (await http.get("/v1/gateways")).json()["gateways"]] == ["a"]
+    assert (await http.get("/v1/audit")).json()["entries"][0]["action"] == "remove gateway"
+
+
+async def test_a_registry_that_is_away_is_said_to_be(fleet, http, process, tmp_path):
+    process.registry.close()
+    for suffix in ("", "-wal", "-shm"):
+        (tmp_path / f"registry.db{suffix}").unlink(missing_ok=True)
+    (tmp_path / "registry.db").mkdir()
+    answer = await http.get("/v1/fleet/policies")
+    assert (answer.status_code, answer.json()["field"]) == (503, "")
+    assert "goes on being served" in answer.json()["message"]

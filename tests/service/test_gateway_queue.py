@@ -1,0 +1,423 @@
+"""The queue in front of the models: who goes in, in which order, and who is told no."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+
+import pytest
+
+from service.backend import BackendUnavailableError
+from service.errors import DeadlineExpiredError, OverloadedError, SupersededError
+from service.gateway.queue import ALONE_AFTER_S, RequestQueue
+
+POLICY, REVISION = "tabletop", "first"
+FAR_S = 1000.0
+
+
+class Models:
+    """Models that hold what is inside until they are told to answer, and a clock that a test moves."""
+
+    def __init__(self, *, room: int = 1, max_queued: int = 256) -> None:
+        self.now_s = 0.0
+        self.room = room
+        self.queue = RequestQueue(
+            capacity=lambda revision: self.room,
+            max_queued=max_queued,
+            overload_retry_s=0.1,
+            clock_s=lambda: self.now_s,
+        )
+        # Names in the order of going in, and those inside now.
+        self.entered: list[str] = []
+        self.inside: dict[str, asyncio.Event] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def ask(
+        self,
+        name: str,
+        *,
+        robot: str = "",
+        within_s: float = FAR_S,
+        revision: str = REVISION,
+        policy: str = POLICY,
+    ) -> asyncio.Task[None]:
+        """A request; its robot has its name when no other is given."""
+        task = asyncio.create_task(self._ask(name, policy, robot or name, revision, self.now_s + within_s))
+        self._tasks.append(task)
+        return task
+
+    async def _ask(self, name: str, policy: str, robot: str, revision: str, deadline_s: float) -> None:
+        async with self.queue.turn(policy=policy, robot_id=robot, revision=revision, deadline_s=deadline_s):
+            self.entered.append(name)
+            self.inside[name] = asyncio.Event()
+            try:
+                await self.inside[name].wait()
+            finally:
+                del self.inside[name]
+
+    async def answer(self, *names: str) -> None:
+        for name in names:
+            self.inside[name].set()
+        await settle()
+
+    async def answer_all(self) -> None:
+        """Until nobody is left."""
+        while self.inside:
+            await self.answer(*self.inside)
+
+    async def end(self) -> None:
+        async with asyncio.timeout(5):
+            await self.answer_all()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+async def settle() -> None:
+    """Lets every task that can run come to its next wait."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def end_of(task: asyncio.Task[None]) -> None:
+    async with asyncio.timeout(2):
+        await task
+
+
+async def test_no_more_are_inside_than_the_model_has_room_for() -> None:
+    models = Models(room=2)
+    for name in "abcde":
+        models.ask(name)
+    await settle()
+    assert models.entered == ["a", "b"]
+    await models.answer("a")
+    assert models.entered == ["a", "b", "c"]
+    assert models.queue.num_waiting(POLICY) == 2
+    await models.end()
+
+
+async def test_those_who_wait_go_earliest_deadline_first_and_then_by_arrival() -> None:
+    models = Models()
+    for name, within_s in (("first", 30), ("late", 50), ("soon", 20), ("later", 55), ("sooner", 10), ("soon too", 20)):
+        models.ask(name, within_s=within_s)
+    await settle()
+    await models.end()
+    assert models.entered == ["first", "sooner", "soon", "soon too", "late", "later"]
+
+
+async def test_each_revision_has_its_own_room_and_policies_that_share_a_revision_share_its_room() -> None:
+    models = Models()
+    models.ask("first")
+    models.ask("second", revision="second")
+    models.ask("of another policy", policy="other")
+    await settle()
+    assert models.entered == ["first", "second"]
+    await models.answer("first")
+    assert models.entered[-1] == "of another policy"
+    await models.end()
+
+
+async def test_what_has_expired_never_goes_in() -> None:
+    models = Models()
+    models.ask("inside")
+    late, too_late = models.ask("late", within_s=5), models.ask("too late", within_s=0)
+    in_time = models.ask("in time", within_s=7)
+    await settle()
+    with pytest.raises(DeadlineExpiredError):
+        await end_of(too_late)
+    models.now_s = 6.0
+    await models.answer("inside")
+    with pytest.raises(DeadlineExpiredError):
+        await end_of(late)
+    assert models.entered == ["inside", "in time"]
+    await models.end()
+    await end_of(in_time)
+
+
+async def test_one_too_many_is_overloaded_with_a_delay_and_other_policies_are_not() -> None:
+    models = Models(max_queued=2)
+    for name in ("inside", "waits", "waits too"):
+        models.ask(name)
+    await settle()
+    refused = models.ask("refused")
+    models.ask("of another policy", policy="other")
+    await settle()
+    with pytest.raises(OverloadedError, match="2 requests of policy 'tabletop' wait") as refusal:
+        await end_of(refused)
+    assert refusal.value.retry_after_s == 0.1
+    assert (models.queue.num_waiting(POLICY), models.queue.num_waiting("other")) == (2, 1)
+    await models.end()
+    assert len(models.entered) == 4
+
+
+async def test_a_newer_request_of_a_robot_supersedes_its_queued_one_at_once() -> None:
+    models = Models()
+    inside = models.ask("inside", robot="quick")
+    queued = models.ask("older", robot="quick", within_s=5)
+    models.ask("somebody else's")
+    await settle()
+    models.ask("newer", robot="quick", within_s=500)
+    await settle()
+    with pytest.raises(SupersededError):
+        await end_of(queued)
+    assert models.queue.num_waiting(POLICY) == 2
+    await models.end()
+    await end_of(inside)
+    assert "older" not in models.entered and "newer" in models.entered
+
+
+async def test_a_newer_request_supersedes_one_for_another_revision_but_not_one_of_another_policy() -> None:
+    models = Models()
+    models.ask("inside")
+    models.ask("inside too", revision="second")
+    for_first = models.ask("for first", robot="quick")
+    elsewhere = models.ask("elsewhere", robot="quick", policy="other")
+    models.ask("for second", robot="quick", revision="second")
+    await settle()
+    with pytest.raises(SupersededError):
+        await end_of(for_first)
+    assert not elsewhere.done()
+    await models.end()
+    assert sorted(models.entered) == ["elsewhere", "for second", "inside", "inside too"]
+
+
+async def test_in_a_full_queue_a_robot_may_still_put_a_newer_observation_in_the_place_of_its_own() -> None:
+    models = Models(max_queued=1)
+    models.ask("inside")
+    older = models.ask("older", robot="quick")
+    await settle()
+    models.ask("newer", robot="quick")
+    await settle()
+    with pytest.raises(SupersededError):
+        await end_of(older)
+    await models.end()
+    assert models.entered == ["inside", "newer"]
+
+
+async def test_a_robot_that_is_alone_may_fill_the_model() -> None:
+    models = Models(room=3)
+    for name in ("earlier", "earlier too"):
+        models.ask(name, robot="only")
+        await settle()
+        await models.answer(name)
+    for name in ("1", "2", "3", "4"):
+        models.ask(name, robot="only")
+    await settle()
+    assert list(models.inside) == ["1", "2", "3"]
+    await models.answer("2")
+    assert list(models.inside) == ["1", "3", "4"]
+    await models.end()
+
+
+async def test_a_robot_in_company_has_one_request_inside_also_while_nobody_else_waits() -> None:
+    models = Models(room=3)
+    models.ask("other's")
+    await settle()
+    await models.answer("other's")
+    models.now_s = ALONE_AFTER_S - 1
+    models.ask("1", robot="quick")
+    models.ask("2", robot="quick")
+    await settle()
+    assert list(models.inside) == ["1"]
+    await models.answer("1")
+    assert list(models.inside) == ["2"]
+    # Nobody else has asked for long enough: it is alone again.
+    models.now_s = ALONE_AFTER_S
+    models.ask("3", robot="quick")
+    await settle()
+    assert list(models.inside) == ["2", "3"]
+    await models.end()
+
+
+async def test_one_inside_counts_over_all_revisions_of_the_policy() -> None:
+    models = Models(room=2)
+    models.ask("other's")
+    models.ask("on first", robot="quick")
+    models.ask("on second", robot="quick", revision="second")
+    await settle()
+    assert list(models.inside) == ["other's", "on first"]
+    await models.answer("on first")
+    assert list(models.inside) == ["other's", "on second"]
+    await models.end()
+
+
+async def test_a_robot_with_several_inside_when_another_comes_finishes_them_and_goes_on_with_one() -> None:
+    models = Models(room=2)
+    for name in ("1", "2", "3"):
+        models.ask(name, robot="quick", within_s=1)
+    models.ask("other's")
+    await settle()
+    assert list(models.inside) == ["1", "2"]
+    # Its third has the earlier deadline, and waits all the same: one of its own is still inside.
+    await models.answer("1")
+    assert list(models.inside) == ["2", "other's"]
+    await models.answer("2")
+    assert list(models.inside) == ["other's", "3"]
+    await models.end()
+
+
+@pytest.mark.parametrize("room", [1, 2, 16])
+async def test_a_robot_that_asks_50_times_as_fast_goes_before_another_once_at_most(room: int) -> None:
+    models, rng = Models(room=room), random.Random(0)
+    slow = [f"slow-{number}" for number in range(8)]
+    num_served_before: dict[str, int] = {}
+    most_inside = 0
+    for turn in range(400):
+        models.now_s += 0.004
+        # 250 a second, and eight robots of five a second each.
+        models.ask(f"quick {turn}", robot="quick", within_s=1.0)
+        if turn % 50 < 8:
+            asker = slow[turn % 50]
+            name = f"{asker} {turn}"
+            models.ask(name, robot=asker, within_s=1.0)
+            num_served_before[name] = sum(entry.startswith("quick") for entry in models.entered)
+        await settle()
+        if turn > 50:
+            most_inside = max(most_inside, sum(name.startswith("quick") for name in models.inside))
+        # The model answers at the pace of what the slow ones ask and twice that again.
+        if models.inside and rng.random() < 0.5:
+            await models.answer(next(iter(models.inside)))
+    entered = models.entered.copy()
+    overtaken = [
+        sum(entry.startswith("quick") for entry in entered[: entered.index(name)]) - before
+        for name, before in num_served_before.items()
+        if name in entered
+    ]
+    assert len(overtaken) == len(num_served_before), "every slow robot was served every time"
+    # The one that is going in when the other comes, at most.
+    assert max(overtaken) <= 1
+    assert most_inside == 1
+    await models.end()
+
+
+async def test_a_cancelled_wait_keeps_no_place() -> None:
+    models = Models(max_queued=2)
+    models.ask("inside")
+    gone, stays = models.ask("gone", within_s=10), models.ask("stays", within_s=20)
+    await settle()
+    gone.cancel()
+    await settle()
+    assert gone.cancelled() and models.queue.num_waiting(POLICY) == 1
+    models.ask("takes the place")
+    await models.answer("inside")
+    assert list(models.inside) == ["stays"]
+    await models.end()
+    await end_of(stays)
+    assert models.entered == ["inside", "stays", "takes the place"]
+
+
+async def test_a_turn_that_comes_to_somebody_who_is_cancelled_goes_to_the_next() -> None:
+    models = Models()
+    models.ask("inside")
+    chosen, following = models.ask("chosen", within_s=10), models.ask("following", within_s=20)
+    await settle()
+    models.inside["inside"].set()
+    await asyncio.sleep(0)
+    # The turn has been granted, the task has not run since.
+    chosen.cancel()
+    await settle()
+    assert chosen.cancelled()
+    assert list(models.inside) == ["following"]
+    await models.end()
+    await end_of(following)
+
+
+async def test_a_newer_request_may_follow_one_that_was_cancelled_and_does_not_know_it_yet() -> None:
+    models = Models()
+    models.ask("inside")
+    gone = models.ask("gone", robot="quick")
+    await settle()
+    gone.cancel()
+    newer = models.ask("newer", robot="quick")
+    await settle()
+    assert gone.cancelled() and models.queue.num_waiting(POLICY) == 1
+    await models.end()
+    await end_of(newer)
+
+
+async def test_a_cancelled_request_inside_makes_room() -> None:
+    models = Models()
+    inside = models.ask("inside")
+    models.ask("next")
+    await settle()
+    inside.cancel()
+    await settle()
+    assert list(models.inside) == ["next"]
+    await models.end()
+
+
+async def test_dismissing_a_revision_ends_every_wait_for_it_and_no_other() -> None:
+    models = Models()
+    models.ask("inside", robot="quick")
+    waits = [models.ask("in line"), models.ask("behind its own", robot="quick")]
+    models.ask("on second")
+    models.ask("inside second", revision="second")
+    other = models.ask("waits for second", revision="second")
+    await settle()
+    models.queue.dismiss(REVISION, BackendUnavailableError("restarting", retry_after_s=1.0))
+    ends = await asyncio.wait_for(asyncio.gather(*waits, return_exceptions=True), 5)
+    assert [str(end) for end in ends] == ["restarting"] * 2
+    assert not other.done()
+    await models.end()
+    await end_of(other)
+
+
+async def test_the_room_that_errors_leave_is_used_again() -> None:
+    models = Models()
+
+    async def fails() -> None:
+        async with models.queue.turn(policy=POLICY, robot_id="fails", revision=REVISION, deadline_s=FAR_S):
+            raise RuntimeError("told to fail")
+
+    with pytest.raises(RuntimeError):
+        await fails()
+    models.ask("next")
+    await settle()
+    assert list(models.inside) == ["next"]
+    await models.end()
+
+
+async def test_a_robot_that_supersedes_itself_before_a_stuck_model_leaves_nothing_behind_in_the_line() -> None:
+    models = Models()
+    models.ask("stuck")
+    for number in range(2000):
+        models.ask(f"quick {number}", robot="quick")
+        await asyncio.sleep(0)
+    await settle()
+    assert models.queue.num_waiting(POLICY) == 1
+    assert len(models.queue._models[REVISION].line) < 100
+    await models.end()
+
+
+async def test_whatever_comes_the_room_is_kept_and_everything_is_given_back() -> None:
+    models, rng = Models(room=3, max_queued=6), random.Random(1)
+    tasks: list[asyncio.Task[None]] = []
+    for turn in range(3000):
+        models.now_s += rng.choice([0.0, 0.1, 0.5])
+        match rng.randrange(4):
+            case 0 | 1:
+                robot, policy = f"robot-{rng.randrange(8)}", rng.choice([POLICY, "other"])
+                name = f"{policy} {robot} {rng.choice(['first', 'second'])} {turn}"
+                tasks.append(
+                    models.ask(
+                        name, robot=robot, policy=policy, revision=name.split()[2], within_s=rng.choice([0.3, 2.0, 9.0])
+                    )
+                )
+            case 2 if models.inside:
+                models.inside[rng.choice(list(models.inside))].set()
+            case 3 if tasks:
+                tasks.pop(rng.randrange(len(tasks))).cancel()
+        if rng.random() < 0.01:
+            models.queue.dismiss("second", BackendUnavailableError("restarting"))
+        if rng.random() < 0.7:
+            await settle()
+            inside = [name.split() for name in models.inside]
+            assert max(Counter(revision for _, _, revision, _ in inside).values(), default=0) <= 3
+            assert max(models.queue.num_waiting(POLICY), models.queue.num_waiting("other")) <= 6
+    await models.end()
+    assert (models.queue.num_waiting(POLICY), models.queue.num_waiting("other")) == (0, 0)
+    # All room is free, and no robot is taken for one that still has something inside.
+    for number in range(3):
+        models.ask(f"last {number}", robot=f"robot-{number}")
+    await settle()
+    assert len(models.inside) == 3
+    await models.end()
