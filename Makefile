@@ -49,6 +49,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt scripts/install_debian_packages.s
 	@touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready
+	@PYTHON=$(PYTHON) scripts/install_debian_packages.sh dev
 	@echo "setup: test tools" >&2
 	@$(PIP) -c constraints.txt -e '.[serve,train,sim,dev]'
 # It declares numpy < 2, which it does not need as it is used here.

@@ -1,5 +1,6 @@
 #!/bin/sh
 # What pip cannot bring: headless OpenGL for the simulators, and the shared libpython that Triton's python backend links.
+# With "dev" also what tests need: a PostgreSQL server, which they start by themselves.
 # Installs what is missing when it may; otherwise says the one command to run. Does nothing when nothing is missing.
 set -eu
 
@@ -17,6 +18,10 @@ places = [sysconfig.get_config_var("LIBDIR") or "", "/usr/lib/x86_64-linux-gnu"]
 sys.exit(0 if any((pathlib.Path(place) / name).exists() for place in places) else 1)
 PYTHON
 "$python" -c 'import ensurepip, venv' 2>/dev/null || missing="$missing python$version-venv"
+
+if [ "${1:-}" = dev ]; then
+    ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing="$missing postgresql"
+fi
 
 if [ -z "$missing" ]; then
     exit 0

@@ -181,6 +181,20 @@ def _chaos_load(options: argparse.Namespace) -> Callable[[], int]:
     return partial(_report, partial(measure_loads, settings), format_loads, options.json)
 
 
+def _chaos_canary(options: argparse.Namespace) -> Callable[[], int]:
+    from service.chaos.canary import CanarySettings, format_canary, measure_canary
+
+    settings = CanarySettings(
+        checkpoint=options.policy,
+        episodes=options.episodes,
+        share=options.share,
+        robots=options.robots,
+        backend=options.backend,
+        model=_model_settings(options, batching=True),
+    )
+    return partial(_report, partial(measure_canary, settings), format_canary, options.json)
+
+
 def _chaos_kill(options: argparse.Namespace) -> Callable[[], int]:
     from service.chaos.kill import KillSettings, format_kills, measure_kills
 
@@ -306,7 +320,11 @@ def _add_chaos(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     kill.add_argument("--kills", type=int, default=50, help="in all")
     load = kinds.add_parser("load", help="promote checkpoints that must be refused", formatter_class=_HelpFormatter)
     load.set_defaults(verb=_chaos_load)
-    for verb in (swap, kill, load):
+    canary = kinds.add_parser("canary", help="a split and a broken shadow", formatter_class=_HelpFormatter)
+    canary.set_defaults(verb=_chaos_canary)
+    canary.add_argument("--episodes", type=int, default=200, help="of the split")
+    canary.add_argument("--share", type=float, default=0.2, help="of the canary")
+    for verb in (swap, kill, load, canary):
         verb.add_argument("--robots", type=int, default=8, help="that ask meanwhile")
         verb.add_argument(
             "--policy", type=Path, default=Path("checkpoints/tabletop"), metavar="DIR", help="a checkpoint"

@@ -48,7 +48,14 @@ RUNS_THE_MODEL = (
     "service.local",
     "service.triton.adapter",
 )
-REACHES_FOR_THE_MODEL = ("service.__main__", "service.bench.overhead", "service.chaos.kill", "service.chaos.load", "service.chaos.swap")
+REACHES_FOR_THE_MODEL = (
+    "service.__main__",
+    "service.bench.overhead",
+    "service.chaos.canary",
+    "service.chaos.kill",
+    "service.chaos.load",
+    "service.chaos.swap",
+)
 MODEL_CODE = ("torch", "policy", "transformers", "safetensors", "tokenizers", "training")
 WITHOUT_MODEL_CODE = ("service.gateway", "service.admin", "service.openpi", "service.credentials")
 # Deserialisers that run what they read. Jobs between our own processes are multiprocessing's business, not a file's.

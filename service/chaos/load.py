@@ -17,6 +17,7 @@ from service.chaos.checkpoints import damaged
 from service.chaos.robots import Robots, Tally
 from service.chaos.slow_disk import slow_disk
 from service.ctl.admin_client import AdminAddress, AdminClient, AdminError
+from service.memory import needed_bytes
 from service.model_settings import BackendKind, ModelSettings
 
 _POLICY_PATH = f"/v1/fleet/policies/{POLICY}"
@@ -50,7 +51,8 @@ def measure_loads(settings: LoadSettings) -> dict[str, Any]:
                 attempts = {**locations, "slow disk": url}
                 found |= asyncio.run(_attempt(service, robots, attempts, twins.revisions[0]))
             # Enough for the one that serves and not for a second.
-            arguments = ("--memory-budget-bytes", str(weights * 4 + 700_000_000))
+            needed = needed_bytes(weights, own_process=settings.backend == "triton")
+            arguments = ("--memory-budget-bytes", str(int(1.5 * needed)))
             with _service(settings, store, twins.locations[0], *arguments) as service:
                 robots = _robots(settings, service, twins.questions)
                 found |= asyncio.run(_attempt(service, robots, {"too little memory": url}, twins.revisions[0]))
@@ -107,13 +109,9 @@ def _promote(service: Served, location: str) -> str:
     """Why it failed; empty when it did not."""
     with AdminClient(AdminAddress(url=service.admin_url)) as admin:
         try:
-            registered = admin.follow(
-                admin.post(f"{_POLICY_PATH}/revisions", {"location": location}), lambda step: None
-            )
-            if registered["error"]:
-                return registered["error"]
-            path = f"{_POLICY_PATH}/revisions/{registered['revision']}:promote"
-            return admin.follow(admin.post(path), lambda step: None)["error"]
+            registered = admin.carry_out(f"{_POLICY_PATH}/revisions", {"location": location})
+            admin.carry_out(f"{_POLICY_PATH}/revisions/{registered['revision']}:promote")
+            return ""
         except AdminError as error:
             return str(error)
 

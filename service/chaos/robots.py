@@ -34,6 +34,8 @@ class Tally:
     # Answers with another revision than they may have, or with actions that are not that revision's.
     wrong_revision: list[str] = field(default_factory=list)
     answers: Counter[str] = field(default_factory=Counter)
+    # Episodes that had an answer, and the revision of the first.
+    episodes: dict[str, str] = field(default_factory=dict)
 
     @property
     def num_requests(self) -> int:
@@ -91,7 +93,8 @@ class Robots:
                 self.tally.wrong_revision.append(f"episode {episode_id} began on {first}, {revision} answered")
             if revision and not first and allowed is not None and revision not in allowed:
                 self.tally.wrong_revision.append(f"episode {episode_id} began on {revision}, after another took over")
-            first = first or revision
+            if revision and not first:
+                first = self.tally.episodes[episode_id] = revision
             if self._pause_s:
                 await asyncio.sleep(self._pause_s)
 

@@ -9,7 +9,6 @@ import asyncio
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,8 +49,7 @@ def measure_swaps(settings: SwapSettings) -> dict[str, Any]:
                 service.grpc_address, twins.questions, num_robots=settings.robots, timeout_s=settings.timeout_s
             )
             with AdminClient(AdminAddress(url=service.admin_url)) as admin:
-                operation = admin.post(f"{_POLICY_PATH}/revisions", {"location": twins.locations[1]})
-                _carried_out(admin, operation)
+                admin.carry_out(f"{_POLICY_PATH}/revisions", {"location": twins.locations[1]})
                 return asyncio.run(_swap(settings, service, admin, robots, twins.revisions))
 
 
@@ -68,7 +66,7 @@ async def _swap(
         for number in range(settings.swaps):
             new, old = revisions[(number + 1) % 2], revisions[number % 2]
             started_s = time.perf_counter()
-            await asyncio.to_thread(_promote, admin, new)
+            await asyncio.to_thread(admin.carry_out, f"{_POLICY_PATH}/revisions/{new}:promote")
             # Every gateway routes by it: whoever begins an episode now is answered by the new one.
             robots.allowed = frozenset({new})
             await asyncio.to_thread(_wait_unloaded, admin, old)
@@ -78,16 +76,6 @@ async def _swap(
     finally:
         tally = await robots.stop()
     return _result(settings, tally, spent_s)
-
-
-def _promote(admin: AdminClient, revision: str) -> None:
-    _carried_out(admin, admin.post(f"{_POLICY_PATH}/revisions/{revision}:promote"))
-
-
-def _carried_out(admin: AdminClient, operation: Mapping[str, Any]) -> None:
-    ended = admin.follow(operation, lambda step: None)
-    if ended["state"] != "succeeded":
-        raise AdminError(f"{ended['kind']} {ended['revision']}: {ended['error']}")
 
 
 def _wait_unloaded(admin: AdminClient, revision: str) -> None:

@@ -33,7 +33,7 @@ def make_twins(checkpoint: Path, store: Path, *, policy: str) -> Twins:
     """A copy of a checkpoint, and one of its size with random weights for the same bodies."""
     locations = ("first", "second")
     shutil.copytree(checkpoint, store / locations[0])
-    write_untrained(checkpoint, "tiny", store / locations[1])
+    write_untrained(checkpoint, None, store / locations[1])
     found = [read_revision(store / location, policy=policy) for location in locations]
     return Twins(
         store=store,

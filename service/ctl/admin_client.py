@@ -68,6 +68,13 @@ class AdminClient:
     def delete(self, path: str) -> None:
         self._call("DELETE", path)
 
+    def carry_out(self, path: str, body: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
+        """Starts an operation and waits for its end. Raises AdminError when it fails."""
+        ended = self.follow(self.post(path, body), lambda step: None)
+        if ended["state"] != "succeeded":
+            raise AdminError(f"{ended['kind']} {ended['revision']}: {ended['error']}")
+        return ended
+
     def follow(self, operation: Mapping[str, Any], on_step: Callable[[str], None]) -> Mapping[str, Any]:
         """Waits for an operation's end; `on_step` sees each step once. A broken stream is taken up again."""
         last, seen = operation, 0

@@ -391,7 +391,7 @@ class Rollout:
             else:
                 _logger.error("gateway lost", extra={"fields": {"gateway": gateway.gateway_id}})
                 await self._ask(partial(self._registry.leave, gateway.gateway_id))
-                del self._seen[gateway.gateway_id]
+                self._seen.pop(gateway.gateway_id, None)
         return alive
 
     async def _tend(self) -> None:

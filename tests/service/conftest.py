@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import json
-from collections.abc import AsyncIterator, Callable
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -349,3 +354,33 @@ class TokenDesk:
 @pytest.fixture
 def desk() -> TokenDesk:
     return TokenDesk()
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], str]]:
+    """A PostgreSQL server of our own for the session; each call makes an empty database and returns its URL."""
+    (binaries,) = sorted(Path("/usr/lib/postgresql").glob("*/bin"))[-1:]
+    # The server refuses to run as root, and its owner must be able to reach its files.
+    as_owner = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
+    directory = Path(tempfile.mkdtemp(prefix="premotor-postgres-"))
+    if as_owner:
+        shutil.chown(directory, "postgres")
+    data, options = directory / "data", f"-k {directory} -c listen_addresses='' -c fsync=off"
+
+    def run(*command: object) -> None:
+        subprocess.run([*as_owner, *map(str, command)], check=True, capture_output=True, timeout=60, cwd=directory)
+
+    run(binaries / "initdb", "-D", data, "-A", "trust", "-U", "premotor")
+    run(binaries / "pg_ctl", "-D", data, "-w", "-o", options, "-l", directory / "log", "start")
+    names = (f"fleet_{number}" for number in itertools.count())
+
+    def make_database() -> str:
+        name = next(names)
+        run(binaries / "createdb", "-h", directory, "-U", "premotor", name)
+        return f"postgresql://premotor@/{name}?host={directory}"
+
+    try:
+        yield make_database
+    finally:
+        run(binaries / "pg_ctl", "-D", data, "-w", "-m", "immediate", "stop")
+        shutil.rmtree(directory, ignore_errors=True)

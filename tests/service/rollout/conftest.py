@@ -78,8 +78,8 @@ class Process:
 
 
 class FleetKit:
-    def __init__(self, root: Path, write_checkpoint) -> None:
-        self.url = f"sqlite:///{root}/registry.db"
+    def __init__(self, root: Path, write_checkpoint, url: str = "") -> None:
+        self.url = url or f"sqlite:///{root}/registry.db"
         self.store = root / "store"
         self.store.mkdir()
         self._write_checkpoint = write_checkpoint
@@ -117,6 +117,15 @@ class FleetKit:
         process = Process(registry, models, policies, follower, rollout, now_s)
         self.processes.append(process)
         return process
+
+
+@pytest.fixture
+async def postgres_fleet(tmp_path: Path, kit, postgres) -> AsyncIterator[FleetKit]:
+    made = FleetKit(tmp_path, kit.write_checkpoint, postgres())
+    yield made
+    for process in made.processes:
+        await process.stop()
+        process.registry.close()
 
 
 @pytest.fixture

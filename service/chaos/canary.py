@@ -1,0 +1,143 @@
+"""`chaos canary`: a share of the episodes goes to a second revision, then a broken one shadows; no robot may notice.
+
+The share is judged by its binomial interval over episodes, the shadow by whether it is said to diverge.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import tempfile
+import urllib.request
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from service.bench.served import POLICY, Served, served
+from service.chaos.robots import Robots
+from service.ctl.admin_client import AdminAddress, AdminClient
+from service.gateway.shadow import DIVERGENCE_LIMIT
+from service.model_settings import BackendKind, ModelSettings
+
+_POLICY_PATH = f"/v1/fleet/policies/{POLICY}"
+_POLL_INTERVAL_S = 0.2
+_TIMEOUT_S = 600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CanarySettings:
+    checkpoint: Path
+    episodes: int = 200
+    share: float = 0.2
+    robots: int = 8
+    timeout_s: float = 10.0
+    backend: BackendKind = "triton"
+    model: ModelSettings
+
+
+def measure_canary(settings: CanarySettings) -> dict[str, Any]:
+    """Raises ServiceStartError, AdminError."""
+    from service.chaos.twins import make_twins
+
+    with tempfile.TemporaryDirectory(prefix="premotor-chaos-") as directory:
+        store = Path(directory) / "store"
+        store.mkdir()
+        twins = make_twins(settings.checkpoint, store, policy=POLICY)
+        first = store / twins.locations[0]
+        with served(first, settings.model, backend=settings.backend, arguments=("--store", str(store))) as service:
+            robots = Robots(
+                service.grpc_address, twins.questions, num_robots=settings.robots, timeout_s=settings.timeout_s
+            )
+            with AdminClient(AdminAddress(url=service.admin_url)) as admin:
+                path = f"{_POLICY_PATH}/revisions"
+                admin.carry_out(path, {"location": twins.locations[1]})
+                canary = twins.revisions[1]
+                admin.carry_out(f"{_POLICY_PATH}:split", {"shares": {canary: settings.share}})
+                split = asyncio.run(_episodes(robots, settings.episodes))
+                admin.carry_out(f"{_POLICY_PATH}:rollBack")
+                # Random weights, for all a robot knows: as broken as a revision can be that passes its own probe.
+                admin.carry_out(f"{path}/{canary}:shadow", {"share": 1.0})
+                robots = Robots(
+                    service.grpc_address, twins.questions, num_robots=settings.robots, timeout_s=settings.timeout_s
+                )
+                robots.allowed = frozenset({twins.revisions[0]})
+                shadowed = asyncio.run(_episodes(robots, max(20, settings.episodes // 4)))
+                return _result(settings, split, canary) | _shadow_result(service, shadowed, canary)
+
+
+async def _episodes(robots: Robots, episodes: int) -> Robots:
+    robots.start()
+    async with asyncio.timeout(_TIMEOUT_S):
+        while len(robots.tally.episodes) < episodes:  # noqa: ASYNC110  # robots end episodes, nobody says so
+            await asyncio.sleep(_POLL_INTERVAL_S)
+    await robots.stop()
+    return robots
+
+
+def _result(settings: CanarySettings, robots: Robots, canary: str) -> dict[str, Any]:
+    began = Counter(robots.tally.episodes.values())
+    total = sum(began.values())
+    low, high = binomial_interval(total, settings.share)
+    return {
+        "episodes": total,
+        "canary_episodes": began[canary],
+        "share": settings.share,
+        "interval_low": low,
+        "interval_high": high,
+        "within_interval": low <= began[canary] <= high,
+        "requests": robots.tally.num_requests,
+        "failed": robots.tally.failures.total(),
+        "split_episodes_or_wrong_answers": len(robots.tally.wrong_revision),
+        "examples": robots.tally.wrong_revision[:10],
+        "backend": settings.backend,
+    }
+
+
+def _shadow_result(service: Served, robots: Robots, shadow: str) -> dict[str, Any]:
+    with urllib.request.urlopen(f"{service.admin_url}/metrics", timeout=10.0) as answer:
+        families = list(text_string_to_metric_families(answer.read().decode()))
+    samples = [sample for family in families for sample in family.samples if sample.labels.get("revision") == shadow]
+    ratio = next(sample.value for sample in samples if sample.name == "premotor_shadow_divergence_ratio")
+    answered = sum(
+        sample.value
+        for sample in samples
+        if sample.name == "premotor_shadow_requests_total" and sample.labels["outcome"] == "answered"
+    )
+    return {
+        "shadowed_requests": robots.tally.num_requests,
+        "shadow_failed": robots.tally.failures.total(),
+        "shadow_changed_answers": len(robots.tally.wrong_revision),
+        "shadow_answered": int(answered),
+        "shadow_divergence_ratio": ratio,
+        "shadow_alert": ratio > DIVERGENCE_LIMIT,
+    }
+
+
+def binomial_interval(trials: int, rate: float) -> tuple[int, int]:
+    """The counts that hold at least 95 % of a binomial, as many left out on either side."""
+    masses = [math.comb(trials, count) * rate**count * (1 - rate) ** (trials - count) for count in range(trials + 1)]
+    low, below = 0, masses[0]
+    while below < 0.025:
+        low += 1
+        below += masses[low]
+    high, above = trials, masses[trials]
+    while above < 0.025:
+        high -= 1
+        above += masses[high]
+    return low, high
+
+
+def format_canary(result: dict[str, Any]) -> str:
+    inside = "inside" if result["within_interval"] else "OUTSIDE"
+    return (
+        f"canary: {result['canary_episodes']} of {result['episodes']} episodes, {inside} the 95 % interval "
+        f"{result['interval_low']} to {result['interval_high']} of a share of {result['share']:.0%}; "
+        f"{result['requests']} requests, {result['failed']} failed, "
+        f"{result['split_episodes_or_wrong_answers']} split episodes or wrong answers\n"
+        f"shadow: {result['shadow_answered']} copies of {result['shadowed_requests']} requests answered, "
+        f"{result['shadow_changed_answers']} answers changed, {result['shadow_failed']} failed, divergence "
+        f"{result['shadow_divergence_ratio']:.2f} spreads: alert {'raised' if result['shadow_alert'] else 'NOT RAISED'}"
+    )

@@ -1,0 +1,86 @@
+"""Two gateways on one PostgreSQL: a promotion is seen by both within a second, and a lost database stops no robot."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+from sqlalchemy import create_engine, text
+
+from service.episodes import Episode
+from service.registry import OperationState
+
+POLICY = "tabletop"
+EPISODE = Episode(policy=POLICY, robot_id="robot", episode_id="1")
+
+
+@pytest.fixture
+async def gateways(postgres_fleet):
+    found = [postgres_fleet.process(name) for name in ("a", "b")]
+    for process in found:
+        await process.start()
+    return found
+
+
+async def registered(fleet, process, name: str) -> str:
+    operation = await process.rollout.register(POLICY, fleet.checkpoint(name, variant=name), actor="ada")
+    return (await process.rollout.ended(operation.operation_id)).revision
+
+
+async def carried_out(process, beginning) -> None:
+    ended = await process.rollout.ended((await beginning).operation_id)
+    assert ended.state is OperationState.SUCCEEDED, ended.error
+
+
+async def test_two_gateways_see_a_promotion_within_a_second_of_each_other(postgres_fleet, gateways):
+    first, _ = gateways
+    revisions = [await registered(postgres_fleet, first, name) for name in ("one", "two")]
+    await carried_out(first, first.rollout.promote(POLICY, revisions[0], actor="ada"))
+    gaps_s = []
+    for number in range(8):
+        asked, new = gateways[number % 2], revisions[(number + 1) % 2]
+        changed_s: dict[str, float] = {}
+
+        async def watch(process, new=new, changed_s=changed_s) -> None:
+            while process.policies.serving(POLICY).revision != new:  # noqa: ASYNC110  # no event says so, on purpose
+                await asyncio.sleep(0.002)
+            changed_s[process.follower.gateway_id] = time.monotonic()
+
+        watching = asyncio.gather(*(watch(process) for process in gateways))
+        await carried_out(asked, asked.rollout.promote(POLICY, new, actor="ada"))
+        await asyncio.wait_for(watching, 10)
+        gaps_s.append(abs(changed_s["a"] - changed_s["b"]))
+        # The old one drains and is unloaded before the next turn.
+        for process in gateways:
+            await process.until(lambda process=process: len(process.models.loaded) == 1)
+    assert max(gaps_s) < 1.0, gaps_s
+
+
+async def test_a_lost_connection_stops_no_robot_and_is_made_again(postgres_fleet, gateways):
+    first, second = gateways
+    one = await registered(postgres_fleet, first, "one")
+    two = await registered(postgres_fleet, first, "two")
+    await carried_out(first, first.rollout.promote(POLICY, one, actor="ada"))
+    engine = create_engine(postgres_fleet.url.replace("postgresql://", "postgresql+psycopg://"))
+    for _ in range(5):
+        with engine.begin() as connection:
+            connection.execute(
+                text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
+            )
+        for process in gateways:
+            assert process.policies.routed(EPISODE).revision == one
+        await asyncio.sleep(0)
+    engine.dispose()
+    await carried_out(second, second.rollout.promote(POLICY, two, actor="ada"))
+    assert {process.policies.serving(POLICY).revision for process in gateways} == {two}
+
+
+async def test_gateways_that_start_at_once_migrate_once(postgres):
+    from service.registry import Registry, open_database
+
+    url = postgres()
+    opened = await asyncio.gather(*(asyncio.to_thread(open_database, url) for _ in range(4)))
+    assert {Registry(engine).generation() for engine in opened} == {0}
+    for engine in opened:
+        engine.dispose()
