@@ -11,9 +11,17 @@ import logging
 import sys
 from datetime import UTC, datetime
 
+from service.observability.request_trace import current_trace
+
+# Libraries that report every call they make.
+_CHATTY_BELOW_WARNING = ("httpx", "httpcore", "alembic")
+
 
 class JsonFormatter(logging.Formatter):
-    """{"time", "level", "logger", "event", ...fields, "exception"}; a field cannot replace one of the fixed keys."""
+    """{"time", "level", "logger", "event", ...fields, "trace_id", "exception"}; no field replaces a fixed key.
+
+    What is logged for a request whose trace is recorded has its id.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -23,6 +31,8 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "event": record.getMessage(),
         }
+        if (trace := current_trace()) is not None:
+            line["trace_id"] = trace.trace_id
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str)
@@ -33,3 +43,5 @@ def configure_logging(level: int = logging.INFO) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
+    for chatty in _CHATTY_BELOW_WARNING:
+        logging.getLogger(chatty).setLevel(max(level, logging.WARNING))
