@@ -22,6 +22,7 @@ from service.token_command import add_token_verbs
 
 if TYPE_CHECKING:
     from service.credentials import ServerTls
+    from service.observability.tracing import Tracing
     from service.openpi import ObservationMap
     from service.serve import ServeConfig
 
@@ -58,6 +59,8 @@ def _serve(options: argparse.Namespace) -> Callable[[], int]:
         triton_repository=options.triton_repository,
         tls=_tls(options),
         insecure_listen=options.insecure_listen,
+        tracing=_tracing(options),
+        otlp_http_url=options.otlp_http_url,
         drain_s=options.drain_s,
         model=_model_settings(options, batching=options.batching == "on"),
     )
@@ -101,6 +104,12 @@ def _tls(options: argparse.Namespace) -> ServerTls | None:
     if options.tls_cert is None or options.tls_key is None:
         raise ValueError("--tls-cert and --tls-key come together, and --tls-client-ca with them")
     return read_tls(TlsFiles(certificate=options.tls_cert, key=options.tls_key, client_ca=options.tls_client_ca))
+
+
+def _tracing(options: argparse.Namespace) -> Tracing | None:
+    from service.observability.tracing import otlp_tracing
+
+    return otlp_tracing(options.otlp_endpoint) if options.otlp_endpoint else None
 
 
 def _check(options: argparse.Namespace) -> Callable[[], int]:
@@ -208,6 +217,19 @@ def _chaos_kill(options: argparse.Namespace) -> Callable[[], int]:
     return partial(_report, partial(measure_kills, settings), format_kills, options.json)
 
 
+def _bench_against(options: argparse.Namespace) -> Callable[[], int]:
+    from service.bench.against import AgainstSettings, format_against, measure_against
+
+    settings = AgainstSettings(
+        checkpoint=options.policy,
+        other=options.other,
+        rounds=options.rounds,
+        backend=options.backend,
+        model=_model_settings(options, batching=True),
+    )
+    return partial(_report, partial(measure_against, settings), format_against, options.json)
+
+
 def _bench_device(options: argparse.Namespace) -> Callable[[], int]:
     from service.bench.device import DeviceSettings, format_device, measure_device
 
@@ -295,6 +317,18 @@ def _add_serve(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         action="store_true",
         help="listen beyond loopback although there is no TLS or no token, for anybody to use or to read",
     )
+    verb.add_argument(
+        "--otlp-endpoint",
+        default="",
+        metavar="URL",
+        help="send traces of requests to this OpenTelemetry collector by gRPC, such as http://127.0.0.1:4317",
+    )
+    verb.add_argument(
+        "--otlp-http-url",
+        default="",
+        metavar="URL",
+        help="the same collector by HTTP, such as http://127.0.0.1:4318/v1/traces, for Triton, which speaks that alone",
+    )
     verb.add_argument("--batching", choices=("on", "off"), default="on", help="join requests of several robots")
     verb.add_argument("--drain-s", type=float, default=10.0, help="time that requests in flight get after SIGTERM")
     verb.add_argument(
@@ -372,10 +406,16 @@ def _add_bench(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     )
     device.set_defaults(verb=_bench_device)
     device.add_argument("--iterations", type=int, default=200, help="calls of each kind")
-    for verb in (overhead, batching, device):
+    against = benches.add_parser(
+        "against", help="this service beside that of another checkout, interleaved", formatter_class=_HelpFormatter
+    )
+    against.set_defaults(verb=_bench_against)
+    against.add_argument("--other", type=Path, required=True, metavar="DIR", help="the other checkout")
+    against.add_argument("--rounds", type=int, default=12, help="of each side")
+    for verb in (overhead, batching, device, against):
         verb.add_argument("--policy", type=Path, required=True, metavar="DIR", help="a checkpoint")
         verb.add_argument("--json", type=Path, metavar="FILE", help="write the result there as well")
-    for verb in (overhead, batching):
+    for verb in (overhead, batching, against):
         _add_model_flags(verb)
     _add_device_flags(device)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import selectors
 import signal
 import subprocess
@@ -45,10 +46,11 @@ def served(
     backend: BackendKind = "triton",
     start_timeout_s: float = 120.0,
     arguments: Sequence[str] = (),
+    source: Path | None = None,
 ) -> Iterator[Served]:
     """Serves `checkpoint` as the policy POLICY on free loopback ports; SIGTERM at the end. Raises ServiceStartError.
 
-    `arguments` are more of those of `serve`.
+    `arguments` are more of those of `serve`. `source` is the root of another checkout, whose service it then is.
     """
     command = [
         *(sys.executable, "-m", "service", "--log-level", "warning", "serve"),
@@ -58,13 +60,21 @@ def served(
         *("--batching", "on" if model.batching else "off", "--backend", backend, *arguments),
     ]
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, cwd=source, env=_environment(source))
         try:
             assert process.stdout is not None
             ready = _ready_line(process, process.stdout, log, time.monotonic() + start_timeout_s)
             yield Served(grpc_address=ready["grpc"], admin_url=ready["admin"], process=process)
         finally:
             _stop(process)
+
+
+def _environment(source: Path | None) -> dict[str, str] | None:
+    """With the packages of `source` before those that are installed; None is the environment as it is."""
+    if source is None:
+        return None
+    places = (source, source / "protos", source / "clients" / "python")
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(str(place.resolve()) for place in places)}
 
 
 def _ready_line(

@@ -20,6 +20,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 MIGRATIONS = Path(__file__).parent / "migrations"
 # Every wait ends: for a connection, for a lock, for a statement.
 _WAIT_S = 5
+# Options of an engine whose transactions only read: they need not wait for the one that writes.
+READ_ONLY = {"premotor_read_only": True}
 # One number for all gateways that start at once; only one of them migrates.
 _MIGRATION_LOCK = 7_066_726
 
@@ -67,7 +69,7 @@ def _engine(url: str) -> Engine:
         engine = create_engine(parsed, connect_args={"timeout": _WAIT_S})
         event.listen(engine, "connect", _set_up_sqlite)
         # A transaction that reads and then writes must hold the lock from the start, or two of them deadlock.
-        event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+        event.listen(engine, "begin", _begin_sqlite)
         return engine
     if parsed.get_backend_name() == "postgresql":
         milliseconds = _WAIT_S * 1000
@@ -83,6 +85,11 @@ def _engine(url: str) -> Engine:
             pool_pre_ping=True,
         )
     raise ValueError(f"the registry's URL is for {parsed.get_backend_name()!r}, expected sqlite or postgresql")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    reads = all(connection.get_execution_options().get(name) == value for name, value in READ_ONLY.items())
+    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
 
 
 def _set_up_sqlite(connection: Any, _record: Any) -> None:

@@ -15,6 +15,7 @@ from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
 from service.errors import ConflictError, UnknownOperationError, UnknownPolicyError, UnknownRevisionError
+from service.registry.database import unavailable_if_lost
 from service.registry.records import (
     AuditEntry,
     Fleet,
@@ -42,8 +43,9 @@ class Registry(TokenTransactions):
     # What is served.
 
     def generation(self) -> int:
-        with self._reading() as session:
-            return session.scalars(select(FleetRow.generation)).one()
+        """Asked several times a second by every gateway, so without a session."""
+        with unavailable_if_lost(), self._reader.connect() as connection:
+            return connection.scalars(select(FleetRow.generation)).one()
 
     def fleet(self) -> Fleet:
         with self._reading() as session:

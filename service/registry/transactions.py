@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Engine, update
 from sqlalchemy.orm import Session
 
-from service.registry.database import unavailable_if_lost
+from service.registry.database import READ_ONLY, unavailable_if_lost
 from service.registry.tables import AuditRow, FleetRow
 
 SUCCEEDED = "succeeded"
@@ -24,6 +24,7 @@ class Transactions:
 
     def __init__(self, engine: Engine, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self._engine = engine
+        self._reader = engine.execution_options(**READ_ONLY)
         self._now = now
 
     def close(self) -> None:
@@ -31,7 +32,7 @@ class Transactions:
 
     @contextmanager
     def _reading(self) -> Iterator[Session]:
-        with unavailable_if_lost(), Session(self._engine) as session, session.begin():
+        with unavailable_if_lost(), Session(self._reader) as session, session.begin():
             yield session
 
     @contextmanager

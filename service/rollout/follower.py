@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol, TypeVar
 
@@ -53,6 +53,8 @@ class LoadingBackend(Backend, Protocol):
 class FollowerSettings:
     # Half of what two gateways may differ for, and then half again for the transaction itself.
     interval_s: float = 0.25
+    # A heartbeat comes at least this often, and whenever there is something to say.
+    beat_s: float = 1.0
     # A load that the backend failed, not the checkpoint, is tried again after this long.
     retry_s: float = 2.0
     # What all models together may take; None is what the machine has.
@@ -103,6 +105,9 @@ class Follower:
         self._loading = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
         self._reachable = True
+        # What the last heartbeat said, and when the next is due.
+        self._said: tuple[int, list[Placement]] | None = None
+        self._next_beat_s = 0.0
 
     @property
     def fleet(self) -> Fleet | None:
@@ -184,15 +189,7 @@ class Follower:
 
     async def _follow(self) -> None:
         known = self._fleet.generation if self._fleet else -1
-        generation = await self.ask(
-            partial(
-                self._registry.beat,
-                self.gateway_id,
-                address=self.address,
-                generation=known,
-                placements=self.placements(),
-            )
-        )
+        generation = await self._beat(known)
         self._note_reachable(True)
         if generation != known:
             fleet = await self.ask(self._registry.fleet)
@@ -204,6 +201,20 @@ class Follower:
                 self._applied.notify_all()
             # Said at once: others wait for this gateway to route by it.
             self._woken.set()
+
+    async def _beat(self, known: int) -> int:
+        """The fleet's generation. Only looks, while there is nothing to say and the last heartbeat is young."""
+        placements = self.placements()
+        said = known, [replace(each, num_in_progress=min(1, each.num_in_progress)) for each in placements]
+        now_s = asyncio.get_running_loop().time()
+        if said == self._said and now_s < self._next_beat_s:
+            return await self.ask(self._registry.generation)
+        beat = partial(
+            self._registry.beat, self.gateway_id, address=self.address, generation=known, placements=placements
+        )
+        generation = await self.ask(beat)
+        self._said, self._next_beat_s = said, now_s + self._settings.beat_s
+        return generation
 
     def _note_reachable(self, reachable: bool, error: str = "") -> None:
         if reachable is not self._reachable:

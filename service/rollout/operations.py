@@ -8,8 +8,10 @@ failure on the way leaves the route as it was. Does not own the database's rules
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -38,6 +40,8 @@ _Result = TypeVar("_Result")
 _ORDER = (RevisionState.LOADING, RevisionState.WARMING, RevisionState.READY)
 SERVICE_ACTOR = "service"
 ROLL_BACK = "roll back"
+# Of the looks at what drains: a dead process is no hurry.
+_ORPHANS_EVERY = 10
 
 
 class OperationFailedError(Exception):
@@ -396,22 +400,25 @@ class Rollout:
 
     async def _tend(self) -> None:
         """What nobody asks for: revisions that have drained go, and operations whose process died end."""
-        while True:
+        for round_ in itertools.count(1):
             await asyncio.sleep(self._settings.poll_interval_s * 5)
             try:
                 await self._end_drains()
-                await self._end_orphans()
+                if round_ % _ORPHANS_EVERY == 0:
+                    await self._end_orphans()
             except RegistryUnavailableError:
                 continue
             except Exception:  # the edge: tending goes on
                 _logger.exception("tending failed")
 
     async def _end_drains(self) -> None:
-        fleet = await self._ask(self._registry.fleet)
-        for policy in fleet.policies.values():
+        fleet = self._follower.fleet
+        for policy in fleet.policies.values() if fleet is not None else ():
             for record in policy.revisions.values():
                 if record.state is RevisionState.DRAINING and policy.route is not None:
-                    await self._end_drain(policy, policy.route, record)
+                    # Another gateway may have been first.
+                    with suppress(ConflictError):
+                        await self._end_drain(policy, policy.route, record)
 
     async def _end_drain(self, policy: PolicyRecord, route: Route, record: RevisionRecord) -> None:
         waited_s = (self._now() - record.changed_at).total_seconds()

@@ -105,7 +105,7 @@ class FleetKit:
             model=ModelSettings(),
             gateway_id=name,
             own_process=False,
-            settings=FollowerSettings(interval_s=0.05),
+            settings=FollowerSettings(interval_s=0.05, beat_s=0.1),
         )
         defaults = {"poll_interval_s": 0.01, "gateway_lost_s": 2.0, "load_timeout_s": 10.0}
         rollout = Rollout(
