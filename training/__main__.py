@@ -191,12 +191,12 @@ def _record(recipe: Recipe, run: RunDirectory, options: argparse.Namespace) -> N
         record(
             task=task,
             directory=run.dataset(task),
-            num_episodes=recipe.data.num_episodes(task),
+            num_episodes=recipe.data.num_recorded(task),
             first_seed=recipe.data.first_seed,
             disturbed_fraction=recipe.data.disturbed_fraction,
             num_workers=options.workers,
         )
-        print(f"{task}: {recipe.data.num_episodes(task)} episodes in {run.dataset(task)}")
+        print(f"{task}: {recipe.data.num_recorded(task)} episodes in {run.dataset(task)}")
 
 
 def _own_recipe(run: Path | None) -> str:

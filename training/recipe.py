@@ -47,6 +47,10 @@ class DataRecipe:
     def num_episodes(self, task: str) -> int:
         return self.episodes.get(task, self.episodes_per_task)
 
+    def num_recorded(self, task: str) -> int:
+        """What a recording holds: shared ones the same of every task, whatever a run uses of them."""
+        return max(self.episodes_per_task, self.num_episodes(task)) if self.root else self.num_episodes(task)
+
     def weight(self, task: str) -> float:
         return self.weights.get(task, 1.0)
 

@@ -51,8 +51,8 @@ class LoadingBackend(Backend, Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class FollowerSettings:
-    # Half of what two gateways may differ for, and then half again for the transaction itself.
-    interval_s: float = 0.25
+    # Two gateways may differ for a second: half of it is left for reading what changed, and for waiting to be run.
+    interval_s: float = 0.5
     # A heartbeat comes at least this often, and whenever there is something to say.
     beat_s: float = 1.0
     # A load that the backend failed, not the checkpoint, is tried again after this long.

@@ -41,7 +41,7 @@ _ORDER = (RevisionState.LOADING, RevisionState.WARMING, RevisionState.READY)
 SERVICE_ACTOR = "service"
 ROLL_BACK = "roll back"
 # Of the looks at what drains: a dead process is no hurry.
-_ORPHANS_EVERY = 10
+_ORPHANS_EVERY = 5
 
 
 class OperationFailedError(Exception):
@@ -401,7 +401,7 @@ class Rollout:
     async def _tend(self) -> None:
         """What nobody asks for: revisions that have drained go, and operations whose process died end."""
         for round_ in itertools.count(1):
-            await asyncio.sleep(self._settings.poll_interval_s * 5)
+            await asyncio.sleep(self._settings.poll_interval_s * 10)
             try:
                 await self._end_drains()
                 if round_ % _ORPHANS_EVERY == 0:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 
 from training.recipe import RECIPES, Recipe, RunDirectory
 from training.simulation.registry import TASK_NAMES
+from training.suite import Suite
 
 
 def values(**changes: Any) -> dict[str, Any]:
@@ -152,3 +153,24 @@ def test_every_verb_has_its_own_place_in_a_run() -> None:
     assert len(set(places)) == len(places)
     assert all(place.is_relative_to(run.root) for place in places)
     assert run.dataset("a").parent == run.dataset("b").parent == run.datasets
+
+
+def test_shared_recordings_hold_what_their_suite_records_and_runs_use_less() -> None:
+    data = Recipe.load("cross13-history").data
+    suite = Suite.load("cross13")
+    assert data.tasks == suite.task_names
+    for task in data.tasks:
+        assert data.num_episodes(task) == suite.num_episodes(task)
+        assert data.num_recorded(task) == suite.demonstrations
+    alone = replace(data, root="")
+    assert [alone.num_recorded(task) for task in ("assembly", "lift")] == [10, 50]
+
+
+def test_the_joint_policy_s_variants_differ_in_prior_and_history_alone() -> None:
+    variants = {name: Recipe.load(f"cross13-{name}") for name in ("no-prior", "state-prior", "history")}
+    assert {name: recipe.variant for name, recipe in variants.items()} == {name: name for name in variants}
+    base = variants["history"]
+    for recipe in variants.values():
+        assert (recipe.size, recipe.seed, recipe.data) == (base.size, base.seed, base.data)
+        assert recipe.stage2.schedule == base.stage2.schedule
+        assert recipe.stage2.batch_size == base.stage2.batch_size
