@@ -230,6 +230,44 @@ def _bench_against(options: argparse.Namespace) -> Callable[[], int]:
     return partial(_report, partial(measure_against, settings), format_against, options.json)
 
 
+def _chaos_deadline(options: argparse.Namespace) -> Callable[[], int]:
+    from service.chaos.deadline import DeadlineSettings, format_deadlines, measure_deadlines
+
+    settings = DeadlineSettings(
+        checkpoint=options.policy, robots=options.robots, deadline_s=options.deadline_s, rounds=options.rounds
+    )
+    return partial(_report, partial(measure_deadlines, settings), format_deadlines, options.json)
+
+
+def _chaos_fairness(options: argparse.Namespace) -> Callable[[], int]:
+    from service.chaos.fairness import FairnessSettings, format_fairness, measure_fairness
+
+    settings = FairnessSettings(
+        checkpoint=options.policy,
+        robots=options.robots,
+        rate_hz=options.rate_hz,
+        rounds=options.rounds,
+        block_s=options.block_s,
+        backend=options.backend,
+        model=_model_settings(options, batching=True),
+    )
+    return partial(_report, partial(measure_fairness, settings), format_fairness, options.json)
+
+
+def _chaos_fuzz(options: argparse.Namespace) -> Callable[[], int]:
+    from service.chaos.fuzz import FuzzSettings, format_fuzz, measure_fuzz
+
+    settings = FuzzSettings(
+        checkpoint=options.policy,
+        requests=options.requests,
+        connections=options.robots,
+        seed=options.seed,
+        backend=options.backend,
+        model=_model_settings(options, batching=True),
+    )
+    return partial(_report, partial(measure_fuzz, settings), format_fuzz, options.json)
+
+
 def _bench_device(options: argparse.Namespace) -> Callable[[], int]:
     from service.bench.device import DeviceSettings, format_device, measure_device
 
@@ -358,13 +396,29 @@ def _add_chaos(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     canary.set_defaults(verb=_chaos_canary)
     canary.add_argument("--episodes", type=int, default=200, help="of the split")
     canary.add_argument("--share", type=float, default=0.2, help="of the canary")
-    for verb in (swap, kill, load, canary):
+    deadline = kinds.add_parser("deadline", help="a model slower than robots wait", formatter_class=_HelpFormatter)
+    deadline.set_defaults(verb=_chaos_deadline)
+    deadline.add_argument("--deadline-s", type=float, default=0.2, help="that robots wait; the model takes twice that")
+    deadline.add_argument("--rounds", type=int, default=20, help="in each of which every robot asks once")
+    fairness = kinds.add_parser("fairness", help="one robot asks 50 times as fast", formatter_class=_HelpFormatter)
+    fairness.set_defaults(verb=_chaos_fairness)
+    fairness.add_argument("--rate-hz", type=float, default=2.0, help="of each of the others")
+    fairness.add_argument("--rounds", type=int, default=8, help="a block without that robot and one with it each")
+    fairness.add_argument("--block-s", type=float, default=5.0, help="length of a block")
+    fuzz = kinds.add_parser("fuzz", help="malformed requests on both wires", formatter_class=_HelpFormatter)
+    fuzz.set_defaults(verb=_chaos_fuzz)
+    fuzz.add_argument("--requests", type=int, default=100_000, help="half of them on gRPC, half on openpi's wire")
+    fuzz.add_argument("--seed", type=int, default=0, help="of what is malformed and how")
+    for verb in (swap, kill, load, canary, deadline, fairness, fuzz):
         verb.add_argument("--robots", type=int, default=8, help="that ask meanwhile")
         verb.add_argument(
             "--policy", type=Path, default=Path("checkpoints/tabletop"), metavar="DIR", help="a checkpoint"
         )
         verb.add_argument("--json", type=Path, metavar="FILE", help="write the result there as well")
-        _add_model_flags(verb)
+        # What `deadline` asks computes nothing.
+        if verb is not deadline:
+            _add_model_flags(verb)
+    fuzz.set_defaults(backend="local")
 
 
 def _add_ctl(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -35,6 +35,8 @@ class Served:
 
     grpc_address: str
     admin_url: str
+    # Empty unless `arguments` asked for it.
+    openpi_url: str
     process: subprocess.Popen[bytes]
 
 
@@ -64,7 +66,12 @@ def served(
         try:
             assert process.stdout is not None
             ready = _ready_line(process, process.stdout, log, time.monotonic() + start_timeout_s)
-            yield Served(grpc_address=ready["grpc"], admin_url=ready["admin"], process=process)
+            yield Served(
+                grpc_address=ready["grpc"],
+                admin_url=ready["admin"],
+                openpi_url=ready.get("openpi", ""),
+                process=process,
+            )
         finally:
             _stop(process)
 
