@@ -1,6 +1,6 @@
 #!/bin/sh
 # What pip cannot bring: headless OpenGL for the simulators, and the shared libpython that Triton's python backend links.
-# With "dev" also what tests need: a PostgreSQL server, which they start by themselves.
+# With "dev" also what tests need: a PostgreSQL server, which they start by themselves, and a browser with a font.
 # Installs what is missing when it may; otherwise says the one command to run. Does nothing when nothing is missing.
 set -eu
 
@@ -21,6 +21,7 @@ PYTHON
 
 if [ "${1:-}" = dev ]; then
     ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing="$missing postgresql"
+    command -v chromium >/dev/null || missing="$missing chromium fonts-dejavu-core"
 fi
 
 if [ -z "$missing" ]; then

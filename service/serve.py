@@ -30,7 +30,11 @@ from service.artifacts import ArtifactStore
 from service.credentials import Credentials, ServerTls, Surface, TokenCache
 from service.credentials.exposure import check_exposure, warn_while_exposed
 from service.gateway import GatewayServer
+from service.gateway.answers import ChunkAnswerer
+from service.gateway.tracing import TracedAnswerer
 from service.model_settings import BackendKind, ModelSettings, openmp_environment
+from service.observability.fleet_metrics import FleetMetrics
+from service.observability.tracing import Tracing
 from service.openpi import ObservationMap, OpenpiServer, TokenAuthenticator
 from service.policies import ServedPolicies
 from service.registry import Fleet, Operation, Registry, open_database
@@ -43,6 +47,8 @@ from service.triton.installation import find_installation
 from service.triton.server import ExternalTriton, TritonProcess, TritonProcessSettings
 
 _logger = logging.getLogger(__name__)
+# What a scrape of Triton's metrics may take.
+_METRICS_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +83,9 @@ class ServeConfig:
     tls: ServerTls | None = None
     # Listens beyond loopback even without TLS and tokens.
     insecure_listen: bool = False
+    # Records requests; None records none. Triton sends its part by itself, to a URL of its own; empty for nowhere.
+    tracing: Tracing | None = None
+    otlp_http_url: str = ""
     # Requests in flight get this long to end after SIGTERM.
     drain_s: float = 10.0
 
@@ -90,6 +99,8 @@ class ServeConfig:
         check_exposure([self.host], tls=self.tls is not None, tokens=True, insecure_listen=self.insecure_listen)
         if self.openpi_map is not None and self.openpi_port is None:
             raise ValueError("an observation map came without a port for openpi's robots")
+        if self.otlp_http_url and (self.tracing is None or self.backend != "triton" or self.triton_address is not None):
+            raise ValueError("Triton's part of traces needs those of the gateway, and a Triton that is started here")
 
 
 class Service:
@@ -143,9 +154,15 @@ class Service:
         self._rollout = Rollout(registry=self._registry, follower=self._follower, artifacts=artifacts)
         # Listening comes before loading: a taken port is known at once, and health answers while a large model loads.
         self._gateway = GatewayServer(
-            policies=served, backend=self._backend, metrics_registry=metrics, credentials=credentials, tls=config.tls
+            policies=served,
+            backend=self._backend,
+            metrics_registry=metrics,
+            credentials=credentials,
+            tls=config.tls,
+            tracing=config.tracing,
         )
         follower = self._follower
+        metrics.register(FleetMetrics(policies=served, follower=follower))
         self._guard = GuardWatch(outcomes=self._gateway.outcomes, rollout=self._rollout, fleet=lambda: follower.fleet)
         port = await self._gateway.start(config.host, config.port)
         endpoints = {"grpc": f"{config.host}:{port}"}
@@ -154,7 +171,7 @@ class Service:
             self._openpi = OpenpiServer(
                 policies=served,
                 backend=self._backend,
-                answerer=self._gateway.answerer,
+                answerer=_traced(self._gateway, config.tracing),
                 gateway_limits=self._gateway.limits,
                 observation_map=config.openpi_map,
                 authenticator=TokenAuthenticator(credentials.on(Surface.OPENPI)),
@@ -168,6 +185,8 @@ class Service:
             metrics_registry=metrics,
             fleet=FleetParts(registry=self._registry, follower=self._follower, rollout=self._rollout),
             credentials=credentials,
+            recent=self._gateway.recent,
+            triton_metrics=_triton_metrics(self._backend),
         )
         self._admin = _AdminServer(app, config.host, config.admin_port, config.tls)
         await self._backend.start()
@@ -234,6 +253,8 @@ class Service:
             await self._backend.close()
         if self._admin is not None:
             await self._admin.stop()
+        if self._config.tracing is not None:
+            await self._config.tracing.close()
         if self._warning is not None:
             self._warning.cancel()
             await asyncio.gather(self._warning, return_exceptions=True)
@@ -292,8 +313,17 @@ def _backend(config: ServeConfig) -> LoadingBackend:
     address, control, repository = config.triton_address, config.triton_control_address, config.triton_repository
     if address is not None and control is not None and repository is not None:
         return TritonBackend(ExternalTriton(address, control, repository), config.model)
-    process = TritonProcess(find_installation(), TritonProcessSettings(threads=config.model.threads))
-    return TritonBackend(process, config.model)
+    settings = TritonProcessSettings(threads=config.model.threads, otlp_http_url=config.otlp_http_url)
+    return TritonBackend(TritonProcess(find_installation(), settings), config.model)
+
+
+def _traced(gateway: GatewayServer, tracing: Tracing | None) -> ChunkAnswerer | TracedAnswerer:
+    """The gateway's answerer, as openpi's robots get it."""
+    return gateway.answerer if tracing is None else TracedAnswerer(gateway.answerer, tracing, method="openpi")
+
+
+def _triton_metrics(backend: LoadingBackend) -> Callable[[], Awaitable[bytes]] | None:
+    return partial(backend.metrics, timeout_s=_METRICS_TIMEOUT_S) if isinstance(backend, TritonBackend) else None
 
 
 class _Uvicorn(uvicorn.Server):

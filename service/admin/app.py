@@ -7,6 +7,7 @@ registry and rollout/ do.
 from __future__ import annotations
 
 import math
+from collections.abc import Awaitable, Callable
 
 import grpc
 from fastapi import FastAPI, Request
@@ -15,11 +16,16 @@ from prometheus_client import CollectorRegistry
 
 from service.admin import audit, gateways, health, metrics, operations, policies, revisions, schema, tokens
 from service.admin.authentication import attach_access
+from service.admin.dashboard import change_pages, fleet_pages, history_pages, sign_in_pages
+from service.admin.dashboard.rendering import static_files
+from service.admin.dashboard.sessions import Sessions
 from service.admin.dependencies import AdminParts, FleetParts, attach_parts
 from service.admin.models import Problem
+from service.admin.own_pages import ChangesFromOwnPages
 from service.backend import Backend
 from service.credentials import Credentials, Surface
 from service.errors import AuthenticationError, ServiceError, status_code
+from service.observability.recent import RecentTraffic
 from service.policies import ServedPolicies
 from service.registry import RegistryUnavailableError
 from service.revision import RevisionError
@@ -34,6 +40,11 @@ _ROUTERS = (
     tokens.router,
     metrics.router,
     schema.router,
+    static_files,
+    fleet_pages.router,
+    history_pages.router,
+    change_pages.router,
+    sign_in_pages.router,
 )
 _HTTP_STATUS = {
     grpc.StatusCode.INVALID_ARGUMENT: 400,
@@ -57,19 +68,29 @@ def create_admin_app(
     metrics_registry: CollectorRegistry,
     fleet: FleetParts,
     credentials: Credentials | None = None,
+    recent: RecentTraffic | None = None,
+    triton_metrics: Callable[[], Awaitable[bytes]] | None = None,
 ) -> FastAPI:
-    """Builds the app over what the gateway serves; `metrics_registry` is the one the gateway counts in.
+    """Builds the app over what the gateway serves; it counts in `metrics_registry` and in `recent`.
 
-    Without `credentials` nobody needs any.
+    Without `credentials` nobody needs any. `triton_metrics` asks the Triton below the service, where there is one.
     """
     credentials = credentials or Credentials(metrics_registry=metrics_registry)
     # The interactive pages load scripts from a third party; the schema itself has a route like any other.
     app = FastAPI(title="premotor admin", docs_url=None, redoc_url=None, openapi_url=None, max_body_size=MAX_BODY_BYTES)
     parts = AdminParts(
-        policies=policies, backend=backend, metrics_registry=metrics_registry, fleet=fleet, credentials=credentials
+        policies=policies,
+        backend=backend,
+        metrics_registry=metrics_registry,
+        fleet=fleet,
+        credentials=credentials,
+        recent=recent or RecentTraffic(),
+        sessions=Sessions(),
+        triton_metrics=triton_metrics,
     )
     attach_parts(app, parts)
     attach_access(app, credentials.on(Surface.ADMIN))
+    app.add_middleware(ChangesFromOwnPages)
     for router in _ROUTERS:
         app.include_router(router)
     app.add_exception_handler(ServiceError, _answer_service_error)

@@ -6,15 +6,17 @@ Owns the one place where the app's parts are kept and found again. Does not own 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated, TypeVar
 
 from fastapi import Depends, FastAPI, Request
 from prometheus_client import CollectorRegistry
 
+from service.admin.dashboard.sessions import Sessions
 from service.backend import Backend
 from service.credentials import Credentials, TokenCache
+from service.observability.recent import RecentTraffic
 from service.policies import ServedPolicies
 from service.readiness import revision_ready
 from service.registry import Registry
@@ -40,6 +42,10 @@ class AdminParts:
     metrics_registry: CollectorRegistry
     fleet: FleetParts
     credentials: Credentials
+    recent: RecentTraffic
+    sessions: Sessions
+    # Triton's own; None where no Triton is below the service.
+    triton_metrics: Callable[[], Awaitable[bytes]] | None
 
 
 class ReadinessCheck:
@@ -82,34 +88,36 @@ def attach_parts(app: FastAPI, parts: AdminParts) -> None:
     app.state.parts = parts
 
 
-def _parts(request: Request) -> AdminParts:
+# Coroutines, though they wait for nothing: FastAPI gives what is none a turn in a thread, at ten times the cost.
+async def _parts(request: Request) -> AdminParts:
     return request.app.state.parts
 
 
-def _policies(parts: Annotated[AdminParts, Depends(_parts)]) -> ServedPolicies:
+async def _policies(parts: Annotated[AdminParts, Depends(_parts)]) -> ServedPolicies:
     return parts.policies
 
 
-def _readiness_check(parts: Annotated[AdminParts, Depends(_parts)]) -> ReadinessCheck:
+async def _readiness_check(parts: Annotated[AdminParts, Depends(_parts)]) -> ReadinessCheck:
     return ReadinessCheck(parts.backend)
 
 
-def _metrics_registry(parts: Annotated[AdminParts, Depends(_parts)]) -> CollectorRegistry:
+async def _metrics_registry(parts: Annotated[AdminParts, Depends(_parts)]) -> CollectorRegistry:
     return parts.metrics_registry
 
 
-def _registry(parts: Annotated[AdminParts, Depends(_parts)]) -> RegistryReader:
+async def _registry(parts: Annotated[AdminParts, Depends(_parts)]) -> RegistryReader:
     return RegistryReader(parts.fleet.registry)
 
 
-def _rollout(parts: Annotated[AdminParts, Depends(_parts)]) -> Rollout:
+async def _rollout(parts: Annotated[AdminParts, Depends(_parts)]) -> Rollout:
     return parts.fleet.rollout
 
 
-def _token_changes(parts: Annotated[AdminParts, Depends(_parts)]) -> TokenChanges:
+async def _token_changes(parts: Annotated[AdminParts, Depends(_parts)]) -> TokenChanges:
     return TokenChanges(parts.fleet.registry, parts.credentials.tokens)
 
 
+Parts = Annotated[AdminParts, Depends(_parts)]
 Policies = Annotated[ServedPolicies, Depends(_policies)]
 Ready = Annotated[ReadinessCheck, Depends(_readiness_check)]
 MetricsRegistry = Annotated[CollectorRegistry, Depends(_metrics_registry)]

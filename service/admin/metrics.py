@@ -1,16 +1,41 @@
-"""The service's metrics in Prometheus' text format."""
+"""The service's metrics in Prometheus' text format, or in OpenMetrics' with exemplars where that is asked for."""
 
 from __future__ import annotations
 
-from fastapi import Response
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from typing import Annotated, Any
+
+from fastapi import Header, Response, status
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST
+from prometheus_client.exposition import choose_encoder
 
 from service.admin.authentication import ProtectedRouter
-from service.admin.dependencies import MetricsRegistry
+from service.admin.dependencies import MetricsRegistry, Parts
+from service.admin.models import Problem
+from service.backend import BackendError
+from service.errors import NotReadyError
 
 router = ProtectedRouter(tags=["metrics"])
 
 
 @router.get("/metrics", response_class=Response)
-async def metrics(registry: MetricsRegistry) -> Response:
-    return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+async def metrics(registry: MetricsRegistry, accept: Annotated[str, Header()] = "") -> Response:
+    encode, content_type = choose_encoder(accept)
+    return Response(encode(registry), media_type=content_type)
+
+
+_PROBLEMS: dict[int | str, dict[str, Any]] = {
+    code: {"model": Problem} for code in (status.HTTP_404_NOT_FOUND, status.HTTP_503_SERVICE_UNAVAILABLE)
+}
+
+
+@router.get("/metrics/triton", response_class=Response, responses=_PROBLEMS)
+async def triton_metrics(parts: Parts) -> Response:
+    """Triton's own, which listens where nobody else can ask it."""
+    if parts.triton_metrics is None:
+        problem = Problem(message="no Triton runs below this service", field="")
+        return JSONResponse(problem.model_dump(), status_code=status.HTTP_404_NOT_FOUND)
+    try:
+        return Response(await parts.triton_metrics(), media_type=CONTENT_TYPE_LATEST)
+    except BackendError:
+        raise NotReadyError("Triton's metrics cannot be had now", retry_after_s=1.0) from None

@@ -93,8 +93,7 @@ class Access:
 
     def caller(self, authorization: Sequence[str]) -> Caller:
         """Who holds the credential. `authorization` has all values of that header. Raises AuthenticationError."""
-        snapshot = self._tokens.snapshot
-        if not snapshot.required:
+        if not self._tokens.snapshot.required:
             return Caller(token=None)
         if not authorization:
             self._deny(RefusalReason.MISSING, f"no credential came, expected `authorization: {self._expected}`")
@@ -104,7 +103,11 @@ class Access:
             self._deny(
                 RefusalReason.MALFORMED, f"the credential is not one, expected `authorization: {self._expected}`"
             )
-        token, sha256, now = snapshot.tokens.get(token_id), digest(presented), self._now()
+        return self.holder(token_id, digest(presented))
+
+    def holder(self, token_id: str, sha256: str) -> Caller:
+        """Who showed a token of that digest, now or when their session began. Raises AuthenticationError."""
+        token, now = self._tokens.snapshot.tokens.get(token_id), self._now()
         if token is None:
             self._deny(RefusalReason.WRONG, "the credential is not a valid one")
         if not hmac.compare_digest(sha256, token.secret_sha256):

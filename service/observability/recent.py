@@ -25,6 +25,8 @@ _SHORTEST_S = 1e-4
 _BINS_PER_OCTAVE = 8
 _NUM_BINS = 160
 _NEVER = -1
+_SHARES = np.array([0.5, 0.95])
+_NO_FAULT = Reason.REASON_SUPERSEDED
 
 
 class Stages(NamedTuple):
@@ -63,7 +65,8 @@ class Window:
 
     @property
     def num_errors(self) -> int:
-        return sum(self.errors.values())
+        """Without those of a robot that asked again before it was answered: that is no fault of anybody's."""
+        return sum(count for reason, count in self.errors.items() if reason != reason_name(_NO_FAULT))
 
     @property
     def chunks_per_s(self) -> float:
@@ -72,10 +75,11 @@ class Window:
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """A stretch of a curve, which ended `age_s` ago."""
+    """A stretch of a curve, which began `age_s` ago."""
 
     age_s: float
     num_chunks: int
+    # As of Window.
     num_errors: int
     # Of stage "total"; None while no chunk was sent.
     latency: Latency | None
@@ -129,23 +133,29 @@ class PolicyTraffic:
     def curve(self, *, window_s: int, step_s: int) -> list[Point]:
         """The last `window_s` in stretches of `step_s`, the oldest first."""
         now, buckets = self._last(window_s)
-        totals = self._latencies[buckets, STAGES.index("total")]
-        errors = self._errors[buckets].sum(1)
+        num_stretches = window_s // step_s
         # Stretches begin at whole multiples of the step, so that a curve that is drawn again moves and does not change.
-        stretch = now // step_s - self._seconds[buckets] // step_s
-        points = []
-        for back in reversed(range(window_s // step_s)):
-            chosen = stretch == back
-            counts = totals[chosen].sum(0, dtype=np.int64)
-            points.append(
-                Point(
-                    age_s=float(now % step_s + step_s * back),
-                    num_chunks=int(counts.sum()),
-                    num_errors=int(errors[chosen].sum()),
-                    latency=_latency(counts) if counts.any() else None,
-                )
+        back = now // step_s - self._seconds[buckets] // step_s
+        order = back.argsort(kind="stable")
+        order = order[: np.searchsorted(back[order], num_stretches)]
+        buckets, back = buckets[order], back[order]
+        totals = np.zeros((num_stretches, _NUM_BINS), np.int64)
+        filled, firsts = np.unique(back, return_index=True)
+        if len(filled):
+            latencies = self._latencies[buckets, STAGES.index("total")]
+            totals[filled] = np.add.reduceat(latencies, firsts, axis=0, dtype=np.int64)
+        failed = self._errors[buckets].sum(1) - self._errors[buckets, _NO_FAULT]
+        errors = np.bincount(back, failed, num_stretches).astype(int).tolist()
+        num_chunks = totals.sum(1).tolist()
+        return [
+            Point(
+                age_s=float(now % step_s + step_s * each),
+                num_chunks=num_chunks[each],
+                num_errors=errors[each],
+                latency=_latency(totals[each]) if num_chunks[each] else None,
             )
-        return points
+            for each in reversed(range(num_stretches))
+        ]
 
     def _bucket(self) -> int:
         second = int(self._now_s())
@@ -190,11 +200,8 @@ def _bin(seconds: float) -> int:
 def _latency(counts: np.ndarray) -> Latency:
     """`counts` is [_NUM_BINS], not all 0."""
     reached = counts.cumsum()
-    return Latency(p50_s=_percentile(counts, reached, 0.5), p95_s=_percentile(counts, reached, 0.95))
-
-
-def _percentile(counts: np.ndarray, reached: np.ndarray, share: float) -> float:
-    wanted = share * reached[-1]
-    index = int(np.searchsorted(reached, wanted))
+    wanted = reached[-1] * _SHARES
+    index = reached.searchsorted(wanted)
     inside = (wanted - (reached[index] - counts[index])) / counts[index]
-    return float(_SHORTEST_S * 2 ** ((index + inside) / _BINS_PER_OCTAVE))
+    p50_s, p95_s = (_SHORTEST_S * 2 ** ((index + inside) / _BINS_PER_OCTAVE)).tolist()
+    return Latency(p50_s=p50_s, p95_s=p95_s)

@@ -19,6 +19,7 @@ from service.model_settings import ModelSettings
 from service.probe import ProbeCase, ProbeError, read_probe
 from service.revision import Revision, RevisionError
 from service.triton.client import ModelDeadError, TritonClient
+from service.triton.http import TritonConnectionError, TritonConnections
 from service.triton.repository import model_name, remove_model, write_model
 from service.triton.server import TritonServer, TritonStartError
 
@@ -122,6 +123,20 @@ class TritonBackend:
     async def ready(self, revision: str) -> bool:
         model = self._models.get(revision)
         return model is not None and model.state is RevisionState.READY
+
+    async def metrics(self, *, timeout_s: float) -> bytes:
+        """Triton's own, in Prometheus' text format. Raises BackendUnavailableError."""
+        address = self._server.metrics_address
+        if address is None:
+            raise BackendUnavailableError("where this Triton's metrics are is known to its owner alone")
+        connections = TritonConnections(address)
+        try:
+            async with asyncio.timeout(timeout_s):
+                return (await connections.ask("GET", "/metrics")).content
+        except (TritonConnectionError, TimeoutError) as error:
+            raise BackendUnavailableError(f"Triton's metrics at {address}: {error!r}") from None
+        finally:
+            connections.close()
 
     async def close(self) -> None:
         tasks, self._tasks = self._tasks, set()

@@ -55,6 +55,11 @@ class TritonServer(Protocol):
         ...
 
     @property
+    def metrics_address(self) -> str | None:
+        """Of its metrics, in the same form; None when only its owner knows."""
+        ...
+
+    @property
     def repository(self) -> Path:
         """Its model repository, writable from here."""
         ...
@@ -79,6 +84,8 @@ class TritonServer(Protocol):
 @dataclass(frozen=True, kw_only=True)
 class TritonProcessSettings:
     threads: int = 1
+    # OTLP over HTTP, the only kind that Triton speaks, where it sends its spans of requests that carry a traceparent.
+    otlp_http_url: str = ""
     startup_timeout_s: float = 60.0
     # What still runs this long after a stop is killed.
     grace_s: float = 5.0
@@ -116,6 +123,10 @@ class TritonProcess:
     @property
     def control_address(self) -> str:
         return f"unix:{self._control_socket}:{_GRPC_PORT}"
+
+    @property
+    def metrics_address(self) -> str | None:
+        return f"unix:{self._metrics_socket}"
 
     @property
     def repository(self) -> Path:
@@ -186,6 +197,14 @@ class TritonProcess:
             f"--backend-config=python,shm-region-prefix-name={server_id}-",
             f"--backend-config=python,shm-default-byte-size={_SHM_BYTES_PER_MODEL}",
         ]
+        if self._settings.otlp_http_url:
+            command += [
+                "--trace-config=mode=opentelemetry",
+                f"--trace-config=opentelemetry,url={self._settings.otlp_http_url}",
+                "--trace-config=level=TIMESTAMPS",
+                # None of its own: what carries a traceparent is traced whatever the rate.
+                "--trace-config=rate=0",
+            ]
         if self._backends is not None:
             command.append(f"--backend-directory={self._backends}")
         return command
@@ -269,6 +288,10 @@ class ExternalTriton:
     @property
     def control_address(self) -> str:
         return self._control_address
+
+    @property
+    def metrics_address(self) -> str | None:
+        return None
 
     @property
     def repository(self) -> Path:

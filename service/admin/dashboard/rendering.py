@@ -16,8 +16,6 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from service.errors import ServiceError
-
 _HERE = Path(__file__).resolve().parent
 _MEDIA_TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 # Nothing inline, nothing from elsewhere, in nobody's frame.
@@ -33,10 +31,6 @@ PAGE_HEADERS = {
     "Referrer-Policy": "same-origin",
     "X-Content-Type-Options": "nosniff",
 }
-
-
-class NoSuchFileError(ServiceError):
-    """No page refers to a file of that name."""
 
 
 def _read_files() -> dict[str, tuple[bytes, str]]:

@@ -1,7 +1,7 @@
 """Who looks at a page, and whether they may: a session's cookie, or a bearer token as on any other route.
 
-Owns the router of pages, whose reads need scope observe and whose forms need scope admin and a form token, and the pages
-that say no. Does not own sessions (sessions.py) nor what a credential is worth (credentials/).
+Owns the router of pages, whose reads need scope observe and whose forms need scope admin and a form token, and the
+pages that say no. Does not own sessions (sessions.py) nor what a credential is worth (credentials/).
 """
 
 from __future__ import annotations
@@ -77,7 +77,9 @@ async def check_form(request: Request, fields: Annotated[dict[str, list[str]], D
     sessions: Sessions = request.app.state.parts.sessions
     expected = sessions.form_token(request.cookies.get(COOKIE, ""))
     if not hmac.compare_digest(expected.encode(), "".join(fields.get(FORM_TOKEN, [])).encode()):
-        raise ForgedFormError("the form is not of this session: it was opened before you signed in, or the service restarted")
+        raise ForgedFormError(
+            "the form is not of this session: it was opened before you signed in, or the service restarted"
+        )
 
 
 def admission(request: Request) -> Access:
@@ -90,9 +92,7 @@ async def _visitor(request: Request, parts: Parts) -> AsyncIterator[Visitor]:
     caller, signed_in = _caller(request, parts, access)
     access.require(caller, (Scope.OBSERVE if request.method in ("GET", "HEAD") else Scope.ADMIN,))
     with access.request(caller):
-        yield Visitor(
-            caller=caller, form_token=parts.sessions.form_token(session_cookie(request)), signed_in=signed_in
-        )
+        yield Visitor(caller=caller, form_token=parts.sessions.form_token(session_cookie(request)), signed_in=signed_in)
 
 
 def _caller(request: Request, parts: AdminParts, access: Access) -> tuple[Caller, bool]:
@@ -149,11 +149,11 @@ def refusal(request: Request, error: Exception) -> Response:
     if isinstance(error, AuthenticationError):
         return sign_in_page(request, error.message if _had_session(request) else "", status_code=401)
     if isinstance(error, RegistryUnavailableError):
-        message = "The registry's database does not answer. What is served goes on being served; this page comes back with it."
+        message = "The registry's database does not answer. What is served goes on being served."
         return _problem(request, 503, "The registry is away", message)
     if isinstance(error, NotAllowedError | ForgedFormError):
         return _problem(request, 403, "This is not for you", f"{_sentence(error.message)} Nothing was changed.")
-    if isinstance(error, RequestValidationError | _NOT_FOUND):
+    if isinstance(error, (RequestValidationError, *_NOT_FOUND)):
         message = error.message if isinstance(error, ServiceError) else "no page has that address"
         return _problem(request, 404, "There is no such page", _sentence(message))
     assert isinstance(error, ServiceError)
@@ -163,7 +163,7 @@ def refusal(request: Request, error: Exception) -> Response:
 
 def sign_in_page(request: Request, problem: str, *, status_code: int) -> Response:
     sessions: Sessions = request.app.state.parts.sessions
-    return page(
+    response = page(
         request,
         "sign_in.html",
         status_code=status_code,
@@ -172,6 +172,9 @@ def sign_in_page(request: Request, problem: str, *, status_code: int) -> Respons
         # Where the visitor was going, a page of ours.
         going_to=request.url.path if request.method == "GET" and not request.url.path.startswith("/sign-") else "/",
     )
+    if status_code == 401:
+        response.headers["WWW-Authenticate"] = "Bearer"
+    return response
 
 
 def _had_session(request: Request) -> bool:
