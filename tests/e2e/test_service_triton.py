@@ -126,14 +126,19 @@ async def test_chunks_equal_those_in_process(running: Running) -> None:
 async def test_robots_of_different_bodies_share_batches_and_get_their_own_chunks(running: Running) -> None:
     requests = requests_of_all_kinds(running.cases) * 4
     expected = [running.in_process(request) for request in requests]
-    chunks = await asyncio.gather(*(running.predict(request) for request in requests))
-    for chunk, own in zip(chunks, expected, strict=True):
-        np.testing.assert_allclose(chunk.actions, own, rtol=0, atol=1e-5)
+    sizes: dict[int, int] = {}
     connections = TritonConnections(running.process.address)
-    answer = await connections.ask("GET", f"/v2/models/{model_name(running.revision.revision)}/stats")
+    # A toy may be done with a request before a busy machine has sent the next.
+    for _ in range(20):
+        chunks = await asyncio.gather(*(running.predict(request) for request in requests))
+        for chunk, own in zip(chunks, expected, strict=True):
+            np.testing.assert_allclose(chunk.actions, own, rtol=0, atol=1e-5)
+        answer = await connections.ask("GET", f"/v2/models/{model_name(running.revision.revision)}/stats")
+        (statistics,) = json.loads(answer.content)["model_stats"]
+        sizes = {batch["batch_size"]: batch["compute_infer"]["count"] for batch in statistics["batch_stats"]}
+        if max(sizes) > 2:
+            break
     connections.close()
-    (statistics,) = json.loads(answer.content)["model_stats"]
-    sizes = {batch["batch_size"]: batch["compute_infer"]["count"] for batch in statistics["batch_stats"]}
     assert max(sizes) > 2, sizes
 
 
