@@ -48,6 +48,7 @@ class ServedPolicies:
         self._is_known = policies is not None
         self._policies: dict[str, ServedPolicy] = {}
         self._waiting: frozenset[str] = frozenset()
+        self._unpromoted: frozenset[str] = frozenset()
         self._num_requests: Counter[tuple[str, str]] = Counter()
         if policies is not None:
             self.apply(policies)
@@ -67,8 +68,17 @@ class ServedPolicies:
             )
         return cls(served)
 
-    def apply(self, policies: Mapping[str, ServedPolicy], *, waiting: Collection[str] = ()) -> None:
-        """Episodes in progress stay on their revision for as long as it can answer. `waiting` are to be served soon."""
+    def apply(
+        self,
+        policies: Mapping[str, ServedPolicy],
+        *,
+        waiting: Collection[str] = (),
+        unpromoted: Collection[str] = (),
+    ) -> None:
+        """Episodes in progress stay on their revision for as long as it can answer.
+
+        `waiting` should answer and cannot yet; nobody expects an answer of `unpromoted`.
+        """
         for name, policy in policies.items():
             if not name:
                 raise ValueError("a policy has an empty name")
@@ -80,6 +90,7 @@ class ServedPolicies:
                     )
         self._policies = {name: policies[name] for name in sorted(policies)}
         self._waiting = frozenset(waiting)
+        self._unpromoted = frozenset(unpromoted)
         self._is_known = True
 
     def __iter__(self) -> Iterator[str]:
@@ -94,7 +105,7 @@ class ServedPolicies:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All policies, also those of which nothing can answer yet; sorted."""
+        """All policies that should answer, also those of which nothing can yet; sorted."""
         return tuple(sorted({*self._policies, *self._waiting}))
 
     def revisions(self, policy: str) -> tuple[Revision, ...]:
@@ -147,7 +158,7 @@ class ServedPolicies:
     def _served(self, policy: str) -> ServedPolicy:
         served = self._policies.get(policy)
         if served is None:
-            if policy in self._waiting or not self._is_known:
+            if policy in self._waiting or policy in self._unpromoted or not self._is_known:
                 raise NotReadyError(f"no revision of policy {policy!r} is ready yet", retry_after_s=1.0)
             raise UnknownPolicyError(policy, [*self._policies, *self._waiting])
         return served

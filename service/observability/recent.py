@@ -95,6 +95,7 @@ class PolicyTraffic:
         self.num_queued: Callable[[], float] = lambda: 0
         # Which second each bucket is of.
         self._seconds = np.full(HISTORY_S, _NEVER, np.int64)
+        # No gateway answers 65,536 requests of a policy in a second.
         self._latencies = np.zeros((HISTORY_S, len(STAGES), _NUM_BINS), np.uint16)
         self._batches = np.zeros((HISTORY_S, LARGEST_BATCH + 1), np.uint16)
         self._errors = np.zeros((HISTORY_S, len(Reason.values())), np.uint32)

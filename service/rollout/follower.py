@@ -321,7 +321,12 @@ class Follower:
         for policy in fleet.policies.values():
             if (route := self._served(policy)) is not None:
                 served[policy.name] = route
-        self._policies.apply(served, waiting=[name for name in fleet.policies if name not in served])
+        missing = [policy for name, policy in fleet.policies.items() if name not in served]
+        self._policies.apply(
+            served,
+            waiting=[policy.name for policy in missing if policy.route is not None],
+            unpromoted=[policy.name for policy in missing if policy.route is None],
+        )
 
     def _served(self, policy: PolicyRecord) -> ServedPolicy | None:
         """What this process has of a policy; None while it knows not even what its stable revision looks like."""

@@ -88,11 +88,10 @@ def _loading(subject: Subject, record: RevisionRecord) -> str:
     )
 
 
-def _episodes(subject: Subject, revision: str) -> str:
+def _in_progress(subject: Subject, revision: str) -> str:
+    """Episodes and requests; with a verb for one thing behind it."""
     number = subject.num_in_progress.get(revision, 0)
-    return (
-        f"{counted(number, 'episode')} in progress on {revision}" if number else f"Episodes in progress on {revision}"
-    )
+    return f"What is in progress on {revision} ({number} now)" if number else f"What is in progress on {revision}"
 
 
 def _promote_effects(subject: Subject) -> list[str]:
@@ -102,7 +101,7 @@ def _promote_effects(subject: Subject) -> list[str]:
         return [*effects, "Nothing serves yet, so this begins serving."]
     others = [name for name in route.revisions if name != record.revision]
     effects += [
-        f"{_episodes(subject, name)} end there, unless you let them move; {name} then drains and is unloaded, unless "
+        f"{_in_progress(subject, name)} ends there, unless you let it move; {name} then drains and is unloaded, unless "
         "you keep it."
         for name in others
     ]
@@ -131,7 +130,7 @@ def _drain_effects(subject: Subject) -> list[str]:
     share = dict(route.shares).get(record.revision, 0.0)
     return [
         f"{record.revision} gets no new episodes. Its {percent(share)} go to {route.stable}.",
-        f"{_episodes(subject, record.revision)} end there; then it is unloaded.",
+        f"{_in_progress(subject, record.revision)} ends there; then it is unloaded.",
     ]
 
 
@@ -139,7 +138,7 @@ def _unload_effects(subject: Subject) -> list[str]:
     record = subject.revision
     effects = [f"{record.revision} gives its memory back on {counted(subject.num_gateways, 'gateway')}."]
     if record.state is RevisionState.DRAINING:
-        effects.append(f"{_episodes(subject, record.revision)} move to what serves, in the middle of what they do.")
+        effects.append(f"{_in_progress(subject, record.revision)} moves to what serves, in the middle of an episode.")
     if subject.policy.shadow is not None and subject.policy.shadow.revision == record.revision:
         effects.append("It stops being the shadow.")
     if subject.route is not None and subject.route.previous == record.revision:
@@ -184,7 +183,7 @@ def _roll_back_effects(subject: Subject) -> list[str]:
 
 
 def _moved(subject: Subject, revisions: tuple[str, ...]) -> list[str]:
-    return [f"{_episodes(subject, name)} move with them at once; it then drains and is unloaded." for name in revisions]
+    return [f"{_in_progress(subject, name)} moves with them at once; it is then unloaded." for name in revisions]
 
 
 def _guard_effects(subject: Subject) -> list[str]:
