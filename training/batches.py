@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -38,13 +39,23 @@ class Mixture:
     def motion(self, picks: Sequence[tuple[int, np.ndarray]]) -> MotionBatch:
         return self._motion([(index, self._windows(index, frames, history_steps=0)) for index, frames in picks])
 
-    def vla(self, picks: Sequence[tuple[int, np.ndarray]], state_mask: Tensor, *, history: bool = True) -> VLABatch:
-        """`picks` are (pack, frames); `state_mask` [batch] hides the state of the samples where it is False."""
+    def vla(
+        self,
+        picks: Sequence[tuple[int, np.ndarray]],
+        state_mask: Tensor,
+        *,
+        history: bool = True,
+        shifts: Tensor | None = None,
+    ) -> VLABatch:
+        """`picks` are (pack, frames); `state_mask` [batch] hides the state of the samples where it is False.
+
+        `shifts` int64 [batch, max_cameras, 2] moves each picture by (rows, columns); None leaves them alone.
+        """
         history_steps = self.config.history_steps if history else 0
         parts = [(index, self._windows(index, frames, history_steps=history_steps)) for index, frames in picks]
         histories = [self._history(index, windows) for index, windows in parts] if history else []
         return VLABatch(
-            observation=self._observation(parts, state_mask),
+            observation=self._observation(parts, state_mask, shifts),
             history=_cat_history(histories) if histories else None,
             motion=self._motion(parts),
             landmarks=self._landmarks(parts) if self.landmark_scales else None,
@@ -94,7 +105,9 @@ class Mixture:
             step_mask=torch.from_numpy(windows.history_mask),
         )
 
-    def _observation(self, parts: Sequence[tuple[int, Windows]], state_mask: Tensor) -> ObservationBatch:
+    def _observation(
+        self, parts: Sequence[tuple[int, Windows]], state_mask: Tensor, shifts: Tensor | None
+    ) -> ObservationBatch:
         config = self.config
         total = sum(len(windows.frames) for _, windows in parts)
         images = torch.zeros(total, config.max_cameras, config.image_size, config.image_size, 3, dtype=torch.uint8)
@@ -112,7 +125,7 @@ class Mixture:
             embodiment += [self.embodiments[pack.spec.name]] * len(frames)
             start = rows.stop
         return ObservationBatch(
-            images=images,
+            images=images if shifts is None else shift_images(images, shifts),
             camera_mask=camera_mask,
             state=torch.cat(states),
             state_mask=state_mask,
@@ -141,6 +154,17 @@ class Mixture:
     @staticmethod
     def _pad(values: Tensor, dim: int) -> Tensor:
         return torch.nn.functional.pad(values, (0, dim - values.shape[-1]))
+
+
+def shift_images(images: Tensor, shifts: Tensor) -> Tensor:
+    """Pictures [batch, cameras, height, width, channels] moved by `shifts` [batch, cameras, 2], edges repeated."""
+    height, width = images.shape[2:4]
+    rows = (torch.arange(height) - shifts[..., :1]).clamp(0, height - 1)
+    columns = (torch.arange(width) - shifts[..., 1:]).clamp(0, width - 1)
+    moved = torch.empty_like(images)
+    for at in itertools.product(range(images.shape[0]), range(images.shape[1])):
+        moved[at] = images[at].index_select(0, rows[at]).index_select(1, columns[at])
+    return moved
 
 
 def landmark_scales(packs: Sequence[Pack]) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -77,7 +77,8 @@ class Stage2Recipe:
     `history_pass` says how samples are trained with and without their history (objective.stage2_losses). `tasks` empty
     means all of data.tasks; a body left out keeps its place in the model. At the steps of `snapshots` a checkpoint is
     written beside the run's. `start_from` is a checkpoint to fine-tune: its weights, words and statistics, in place of
-    stage 1's prior.
+    stage 1's prior. `image_shift` moves every picture by up to so many pixels each way, its edge repeated: eyes that
+    saw few scenes learn them by heart less (random crops of robomimic, arXiv 2108.03298).
     """
 
     schedule: Schedule
@@ -88,6 +89,7 @@ class Stage2Recipe:
     history_pass: HistoryPass = "both"
     state_dropout: float = 0.3
     landmark_weight: float = 1.0
+    image_shift: int = 0
     tasks: tuple[str, ...] = ()
     snapshots: tuple[int, ...] = ()
     start_from: str = ""
@@ -99,6 +101,8 @@ class Stage2Recipe:
                 f"stage2.snapshots are {list(self.snapshots)}, expected rising steps between 0 and "
                 f"{self.schedule.num_steps}, the last step"
             )
+        if self.image_shift < 0:
+            raise ValueError(f"stage2.image_shift is {self.image_shift}, expected at least 0 pixels")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -55,7 +55,13 @@ def train_stage2(
     def batch(step: int) -> VLABatch:
         coins = torch.Generator().manual_seed(step_seed(corpus.recipe.seed + 3, step))
         state_mask = processes.rows(torch.rand(recipe.batch_size, generator=coins) >= recipe.state_dropout)
-        return to_device(mixture.vla(sampler.batch(step), state_mask, history=recipe.history), device)
+        shifts = None
+        if recipe.image_shift:
+            drawn = (recipe.batch_size, corpus.config.max_cameras, 2)
+            shifts = torch.randint(-recipe.image_shift, recipe.image_shift + 1, drawn, generator=coins)
+            shifts = processes.rows(shifts)
+        rows = mixture.vla(sampler.batch(step), state_mask, history=recipe.history, shifts=shifts)
+        return to_device(rows, device)
 
     def loss(step: int, rows: VLABatch, generator: torch.Generator) -> Mapping[str, Tensor]:
         return stage2_losses(
@@ -73,10 +79,13 @@ def train_stage2(
     settings: dict[str, Any] = {
         name: value
         for name, value in asdict(recipe).items()
-        if name not in ("schedule", "start_from", "tasks", "snapshots", "history_pass")
+        if name not in ("schedule", "start_from", "tasks", "snapshots", "history_pass", "image_shift")
     }
+    # What came later is named where it differs, so that runs from before it resume.
     if recipe.history_pass != "both":
         settings["history_pass"] = recipe.history_pass
+    if recipe.image_shift:
+        settings["image_shift"] = recipe.image_shift
     averaged = run(
         directory=directory,
         modules=nn.ModuleDict(modules),

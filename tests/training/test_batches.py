@@ -250,6 +250,19 @@ def test_hidden_states_are_told_by_their_mask(mixture: Mixture) -> None:
     assert torch.equal(mixture.vla(PICKS, mask).observation.state_mask, mask)
 
 
+def test_pictures_move_by_whole_pixels_and_repeat_their_edge(mixture: Mixture) -> None:
+    still = mixture.vla(PICKS, shown(NUM_PICKED)).observation.images
+    shifts = torch.randint(-2, 3, (*still.shape[:2], 2), generator=torch.Generator().manual_seed(0))
+    moved = mixture.vla(PICKS, shown(NUM_PICKED), shifts=shifts).observation.images
+    assert not torch.equal(moved, still)
+    size = still.shape[2]
+    for at in np.ndindex(*still.shape[:2]):
+        down, right = shifts[at].tolist()
+        around = np.pad(still[at].numpy(), ((2, 2), (2, 2), (0, 0)), mode="edge")
+        expected = around[2 - down : 2 - down + size, 2 - right : 2 - right + size]
+        np.testing.assert_array_equal(moved[at].numpy(), expected)
+
+
 def test_history_is_left_out_when_a_recipe_has_none(mixture: Mixture) -> None:
     assert mixture.vla(PICKS, shown(NUM_PICKED), history=False).history is None
 
