@@ -259,7 +259,8 @@ def http(house: House) -> Iterator[Visit]:
         yield visit
 
 
-@pytest.fixture(scope="session")
+# For a module at most: while Playwright is there its event loop runs in this thread, and no test can have another.
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     executable = shutil.which("chromium")
     if executable is None:
