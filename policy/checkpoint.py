@@ -251,6 +251,7 @@ def _embodiments(values: Mapping[str, Any]) -> tuple[list[EmbodimentSpec], list[
 
 def _summary(config: ModelConfig) -> dict[str, Any]:
     """What a server that cannot build the model must still know."""
+    prefix = {"max_inference_delay": config.max_inference_delay} if config.max_inference_delay else {}
     return {
         "size": config.size,
         "action_horizon": config.action_horizon,
@@ -259,6 +260,7 @@ def _summary(config: ModelConfig) -> dict[str, Any]:
         "num_inference_steps": config.num_inference_steps,
         "max_inference_steps": config.max_inference_steps,
         "image_size": config.image_size,
+        **prefix,
     }
 
 

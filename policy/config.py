@@ -67,8 +67,15 @@ class ModelConfig:
     decoder: TrunkConfig
     backbone: ConvolutionalSettings | VlmSettings
     encoder_inputs: EncoderInputs = "state-action"
+    # Longest prefix of given actions, in control steps, that the decoder was trained to continue; 0 is none.
+    max_inference_delay: int = 0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.max_inference_delay < self.action_horizon:
+            raise ValueError(
+                f"max_inference_delay is {self.max_inference_delay}, "
+                f"expected 0 to less than action_horizon {self.action_horizon}"
+            )
         if not 1 <= self.execution_horizon <= self.action_horizon:
             raise ValueError(
                 f"execution_horizon is {self.execution_horizon}, expected 1 to action_horizon {self.action_horizon}"
@@ -82,7 +89,11 @@ class ModelConfig:
             raise ValueError(f"noise_scale is {self.noise_scale}, expected 0 to 1")
 
     def to_json(self) -> dict[str, Any]:
-        return json.loads(json.dumps(asdict(self)))
+        values = json.loads(json.dumps(asdict(self)))
+        # What came later is named where it differs, so that runs and checkpoints from before it stay what they are.
+        if not self.max_inference_delay:
+            del values["max_inference_delay"]
+        return values
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> ModelConfig:

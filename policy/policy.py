@@ -6,6 +6,7 @@ and the weights: what else is in the batch changes it only by floating-point rou
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +20,8 @@ from policy.config import ModelConfig
 from policy.embodiment import EmbodimentSpec
 from policy.images import resize_frames
 from policy.normalization import Normalizer, Statistics
-from policy.request import ChunkRequest
+from policy.real_time import Continuation, Guidance, Prefix, soft_mask
+from policy.request import ChunkRequest, RealTimeChunking
 from policy.vla import VLA, HistoryBatch
 
 Dtype = Literal["fp32", "bf16"]
@@ -113,6 +115,7 @@ class Policy:
                 self._noise(batch),
                 self._action_mask(batch),
                 [request.num_inference_steps or self.config.num_inference_steps for request in batch],
+                self._continuations(batch),
             )
             return [self._to_actions(request, chunk.float()) for request, chunk in zip(batch, normalized, strict=True)]
 
@@ -167,6 +170,57 @@ class Policy:
             states=states.to(self.device), actions=actions.to(self.device), step_mask=mask.to(self.device)
         )
 
+    def _continuations(self, batch: Sequence[ChunkRequest]) -> list[Continuation]:
+        """Who continues a previous chunk, by method; one whose previous chunk binds nothing is left out."""
+        asking = [
+            (row, request.real_time_chunking)
+            for row, request in enumerate(batch)
+            if request.real_time_chunking is not None
+        ]
+        guided = [
+            (row, chunking, mask)
+            for row, chunking in asking
+            if chunking.method == "guidance" and (mask := self._soft_mask(chunking)).any()
+        ]
+        prefixed = [
+            (row, chunking) for row, chunking in asking if chunking.method == "prefix" and chunking.inference_delay
+        ]
+        continuations: list[Continuation] = []
+        if guided:
+            rows, chosen, masks = zip(*guided, strict=True)
+            continuations.append(
+                Guidance(
+                    rows=rows,
+                    previous=self._previous(batch, rows),
+                    weights=torch.stack(masks).to(self.device),
+                    max_weight=torch.tensor([chunking.max_guidance_weight for chunking in chosen]).to(self.device),
+                )
+            )
+        if prefixed:
+            rows, chosen = zip(*prefixed, strict=True)
+            delays = torch.tensor([chunking.inference_delay for chunking in chosen])
+            mask = torch.arange(self.config.action_horizon) < delays[:, None]
+            continuations.append(Prefix(rows=rows, previous=self._previous(batch, rows), mask=mask.to(self.device)))
+        return continuations
+
+    def _soft_mask(self, chunking: RealTimeChunking) -> Tensor:
+        return soft_mask(
+            action_horizon=self.config.action_horizon,
+            inference_delay=chunking.inference_delay,
+            execution_horizon=chunking.execution_horizon,
+            num_previous=len(chunking.previous_actions),
+        )
+
+    def _previous(self, batch: Sequence[ChunkRequest], rows: Sequence[int]) -> Tensor:
+        """Previous chunks in model units, as training sees actions: relative groups to this observation's state."""
+        previous = torch.zeros(len(rows), self.config.action_horizon, self.config.max_action_dim)
+        for own, request in enumerate(batch[row] for row in rows):
+            assert request.real_time_chunking is not None
+            actions = request.real_time_chunking.previous_actions.cpu().float()
+            normalized = self._normalizers[request.embodiment].normalize_action(actions, request.state.cpu().float())
+            previous[own, : len(actions), : actions.shape[1]] = normalized
+        return previous.to(self.device)
+
     def _noise(self, batch: Sequence[ChunkRequest]) -> Tensor:
         shape = (self.config.action_horizon, self.config.max_action_dim)
         # Drawn on the CPU whatever the device, so that a seed means the same noise everywhere.
@@ -205,6 +259,26 @@ class Policy:
             )
         if not 0 <= request.seed < 2**63:
             raise InvalidObservationError(f"seed is {request.seed}, expected 0 to 2**63 - 1")
+        if request.real_time_chunking is not None:
+            self._check_chunking(request.real_time_chunking, spec.action_dim)
+
+    def _check_chunking(self, chunking: RealTimeChunking, action_dim: int) -> None:
+        horizon, num_previous = self.config.action_horizon, len(chunking.previous_actions)
+        _check_vector("previous_actions", chunking.previous_actions, (num_previous, action_dim))
+        longest = self.config.max_inference_delay if chunking.method == "prefix" else horizon - 1
+        if chunking.method == "prefix" and not longest:
+            raise InvalidObservationError("method is 'prefix', which this checkpoint was not trained for")
+        for name, value, least, most in (
+            ("previous_actions' number", num_previous, 1, horizon),
+            ("inference_delay", chunking.inference_delay, 0, min(num_previous, longest)),
+            ("execution_horizon", chunking.execution_horizon, 1, horizon),
+        ):
+            if not least <= value <= most:
+                raise InvalidObservationError(f"{name} is {value}, expected {least} to {most}")
+        if not 0 < chunking.max_guidance_weight < math.inf:
+            raise InvalidObservationError(
+                f"max_guidance_weight is {chunking.max_guidance_weight}, expected a finite number, more than 0"
+            )
 
 
 def _check_vector(name: str, values: Tensor, shape: tuple[int, ...]) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from policy.flow import integrate
+from policy.real_time import Continuation, VelocityField
 from policy.trunk import Trunk, TrunkConfig
 
 _TIME_FEATURES = 64
@@ -116,11 +117,16 @@ class ActionDecoder(nn.Module):
         time: Float[Tensor, " batch"],
         latent: Float[Tensor, "batch latent_dim"],
         embodiment: Int[Tensor, " batch"],
+        given: Bool[Tensor, "batch horizon"] | None = None,
     ) -> Float[Tensor, "batch horizon max_action_dim"]:
+        """Actions that are `given` are at flow time 1 whatever `time` is; the tokens of the context never are."""
         context = torch.cat([self.latent_in(latent)[:, None], self.soft_tokens[embodiment].to(noisy.dtype)], 1)
         x = torch.cat([context.to(noisy.dtype), self.noisy_in(noisy, embodiment).to(noisy.dtype)], 1)
-        condition = F.silu(self.time(time_features(time).to(latent.dtype)) + self.condition(latent))
-        h = self.trunk(x, condition=condition)
+        condition, second = F.silu(self._at(time, latent)), None
+        if given is not None:
+            condition = torch.stack([condition, F.silu(self._at(torch.ones_like(time), latent))], 1)
+            second = F.pad(given, (self.num_context, 0))
+        h = self.trunk(x, condition=condition, second=second)
         return self.velocity_out(h[:, self.num_context :], embodiment)
 
     def sample(
@@ -130,14 +136,39 @@ class ActionDecoder(nn.Module):
         embodiment: Int[Tensor, " batch"],
         action_mask: Bool[Tensor, "batch max_action_dim"],
         num_steps: Sequence[int],
+        continuations: Sequence[Continuation] = (),
     ) -> Float[Tensor, "batch horizon max_action_dim"]:
-        """Actions in model units; padded dimensions are 0 from noise to output."""
-        real = action_mask[:, None]
-        return integrate(
-            lambda x, time: torch.where(real, self(x, time, latent, embodiment).to(x.dtype), 0),
-            torch.where(real, noise, 0),
-            num_steps,
-        )
+        """Actions in model units; padded dimensions are 0 from noise to output.
+
+        `continuations` are the samples that continue a previous chunk, a sample in at most one of them. They are
+        integrated apart: only those that are guided pay for a gradient.
+        """
+        if not continuations:
+            return integrate(self._field(latent, embodiment, action_mask), _masked(noise, action_mask), num_steps)
+        chunks = torch.empty_like(noise)
+        alone = set(range(len(noise))).difference(*(part.rows for part in continuations))
+        for rows, part in [(sorted(alone), None), *((part.rows, part) for part in continuations)]:
+            if rows:
+                # What inference mode has made cannot be part of a gradient; a selection of it, made outside, can.
+                with torch.inference_mode(False), torch.no_grad():
+                    own = torch.tensor(rows, device=noise.device)
+                    field = self._field(latent[own], embodiment[own], action_mask[own])
+                    start = _masked(noise[own], action_mask[own])
+                    if part is not None:
+                        field, start = part.velocity(field), part.start(start)
+                    sampled = integrate(field, start, [num_steps[row] for row in rows])
+                chunks[own] = sampled
+        return chunks
+
+    def _field(self, latent: Tensor, embodiment: Tensor, action_mask: Tensor) -> VelocityField:
+        return lambda x, time, given=None: _masked(self(x, time, latent, embodiment, given).to(x.dtype), action_mask)
+
+    def _at(self, time: Tensor, latent: Tensor) -> Tensor:
+        return self.time(time_features(time).to(latent.dtype)) + self.condition(latent)
+
+
+def _masked(x: Float[Tensor, "batch horizon dim"], real: Bool[Tensor, "batch dim"]) -> Tensor:
+    return torch.where(real[:, None], x, 0)
 
 
 class ActionPrior(nn.Module):

@@ -2,7 +2,7 @@
 
 Shaped and named as Qwen3's decoder layers (RMSNorm, grouped queries with normed heads, rotary positions, SwiGLU), so
 that Qwen3-0.6B weights load into it (paper A's initialisation). Adds what Qwen3 lacks: any attention mask, and an
-optional condition vector that scales, shifts and gates every layer and starts as no change. No embeddings, no cache.
+optional condition that scales, shifts and gates every layer and starts as no change. No embeddings, no cache.
 """
 
 from __future__ import annotations
@@ -101,12 +101,22 @@ class Block(nn.Module):
             nn.init.zeros_(self.modulation.bias)
 
     def forward(
-        self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None, condition: Tensor | None
+        self,
+        x: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        condition: Tensor | None,
+        second: Tensor | None,
     ) -> Tensor:
         if self.modulation is None or condition is None:
             x = x + self.self_attn(self.input_layernorm(x), rotation, mask)
             return x + self.mlp(self.post_attention_layernorm(x))
-        scale, shift, gate, mlp_scale, mlp_shift, mlp_gate = self.modulation(condition)[:, None].chunk(6, -1)
+        modulation = self.modulation(condition)
+        if second is None:
+            modulation = modulation[:, None]
+        else:
+            modulation = torch.where(second[:, :, None], modulation[:, 1:], modulation[:, :1])
+        scale, shift, gate, mlp_scale, mlp_shift, mlp_gate = modulation.chunk(6, -1)
         normed = self.input_layernorm(x) * (1 + scale) + shift
         x = x + (1 + gate) * self.self_attn(normed, rotation, mask)
         normed = self.post_attention_layernorm(x) * (1 + mlp_scale) + mlp_shift
@@ -126,17 +136,22 @@ class Trunk(nn.Module):
         self,
         x: Float[Tensor, "batch length width"],
         mask: Bool[Tensor, "#batch #length length"] | None = None,
-        condition: Float[Tensor, "batch condition_width"] | None = None,
+        condition: Float[Tensor, "batch condition_width"] | Float[Tensor, "batch 2 condition_width"] | None = None,
         positions: Int[Tensor, "#batch length"] | None = None,
+        second: Bool[Tensor, "batch length"] | None = None,
     ) -> Float[Tensor, "batch length width"]:
-        """`mask[b, i, j]` says that token i may read token j; none means that every token reads every token."""
+        """`mask[b, i, j]` says that token i may read token j; none means that every token reads every token.
+
+        With `second` a condition is two vectors a sample, of which the tokens that it marks take the second. (One for
+        each token made a whole `tiny` chunk 20 % slower.)
+        """
         if positions is None:
             positions = torch.arange(x.shape[1], device=x.device)[None]
         rotation = rotary_angles(positions, self.config.head_dim, self.config.rope_theta)
         rotation = (rotation[0].to(x.dtype), rotation[1].to(x.dtype))
         attention_mask = None if mask is None else mask[:, None]
         for layer in self.layers:
-            x = layer(x, rotation, attention_mask, condition)
+            x = layer(x, rotation, attention_mask, condition, second)
         return self.norm(x)
 
 

@@ -18,6 +18,7 @@ from policy.backbone import Backbone, BackboneOutput, ObservationBatch, select_q
 from policy.config import ConvolutionalSettings, ModelConfig
 from policy.convolutional import ConvolutionalBackbone, ConvolutionalConfig
 from policy.prior import ActionPrior, PriorConfig, normalize_latent
+from policy.real_time import Continuation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +56,12 @@ class VLA(nn.Module):
         noise: Float[Tensor, "batch horizon max_action_dim"],
         action_mask: Bool[Tensor, "batch max_action_dim"],
         num_steps: Sequence[int],
+        continuations: Sequence[Continuation] = (),
     ) -> Float[Tensor, "batch horizon max_action_dim"]:
-        """Chunks in model units from unit noise; a sample whose history is empty is answered as if it had none."""
+        """Chunks in model units from unit noise; a sample whose history is empty is answered as if it had none.
+
+        What `continuations` hold is in model units too (ActionDecoder.sample).
+        """
         output = self.observe(observation, history)
         has_history = (
             torch.zeros(len(noise), dtype=torch.bool, device=noise.device)
@@ -65,7 +70,9 @@ class VLA(nn.Module):
         )
         latent = self.to_latent(select_query(output, has_history))
         start = noise * self.config.noise_scale
-        return self.prior.decoder.sample(start, latent.to(noise.dtype), observation.embodiment, action_mask, num_steps)
+        return self.prior.decoder.sample(
+            start, latent.to(noise.dtype), observation.embodiment, action_mask, num_steps, continuations
+        )
 
 
 def prior_config(config: ModelConfig) -> PriorConfig:

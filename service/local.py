@@ -20,7 +20,7 @@ from torch import Tensor
 from policy.checkpoint import CheckpointError
 from policy.embodiment import EmbodimentSpec
 from policy.policy import Policy
-from policy.request import ChunkRequest
+from policy.request import ChunkRequest, RealTimeChunking
 from service.backend import (
     BackendChunk,
     BackendDeadlineError,
@@ -176,6 +176,19 @@ def to_chunk_request(specs: Sequence[EmbodimentSpec], request: BackendRequest) -
         history_actions=_tensor(request.history_actions),
         seed=request.seed,
         num_inference_steps=request.num_inference_steps,
+        real_time_chunking=_chunking(request),
+    )
+
+
+def _chunking(request: BackendRequest) -> RealTimeChunking | None:
+    if request.real_time_chunking is None:
+        return None
+    return RealTimeChunking(
+        previous_actions=_tensor(request.real_time_chunking.previous_actions),
+        inference_delay=request.real_time_chunking.inference_delay,
+        execution_horizon=request.real_time_chunking.execution_horizon,
+        method=request.real_time_chunking.method,
+        max_guidance_weight=request.real_time_chunking.max_guidance_weight,
     )
 
 

@@ -73,10 +73,14 @@ def read_revision(directory: Path, *, policy: str) -> Revision:
 
 
 def schema_digest(description: policy_pb2.Policy) -> str:
-    """sha256, as hex, of what a client relies on: everything but the revision and how it was trained."""
+    """sha256, as hex, of what a client relies on: everything but the revision and how it was trained.
+
+    The methods of real-time chunking are left out: every revision has guidance, and prefix where max_inference_delay,
+    which counts, is not 0. So a checkpoint from before them keeps its digest, and one that gains a prefix changes it.
+    """
     relied_on = policy_pb2.Policy()
     relied_on.CopyFrom(description)
-    for field in ("revision", "schema_digest", "variant"):
+    for field in ("revision", "schema_digest", "variant", "real_time_chunking_methods"):
         relied_on.ClearField(field)
     return hashlib.sha256(relied_on.SerializeToString(deterministic=True)).hexdigest()
 
@@ -104,6 +108,8 @@ class _Config(_Json):
     history_steps: Annotated[int, Field(ge=0, le=65_536)]
     num_inference_steps: Annotated[int, Field(ge=1)]
     max_inference_steps: Annotated[int, Field(ge=1, le=65_536)]
+    # Absent where the policy was not trained to continue a prefix.
+    max_inference_delay: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -112,6 +118,10 @@ class _Config(_Json):
         if self.num_inference_steps > self.max_inference_steps:
             raise ValueError(
                 f"num_inference_steps {self.num_inference_steps} exceeds max_inference_steps {self.max_inference_steps}"
+            )
+        if self.max_inference_delay >= self.action_horizon:
+            raise ValueError(
+                f"max_inference_delay {self.max_inference_delay} leaves nothing of action_horizon {self.action_horizon}"
             )
         return self
 
@@ -306,6 +316,8 @@ def _describe(
         num_inference_steps=config.num_inference_steps,
         max_inference_steps=config.max_inference_steps,
         variant=variant,
+        real_time_chunking_methods=["METHOD_GUIDANCE"] + ["METHOD_PREFIX"] * bool(config.max_inference_delay),
+        max_inference_delay=config.max_inference_delay,
     )
     description.schema_digest = schema_digest(description)
     return description

@@ -124,9 +124,11 @@ class Corpus:
 
     def identity(self, packs: Sequence[Pack]) -> dict[str, Any]:
         """What a resumed stage on `packs` must agree on: size, words and the very bytes of the data."""
+        # What stage 2 alone does, and names itself: runs that differ in it share a stage 1.
+        unnamed = (*INFERENCE_ONLY, "max_inference_delay")
         return {
             "size": self.recipe.size,
-            "config": {name: value for name, value in self.config.to_json().items() if name not in INFERENCE_ONLY},
+            "config": {name: value for name, value in self.config.to_json().items() if name not in unnamed},
             "weights": dict(self.recipe.data.weights),
             "start_from": self.parent.revision if self.parent else "",
             "data": [[pack.task, pack.source_sha256, pack.num_episodes] for pack in packs],
@@ -168,7 +170,7 @@ def open_corpus(recipe: Recipe, run: RunDirectory) -> Corpus:
         from training.backbone import config_around
 
         tokenizer, config = pretrained.tokenizer, config_around(recipe.size, ordered, pretrained, image_size)
-    config = replace(config, encoder_inputs=recipe.stage1.inputs)
+    config = replace(config, encoder_inputs=recipe.stage1.inputs, max_inference_delay=recipe.stage2.max_inference_delay)
     statistics = read_statistics(recorded, run, horizon=config.action_horizon)
     return Corpus(
         recipe=recipe,
@@ -253,7 +255,8 @@ def _fine_tuned(recipe: Recipe, packs: Sequence[Pack], parent: CheckpointParts) 
         specs=parent.specs,
         statistics=parent.statistics,
         tokenizer=parent.tokenizer,
-        config=parent.vla.config,
+        # Fine-tuned without given prefixes, a model forgets how to continue them.
+        config=replace(parent.vla.config, max_inference_delay=recipe.stage2.max_inference_delay),
         parent=parent,
     )
 

@@ -12,16 +12,28 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from policy.policy import Policy
-from premotor.client import PolicyClient, PolicyError
+from premotor.client import PolicyError
+from training.gateway_identity import GatewayIdentity
 from training.json_file import write_json
-from training.rollout import ChunkSource, Episode, HistoryCondition, LocalSource, ServedSource, run_episode, summarise
+from training.rollout import (
+    RULES,
+    ChunkSource,
+    Episode,
+    HistoryCondition,
+    LocalSource,
+    RuleName,
+    ServedSource,
+    run_episode,
+    summarise,
+)
+from training.seams import SeamMeter
 from training.simulation.registry import make_simulation
 from training.simulation.task import Frame, Simulation
 from training.video import EpisodeVideo
@@ -38,17 +50,19 @@ class Target:
     """Whom to ask, and how: a checkpoint in process, or a policy's name at a gateway's address. Exactly one is given.
 
     `history_mode` and `history_delay` spoil the history that is given (rollout.HistoryCondition), in process only;
-    `inference_delay` is how many control steps a chunk comes late. `num_inference_steps` None leaves the
-    Euler steps to the policy.
+    `inference_delay` is how many control steps a chunk comes late, `rule` what is played where chunks overlap.
+    `num_inference_steps` None leaves the Euler steps to the policy.
     """
 
     checkpoint: Path | None = None
     address: str = ""
+    identity: GatewayIdentity = field(default_factory=GatewayIdentity)
     policy: str = ""
     history: bool = False
     history_mode: Literal["true", "shuffled", "frozen"] = "true"
     history_delay: int = 0
     inference_delay: int = 0
+    rule: RuleName = "replace"
     num_inference_steps: int | None = None
 
     @property
@@ -85,7 +99,7 @@ def evaluate(
     num_workers: int = 1,
     video_directory: Path | None = None,
 ) -> list[Mapping[str, Any]]:
-    """One row per task, in the order of `tasks`: what `summarise` says."""
+    """One row per task, in the order of `tasks`: what `summarise` says, and the jumps at its seams."""
     seeds = tuple(range(first_seed, first_seed + num_episodes))
     jobs = [
         Job(target=target, task=task, seeds=seeds, video=video_directory / f"{task}.mp4" if video_directory else None)
@@ -109,13 +123,14 @@ def run_job(job: Job) -> Mapping[str, Any]:
     simulation = make_simulation(job.task)
     video = EpisodeVideo(job.video, simulation.spec.control_rate_hz) if job.video else None
     episodes: list[Episode] = []
+    seams = SeamMeter(simulation.spec.action)
     elapsed_s = 0.0
     try:
         with open_source(job) as source:
             for count, seed in enumerate(job.seeds):
                 filmed = video if count < _FILMED_EPISODES else None
                 started = time.perf_counter()
-                episode = _film(simulation, source, seed, filmed, job.target.inference_delay)
+                episode = _film(simulation, source, seed, filmed, job.target, seams)
                 elapsed_s += time.perf_counter() - started
                 episodes.append(episode)
                 solved = sum(episode.succeeded for episode in episodes)
@@ -132,15 +147,28 @@ def run_job(job: Job) -> Mapping[str, Any]:
         raise
     finally:
         simulation.close()
-    return summarise(simulation.spec.name, job.task, episodes, elapsed_s)
+    return {**summarise(simulation.spec.name, job.task, episodes, elapsed_s), "seams": seams.figures()}
 
 
 def _film(
-    simulation: Simulation, source: ChunkSource, seed: int, video: EpisodeVideo | None, inference_delay: int
+    simulation: Simulation,
+    source: ChunkSource,
+    seed: int,
+    video: EpisodeVideo | None,
+    target: Target,
+    seams: SeamMeter,
 ) -> Episode:
+    episode = run_episode(
+        simulation,
+        source,
+        seed,
+        on_frame=video.add_frame if video is not None else None,
+        inference_delay=target.inference_delay,
+        rule=RULES[target.rule],
+        seams=seams,
+    )
     if video is None:
-        return run_episode(simulation, source, seed, inference_delay=inference_delay)
-    episode = run_episode(simulation, source, seed, on_frame=video.add_frame, inference_delay=inference_delay)
+        return episode
     last: Frame = simulation.observe()
     video.end_episode(last, succeeded=episode.succeeded)
     return episode
@@ -154,7 +182,7 @@ def open_source(job: Job) -> Iterator[ChunkSource]:
         yield LocalSource(policy, history=target.condition, num_inference_steps=target.num_inference_steps)
         return
     try:
-        with PolicyClient(target.address) as client:
+        with target.identity.client(target.address) as client:
             yield ServedSource(client, target.policy, robot_id=f"sim-{job.task}", history=target.history)
     except PolicyError as error:
         raise EvaluationError(f"policy {target.policy!r} at {target.address}: {error}") from error

@@ -101,8 +101,13 @@ def flow_loss(
     generator: torch.Generator,
     num_draws: int = 1,
     processes: Processes = ALONE,
+    max_inference_delay: int = 0,
 ) -> Tensor:
-    """E ||D(x_r, r, z) - (actions - noise)||^2 over `num_draws` draws of noise and time per chunk."""
+    """E ||D(x_r, r, z) - (actions - noise)||^2 over `num_draws` draws of noise and time per chunk.
+
+    With `max_inference_delay` each draw gives the first 0 to so many actions, all as likely, as they are: the decoder
+    learns to continue them, and they do not count (arXiv 2512.05964).
+    """
     device = motion.actions.device
     actions = motion.actions.repeat(num_draws, 1, 1)
     mask = (motion.step_mask[:, :, None] & motion.action_mask[:, None]).repeat(num_draws, 1, 1)
@@ -111,9 +116,13 @@ def flow_loss(
     noise = torch.randn(total, *actions.shape[1:], generator=generator, device=device)
     noise = _own_rows(noise, num_draws, processes) * real_dims
     time = _own_rows(sample_time(total, generator, device), num_draws, processes)
-    velocity = decoder(
-        interpolate(noise, actions, time), time, latent.repeat(num_draws, 1), motion.embodiment.repeat(num_draws)
-    )
+    x, given = interpolate(noise, actions, time), None
+    if max_inference_delay:
+        delays = torch.randint(max_inference_delay + 1, (total,), generator=generator, device=device)
+        delays = _own_rows(delays, num_draws, processes)
+        given = torch.arange(actions.shape[1], device=device) < delays[:, None]
+        x, mask = torch.where(given[:, :, None], actions, x), mask & ~given[:, :, None]
+    velocity = decoder(x, time, latent.repeat(num_draws, 1), motion.embodiment.repeat(num_draws), given)
     return processes.mean((velocity.float() - (actions - noise)).square(), mask)
 
 
@@ -166,12 +175,14 @@ def stage2_losses(
     history_pass: HistoryPass = "both",
     landmark_head: LandmarkHead | None = None,
     landmark_weight: float = 0.0,
+    max_inference_delay: int = 0,
     processes: Processes = ALONE,
 ) -> dict[str, Tensor]:
     """ "loss" is what to minimise; `distillation` is lambda(k), at 0 of which E's pass over the future is skipped.
 
     With `history_pass` "both" every sample counts with and without its history, half each (paper A). "sampled" tosses
     a coin for each sample instead: the same loss in expectation, for little more than a pass without history.
+    `max_inference_delay` is of the prediction's flow_loss.
     """
     if batch.history is not None and history_pass == "sampled":
         coins = torch.rand(
@@ -186,7 +197,10 @@ def stage2_losses(
     latents = [vla.to_latent(query) for query in queries]
     losses = {
         "prediction": torch.stack(
-            [flow_loss(vla.prior.decoder, latent, batch.motion, generator, num_draws, processes) for latent in latents]
+            [
+                flow_loss(vla.prior.decoder, latent, batch.motion, generator, num_draws, processes, max_inference_delay)
+                for latent in latents
+            ]
         ).mean()
     }
     loss = losses["prediction"]

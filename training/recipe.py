@@ -78,7 +78,8 @@ class Stage2Recipe:
     means all of data.tasks; a body left out keeps its place in the model. At the steps of `snapshots` a checkpoint is
     written beside the run's. `start_from` is a checkpoint to fine-tune: its weights, words and statistics, in place of
     stage 1's prior. `image_shift` moves every picture by up to so many pixels each way, its edge repeated: eyes that
-    saw few scenes learn them by heart less (random crops of robomimic, arXiv 2108.03298).
+    saw few scenes learn them by heart less (random crops of robomimic, arXiv 2108.03298). With `max_inference_delay`
+    the decoder also learns to continue a chunk whose first 0 to so many actions are given (arXiv 2512.05964).
     """
 
     schedule: Schedule
@@ -90,6 +91,7 @@ class Stage2Recipe:
     state_dropout: float = 0.3
     landmark_weight: float = 1.0
     image_shift: int = 0
+    max_inference_delay: int = 0
     tasks: tuple[str, ...] = ()
     snapshots: tuple[int, ...] = ()
     start_from: str = ""
@@ -103,6 +105,8 @@ class Stage2Recipe:
             )
         if self.image_shift < 0:
             raise ValueError(f"stage2.image_shift is {self.image_shift}, expected at least 0 pixels")
+        if self.max_inference_delay < 0:
+            raise ValueError(f"stage2.max_inference_delay is {self.max_inference_delay}, expected at least 0 steps")
 
 
 @dataclass(frozen=True, kw_only=True)

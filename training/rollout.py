@@ -1,7 +1,7 @@
 """Closed loop on simulated robots: one code for a policy in process and one served over gRPC.
 
-Receding horizon: observe, ask for a chunk, play its first actions, observe again. Owns rollouts, their figures and the
-Wilson interval; videos are video.py's.
+Receding horizon in lock step: observe, ask for a chunk, play its first actions, observe again. Owns rollouts, their
+figures and the Wilson interval; what is played where chunks overlap is the client's, videos are video.py's.
 """
 
 from __future__ import annotations
@@ -17,11 +17,31 @@ import numpy.typing as npt
 import torch
 
 from policy.policy import Policy
+from policy.real_time import DEFAULT_MAX_GUIDANCE_WEIGHT
 from policy.request import ChunkRequest
-from premotor.client import HistoryBuffer, PolicyClient
+from policy.request import RealTimeChunking as ModelChunking
+from premotor.client import (
+    ActionBuffer,
+    Group,
+    HistoryBuffer,
+    PolicyClient,
+    RealTimeChunking,
+    RealTimeChunkingRule,
+    Replace,
+    TemporalEnsemble,
+)
+from training.seams import SeamMeter
 from training.simulation.task import Frame, Simulation
 
 Floats = npt.NDArray[np.float32]
+PlaybackRule = Replace | TemporalEnsemble | RealTimeChunkingRule
+RuleName = Literal["replace", "ensemble", "guidance", "prefix"]
+RULES: Mapping[RuleName, PlaybackRule] = {
+    "replace": Replace(),
+    "ensemble": TemporalEnsemble(),
+    "guidance": RealTimeChunkingRule(method="guidance"),
+    "prefix": RealTimeChunkingRule(method="prefix"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +57,11 @@ class ChunkSource(Protocol):
 
     def start_episode(self, simulation: Simulation, episode_id: str) -> None: ...
 
-    def predict(self, simulation: Simulation, frame: Frame, seed: int) -> Answer: ...
+    def predict(
+        self, simulation: Simulation, frame: Frame, seed: int, chunking: RealTimeChunking | None = None
+    ) -> Answer:
+        """`chunking` is what is being played meanwhile, where the chunk must continue it."""
+        ...
 
     def played(self, state: Floats, action: Floats) -> None:
         """One control step was played: `state` measured before it, `action` as executed."""
@@ -104,15 +128,19 @@ class LocalSource:
     def start_episode(self, simulation: Simulation, episode_id: str) -> None:
         self._past.clear()
 
-    def predict(self, simulation: Simulation, frame: Frame, seed: int) -> Answer:
+    def predict(
+        self, simulation: Simulation, frame: Frame, seed: int, chunking: RealTimeChunking | None = None
+    ) -> Answer:
         started = time.perf_counter()
-        chunk = self._policy.predict_chunk([self._request(simulation, frame, seed)])[0]
+        chunk = self._policy.predict_chunk([self._request(simulation, frame, seed, chunking)])[0]
         return Answer(actions=chunk.cpu().numpy(), latency_s=time.perf_counter() - started)
 
     def played(self, state: Floats, action: Floats) -> None:
         self._past.append(state, action)
 
-    def _request(self, simulation: Simulation, frame: Frame, seed: int) -> ChunkRequest:
+    def _request(
+        self, simulation: Simulation, frame: Frame, seed: int, chunking: RealTimeChunking | None
+    ) -> ChunkRequest:
         past = self._past.window(seed)
         return ChunkRequest(
             embodiment=simulation.spec.name,
@@ -123,6 +151,21 @@ class LocalSource:
             history_actions=torch.from_numpy(np.stack([action for _, action in past])) if past else None,
             seed=seed,
             num_inference_steps=self._num_inference_steps,
+            real_time_chunking=self._continued(chunking) if chunking is not None else None,
+        )
+
+    def _continued(self, chunking: RealTimeChunking) -> ModelChunking:
+        """What the gateway makes of the same, its choice of a method included."""
+        method, delay = chunking.method, chunking.inference_delay
+        if method == "auto":
+            trained = self._policy.config.max_inference_delay
+            method = "prefix" if trained and delay <= trained else "guidance"
+        return ModelChunking(
+            previous_actions=torch.from_numpy(chunking.previous_actions),
+            inference_delay=delay,
+            execution_horizon=chunking.execution_horizon or self.execution_horizon,
+            method=method,
+            max_guidance_weight=chunking.max_guidance_weight or DEFAULT_MAX_GUIDANCE_WEIGHT,
         )
 
 
@@ -142,7 +185,9 @@ class ServedSource:
         self._episode_id = episode_id
         self._history = self._client.history_buffer(self._policy, simulation.spec.name) if self._keeps_history else None
 
-    def predict(self, simulation: Simulation, frame: Frame, seed: int) -> Answer:
+    def predict(
+        self, simulation: Simulation, frame: Frame, seed: int, chunking: RealTimeChunking | None = None
+    ) -> Answer:
         chunk = self._client.predict_chunk(
             policy=self._policy,
             robot_id=self._robot_id,
@@ -153,6 +198,7 @@ class ServedSource:
             instruction=simulation.instruction,
             history=self._history,
             seed=seed,
+            real_time_chunking=chunking,
             timeout_s=self._timeout_s,
         )
         return Answer(actions=chunk.actions, latency_s=chunk.round_trip_s)
@@ -176,34 +222,86 @@ def run_episode(
     seed: int,
     on_frame: Callable[[Frame], None] | None = None,
     inference_delay: int = 0,
+    rule: PlaybackRule = RULES["replace"],
+    seams: SeamMeter | None = None,
 ) -> Episode:
     """One scene until it is solved or the task's step limit. `on_frame` sees a frame before every step.
 
-    A chunk takes over `inference_delay` control steps after its observation, from the action meant for that step on;
-    until then the one before plays on. The first is waited for. Raises ValueError when a chunk is too short for that.
+    A chunk takes over `inference_delay` control steps after its observation, from the action meant for that step on, as
+    `rule` says; until then the one before plays on. The first is waited for. Raises ValueError when a chunk is too
+    short for that, or must continue one that is still to come.
     """
+    horizon = source.execution_horizon
+    if isinstance(rule, RealTimeChunkingRule) and inference_delay > horizon:
+        raise ValueError(
+            f"inference_delay is {inference_delay}, expected at most {horizon} of a chunk that continues the one before"
+        )
     simulation.reset(seed)
     source.start_episode(simulation, f"{simulation.task}-{seed}")
+    if seams is not None:
+        seams.start()
+    plan = ActionBuffer(_action_groups(simulation), rule)
     latencies: list[float] = []
-    planned: list[Floats] = []
-    step = 0
+    # Chunks that were asked for and have not taken over yet: for which step each is, and from which on it counts.
+    coming: list[tuple[int, int, Floats]] = []
+    step, playing = 0, 0
     while step < simulation.max_steps and not simulation.succeeded():
-        answer = source.predict(simulation, simulation.observe(), seed=seed * 1_000_003 + step)
-        latencies.append(answer.latency_s)
-        needed = source.execution_horizon + inference_delay
-        if len(answer.actions) < needed:
-            raise ValueError(f"a chunk has {len(answer.actions)} actions, playing it with this delay takes {needed}")
-        planned = [*planned, *answer.actions[len(planned) : needed]]
-        for action in planned[: source.execution_horizon]:
-            if on_frame is not None:
-                on_frame(simulation.observe())
-            state = simulation.state()
-            source.played(state, simulation.step(action))
-            step += 1
-            if simulation.succeeded() or step >= simulation.max_steps:
-                break
-        planned = planned[source.execution_horizon :]
+        while coming and coming[0][1] == step:
+            for_step, _, actions = coming.pop(0)
+            plan.insert(actions, for_step=for_step, now_step=step)
+        if step % horizon == 0:
+            chunking = _continued(plan, rule, step, inference_delay, horizon)
+            answer = source.predict(simulation, simulation.observe(), seed * 1_000_003 + step, chunking)
+            latencies.append(answer.latency_s)
+            if len(answer.actions) < horizon + inference_delay:
+                raise ValueError(
+                    f"a chunk has {len(answer.actions)} actions, playing it with this delay takes "
+                    f"{horizon + inference_delay}"
+                )
+            if step == 0 or inference_delay == 0:
+                plan.insert(answer.actions, for_step=step, now_step=step)
+            else:
+                coming.append((step, step + inference_delay, answer.actions))
+        planned = plan.action(step)
+        assert planned is not None  # every chunk lasts until the next one takes over
+        if seams is not None:
+            seams.note(planned.action, takes_over=planned.for_step != playing)
+        playing = planned.for_step
+        if on_frame is not None:
+            on_frame(simulation.observe())
+        state = simulation.state()
+        source.played(state, simulation.step(planned.action))
+        step += 1
     return Episode(seed=seed, succeeded=simulation.succeeded(), num_steps=step, latencies_s=tuple(latencies))
+
+
+def _continued(
+    plan: ActionBuffer, rule: PlaybackRule, step: int, inference_delay: int, execution_horizon: int
+) -> RealTimeChunking | None:
+    """What a chunk for `step` must continue; None where it need not, or where it is the first."""
+    if not isinstance(rule, RealTimeChunkingRule) or not plan.remaining(step):
+        return None
+    return RealTimeChunking(
+        previous_actions=plan.planned(step),
+        inference_delay=inference_delay,
+        execution_horizon=execution_horizon,
+        method=rule.method,
+        max_guidance_weight=rule.max_guidance_weight,
+    )
+
+
+def _action_groups(simulation: Simulation) -> list[Group]:
+    """A body's action groups in the client's words."""
+    return [
+        Group(
+            name=group.name,
+            dim=group.dim,
+            kind=group.kind.value,
+            unit=group.unit,
+            representation=group.representation.value,
+        )
+        for group in simulation.spec.action
+    ]
 
 
 def wilson_interval(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:

@@ -73,19 +73,23 @@ def train_stage2(
             history_pass=recipe.history_pass,
             landmark_head=landmark_head,
             landmark_weight=recipe.landmark_weight,
+            max_inference_delay=recipe.max_inference_delay,
             processes=processes,
         )
 
+    later = ("history_pass", "image_shift", "max_inference_delay")
     settings: dict[str, Any] = {
         name: value
         for name, value in asdict(recipe).items()
-        if name not in ("schedule", "start_from", "tasks", "snapshots", "history_pass", "image_shift")
+        if name not in ("schedule", "start_from", "tasks", "snapshots", *later)
     }
     # What came later is named where it differs, so that runs from before it resume.
     if recipe.history_pass != "both":
         settings["history_pass"] = recipe.history_pass
     if recipe.image_shift:
         settings["image_shift"] = recipe.image_shift
+    if recipe.max_inference_delay:
+        settings["max_inference_delay"] = recipe.max_inference_delay
     averaged = run(
         directory=directory,
         modules=nn.ModuleDict(modules),

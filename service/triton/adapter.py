@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack, to_dlpack  # pyright: ignore[reportPrivateImportUsage]
 
 from policy.embodiment import EmbodimentSpec
-from policy.request import ChunkRequest
+from policy.request import ChunkRequest, RealTimeChunking
 from service.inference import load_policy, predict_batch
-from service.triton.tensors import ACTIONS, FLOATS, INSTRUCTION, META, META_FIELDS, PIXELS, TIMING
+from service.triton.tensors import ACTIONS, FLOATS, INSTRUCTION, META, META_FIELDS, METHODS, PIXELS, TIMING
 
 
 class TritonPythonModel:
@@ -53,14 +53,14 @@ class TritonPythonModel:
 def _read(request: Any, specs: Sequence[EmbodimentSpec]) -> ChunkRequest:
     tensors = {tensor.name(): from_dlpack(tensor.to_dlpack())[0] for tensor in request.inputs()}
     meta = tensors[META].tolist()
-    embodiment_index, seed, num_inference_steps, num_history_steps = meta[: len(META_FIELDS)]
+    embodiment_index, seed, num_inference_steps, num_history_steps, *chunking = meta[: len(META_FIELDS)]
     sizes = meta[len(META_FIELDS) :]
     spec = specs[embodiment_index]
     heights, widths = sizes[::2], sizes[1::2]
     pixels = tensors[PIXELS].split([height * width * 3 for height, width in zip(heights, widths, strict=True)])
-    state, history_states, history_actions = tensors[FLOATS].split(
-        [spec.state_dim, num_history_steps * spec.state_dim, num_history_steps * spec.action_dim]
-    )
+    lengths = [spec.state_dim, num_history_steps * spec.state_dim, num_history_steps * spec.action_dim]
+    floats = tensors[FLOATS]
+    state, history_states, history_actions, of_chunking = floats.split([*lengths, len(floats) - sum(lengths)])
     return ChunkRequest(
         embodiment=spec.name,
         images={
@@ -73,6 +73,21 @@ def _read(request: Any, specs: Sequence[EmbodimentSpec]) -> ChunkRequest:
         history_actions=history_actions.view(num_history_steps, spec.action_dim),
         seed=seed,
         num_inference_steps=num_inference_steps,
+        real_time_chunking=_chunking(chunking, of_chunking, spec),
+    )
+
+
+def _chunking(meta: Sequence[int], floats: Tensor, spec: EmbodimentSpec) -> RealTimeChunking | None:
+    """`floats` are the previous actions and the weight."""
+    num_previous_actions, inference_delay, execution_horizon, method = meta
+    if not num_previous_actions:
+        return None
+    return RealTimeChunking(
+        previous_actions=floats[:-1].view(num_previous_actions, spec.action_dim),
+        inference_delay=inference_delay,
+        execution_horizon=execution_horizon,
+        method=METHODS[method],
+        max_guidance_weight=floats[-1].item(),
     )
 
 

@@ -25,7 +25,7 @@ from service.observability.request_trace import current_trace
 from service.revision import RevisionError
 from service.triton.control import LoadRefusedError, TritonControl
 from service.triton.http import HttpAnswer, TritonConnectionError, TritonConnections
-from service.triton.tensors import ACTIONS, FLOATS, INSTRUCTION, META, PIXELS, TIMING
+from service.triton.tensors import ACTIONS, FLOATS, INSTRUCTION, META, METHODS, PIXELS, TIMING
 
 # How long the JSON at the front of a body is; binary tensors follow it.
 _JSON_LENGTH = "Inference-Header-Content-Length"
@@ -100,9 +100,15 @@ class TritonClient:
 def encode_request(request: BackendRequest) -> tuple[bytes, bytes]:
     """The JSON and the binary tensors of one request, laid out as tensors.py says."""
     meta = [request.embodiment_index, request.seed, request.num_inference_steps, len(request.history_states)]
+    floats = [request.state, request.history_states, request.history_actions]
+    if (chunking := request.real_time_chunking) is None:
+        meta += [0, 0, 0, 0]
+    else:
+        method = METHODS.index(chunking.method)
+        meta += [len(chunking.previous_actions), chunking.inference_delay, chunking.execution_horizon, method]
+        floats += [chunking.previous_actions, np.array([chunking.max_guidance_weight])]
     for frame in request.images:
         meta += frame.shape[:2]
-    floats = (request.state, request.history_states, request.history_actions)
     tensors = (
         (PIXELS, "UINT8", 1, b"".join(np.ascontiguousarray(frame).data for frame in request.images)),
         (INSTRUCTION, "UINT8", 1, request.instruction.encode()),

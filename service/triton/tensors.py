@@ -8,8 +8,10 @@ any body, resolution and history length:
 
     PIXELS       uint8 [1, sum of height * width * 3]   frames in the order of the embodiment's cameras, HWC
     INSTRUCTION  uint8 [1, num_bytes]                   UTF-8; a BYTES tensor would go through numpy inside Triton
-    FLOATS       float32 [1, n]                         state, then history states, then history actions, row-major
-    META         int64 [1, 4 + 2 * num_cameras]         META_FIELDS, then height and width of each frame
+    FLOATS       float32 [1, n]                         state, history states, history actions, previous actions of the
+                                                        chunk being played, each row-major; then, when there are any of
+                                                        these, the largest guidance weight
+    META         int64 [1, 8 + 2 * num_cameras]         META_FIELDS, then height and width of each frame
 
     ACTIONS      float32 [1, action_horizon, action_dim]
     TIMING       int64 [1, 2]                           TIMING_FIELDS
@@ -24,5 +26,17 @@ META = "META"
 ACTIONS = "ACTIONS"
 TIMING = "TIMING"
 
-META_FIELDS = ("embodiment_index", "seed", "num_inference_steps", "num_history_steps")
+# The last four are of real-time chunking: all 0 for a request without it, which has no previous action.
+META_FIELDS = (
+    "embodiment_index",
+    "seed",
+    "num_inference_steps",
+    "num_history_steps",
+    "num_previous_actions",
+    "inference_delay",
+    "execution_horizon",
+    "method",
+)
+# META's `method` is a position in this.
+METHODS = ("guidance", "prefix")
 TIMING_FIELDS = ("inference_ns", "batch_size")

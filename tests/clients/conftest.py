@@ -50,6 +50,8 @@ class FakePolicyService(policy_pb2_grpc.PolicyServiceServicer):
             num_inference_steps=5,
             max_inference_steps=32,
             schema_digest="digest",
+            real_time_chunking_methods=["METHOD_GUIDANCE", "METHOD_PREFIX"],
+            max_inference_delay=2,
         )
 
     def GetPolicy(self, request, context):
@@ -119,6 +121,8 @@ class FakePolicyService(policy_pb2_grpc.PolicyServiceServicer):
         )
         if request.observation.HasField("capture_time"):
             response.capture_time.CopyFrom(request.observation.capture_time)
+        if request.HasField("real_time_chunking"):
+            response.real_time_chunking_method = request.real_time_chunking.method or "METHOD_GUIDANCE"
         self._spoil(request.observation.instruction, response, actions)
         return response
 
@@ -142,6 +146,8 @@ class FakePolicyService(policy_pb2_grpc.PolicyServiceServicer):
             response.ClearField("timing")
         elif how == "no revision":
             response.revision = ""
+        elif how.startswith("method "):
+            response.real_time_chunking_method = int(how.removeprefix("method "))
 
     def _fail(self, context, code: str, *, field: str, message: str, request=None) -> None:
         error = _request_error(request or policy_pb2.PredictChunkRequest(), code, field, message)

@@ -156,3 +156,19 @@ def test_padded_dimensions_teach_nothing(prior: ActionPrior) -> None:
     assert gradient is not None
     assert not gradient[0, :, 2:].any()
     assert gradient[0, :, :2].any() and gradient[1].any()
+
+
+@torch.no_grad()
+def test_given_actions_are_at_flow_time_1_and_the_rest_is_not(prior: ActionPrior) -> None:
+    noisy, latent, embodiment = _draw(2, 6, 4, seed=5), _draw(2, 24, seed=6), torch.tensor([0, 1])
+    everything, nothing = torch.ones(2, 6, dtype=torch.bool), torch.zeros(2, 6, dtype=torch.bool)
+    early, late = torch.full((2,), 0.3), torch.ones(2)
+
+    def velocity(time: Tensor, given: Tensor | None = None) -> Tensor:
+        return prior.decoder(noisy, time, latent, embodiment, given)
+
+    torch.testing.assert_close(velocity(early, nothing), velocity(early), atol=1e-6, rtol=0)
+    torch.testing.assert_close(velocity(late, everything), velocity(late), atol=1e-6, rtol=0)
+    half = velocity(early, torch.arange(6).expand(2, 6) < 3)
+    for other in (velocity(early), velocity(late)):
+        assert (half - other).abs().amax((0, 2)).min() > 1e-4

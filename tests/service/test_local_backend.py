@@ -12,7 +12,13 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
-from service.backend import BackendDeadlineError, BackendError, BackendFailedError, BackendUnavailableError
+from service.backend import (
+    BackendDeadlineError,
+    BackendError,
+    BackendFailedError,
+    BackendUnavailableError,
+    RealTimeChunking,
+)
 from service.local import LocalBackend
 from service.model_settings import ModelSettings
 from service.probe import ProbeCase, read_probe
@@ -55,6 +61,44 @@ async def test_requests_of_different_bodies_that_wait_together_run_together(
         np.testing.assert_allclose(chunk.actions, case.expected, rtol=0, atol=1e-5)
     # One forward is timed once, for everybody in it.
     assert len({chunk.inference_s for chunk in chunks}) == 1
+
+
+async def test_a_request_that_continues_a_chunk_runs_with_those_that_do_not(
+    backend: LocalBackend, revision: Revision, cases: tuple[ProbeCase, ...]
+) -> None:
+    plain = cases[0]
+    chunking = RealTimeChunking(
+        previous_actions=-plain.expected[2:],
+        inference_delay=1,
+        execution_horizon=2,
+        method="guidance",
+        max_guidance_weight=5.0,
+    )
+    continuing = replace(plain.request, real_time_chunking=chunking)
+    alone = await backend.predict(revision.revision, continuing, timeout_s=10)
+    requests = [plain.request, continuing, plain.request]
+    first, second, third = await asyncio.gather(
+        *(backend.predict(revision.revision, request, timeout_s=10) for request in requests)
+    )
+    assert first.batch_size == 3
+    np.testing.assert_allclose(second.actions, alone.actions, rtol=0, atol=1e-5)
+    for chunk in (first, third):
+        np.testing.assert_allclose(chunk.actions, plain.expected, rtol=0, atol=1e-5)
+    assert np.abs(second.actions - plain.expected).max() > 1e-3
+
+
+async def test_a_prefix_that_the_checkpoint_was_not_trained_for_fails_alone(
+    backend: LocalBackend, revision: Revision, cases: tuple[ProbeCase, ...]
+) -> None:
+    chunking = RealTimeChunking(
+        previous_actions=cases[0].expected,
+        inference_delay=1,
+        execution_horizon=2,
+        method="prefix",
+        max_guidance_weight=5.0,
+    )
+    with pytest.raises(BackendFailedError, match="not trained for"):
+        await backend.predict(revision.revision, replace(cases[0].request, real_time_chunking=chunking), timeout_s=10)
 
 
 async def test_the_event_loop_turns_while_the_model_runs(

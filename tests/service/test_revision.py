@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from premotor.v1 import policy_pb2
 from service.errors import UnknownPolicyError, UnknownRevisionError
 from service.policies import ServedPolicies
 from service.revision import RevisionError, load_revision, read_revision
@@ -53,6 +54,24 @@ def test_the_description_says_what_config_and_embodiments_say(kit, checkpoint):
     assert description.embodiments[0].state[0].unit == "m"
 
 
+def test_every_revision_has_guidance_and_those_trained_for_a_delay_have_prefix(kit, tmp_path):
+    def described(name: str, **config):
+        directory = kit.write_checkpoint(tmp_path / name, config=config)
+        return read_revision(directory, policy="tabletop").description
+
+    plain, trained = described("plain"), described("trained", max_inference_delay=4)
+    methods = policy_pb2.RealTimeChunking
+    assert (list(plain.real_time_chunking_methods), plain.max_inference_delay) == ([methods.METHOD_GUIDANCE], 0)
+    assert list(trained.real_time_chunking_methods) == [methods.METHOD_GUIDANCE, methods.METHOD_PREFIX]
+    assert trained.max_inference_delay == 4
+
+
+def test_a_delay_as_long_as_the_chunk_is_refused(kit, tmp_path):
+    directory = kit.write_checkpoint(tmp_path / "checkpoint", config={"max_inference_delay": 16})
+    with pytest.raises(RevisionError, match="max_inference_delay 16 leaves nothing of action_horizon 16"):
+        read_revision(directory, policy="tabletop")
+
+
 def test_the_schema_digest_ignores_revision_and_variant_and_sees_everything_else(kit, tmp_path):
     def digest(name: str, **changes) -> str:
         return read_revision(
@@ -63,6 +82,8 @@ def test_the_schema_digest_ignores_revision_and_variant_and_sees_everything_else
     assert len(first) == 64
     assert digest("other-variant", variant="no-prior") == first
     assert digest("other-horizon", config={"execution_horizon": 4}) != first
+    assert digest("trained-for-no-delay", config={"max_inference_delay": 0}) == first
+    assert digest("trained-for-a-delay", config={"max_inference_delay": 4}) != first
 
 
 def test_the_shipped_policy_is_to_its_robots_what_it_was():

@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from service.backend import BackendFailedError, BackendRequest
+from service.backend import BackendFailedError, BackendRequest, RealTimeChunking
 from service.triton.client import decode_response, encode_request
 from service.triton.http import HttpAnswer
-from service.triton.tensors import ACTIONS, FLOATS, INSTRUCTION, META, PIXELS, TIMING
+from service.triton.tensors import ACTIONS, FLOATS, INSTRUCTION, META, METHODS, PIXELS, TIMING
 
 DTYPES = {"UINT8": np.uint8, "FP32": np.float32, "INT64": np.int64}
 
@@ -46,7 +46,7 @@ def contents(request: BackendRequest) -> dict[str, np.ndarray]:
 def test_every_number_of_a_request_is_where_the_layout_says() -> None:
     request = backend_request()
     tensors = contents(request)
-    assert tensors[META].tolist() == [[1, 2**63 - 1, 4, 2, 4, 5, 7, 5]]
+    assert tensors[META].tolist() == [[1, 2**63 - 1, 4, 2, 0, 0, 0, 0, 4, 5, 7, 5]]
     assert bytes(tensors[INSTRUCTION]).decode() == request.instruction
     first, second = np.split(tensors[PIXELS][0], [4 * 5 * 3])
     np.testing.assert_array_equal(first.reshape(4, 5, 3), request.images[0])
@@ -55,6 +55,21 @@ def test_every_number_of_a_request_is_where_the_layout_says() -> None:
         tensors[FLOATS][0],
         np.concatenate([request.state, request.history_states.ravel(), request.history_actions.ravel()]),
     )
+
+
+def test_what_a_chunk_must_continue_comes_after_the_history() -> None:
+    plain = backend_request()
+    chunking = RealTimeChunking(
+        previous_actions=np.arange(6, dtype=np.float32).reshape(2, 3).T,
+        inference_delay=2,
+        execution_horizon=8,
+        method="prefix",
+        max_guidance_weight=2.5,
+    )
+    tensors = contents(replace(plain, real_time_chunking=chunking))
+    assert tensors[META].tolist() == [[1, 2**63 - 1, 4, 2, 3, 2, 8, METHODS.index("prefix"), 4, 5, 7, 5]]
+    floats = contents(plain)[FLOATS][0]
+    np.testing.assert_array_equal(tensors[FLOATS][0], [*floats, 0, 3, 1, 4, 2, 5, 2.5])
 
 
 def test_no_history_is_a_length_of_zero() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from concurrent import futures
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -20,22 +20,26 @@ import torch
 from policy.embodiment import Camera, EmbodimentSpec, Group, GroupKind
 from policy.policy import Policy
 from policy.request import ChunkRequest
-from premotor.client import PolicyClient
+from policy.request import RealTimeChunking as ModelChunking
+from premotor.client import PolicyClient, RealTimeChunking, RealTimeChunkingRule, TemporalEnsemble
 from premotor.v1 import policy_pb2, policy_pb2_grpc
 from premotor.wire import decode_tensor, encode_duration, encode_tensor
 from training.evaluate import Target, format_table, write_results
 from training.rollout import (
+    RULES,
     Answer,
     Episode,
     HistoryCondition,
     HistoryMode,
     LocalSource,
     PastSteps,
+    RuleName,
     ServedSource,
     run_episode,
     summarise,
     wilson_interval,
 )
+from training.seams import SeamMeter
 from training.simulation.task import Frame, Simulation
 
 Floats = npt.NDArray[np.float32]
@@ -96,12 +100,16 @@ class FakeSource:
     started: list[str] = field(default_factory=list)
     asked_at: list[int] = field(default_factory=list)
     seeds: list[int] = field(default_factory=list)
+    chunkings: list[RealTimeChunking | None] = field(default_factory=list)
     steps: list[tuple[Floats, Floats]] = field(default_factory=list)
 
     def start_episode(self, simulation: Simulation, episode_id: str) -> None:
         self.started.append(episode_id)
 
-    def predict(self, simulation: Simulation, frame: Frame, seed: int) -> Answer:
+    def predict(
+        self, simulation: Simulation, frame: Frame, seed: int, chunking: RealTimeChunking | None = None
+    ) -> Answer:
+        self.chunkings.append(chunking)
         self.asked_at.append(int(frame.state[0]))
         self.seeds.append(seed)
         rows = np.arange(HORIZON, dtype=np.float32)
@@ -154,9 +162,11 @@ def _played_rows(*, inference_delay: int) -> list[tuple[int, int]]:
     """(question, row) of every action of seven steps."""
 
     class Numbered(FakeSource):
-        def predict(self, simulation: Simulation, frame: Frame, seed: int) -> Answer:
+        def predict(
+            self, simulation: Simulation, frame: Frame, seed: int, chunking: RealTimeChunking | None = None
+        ) -> Answer:
             question = len(self.asked_at)
-            answer = super().predict(simulation, frame, seed)
+            answer = super().predict(simulation, frame, seed, chunking)
             return Answer(actions=answer.actions / 10 + np.array([0, question / 10], np.float32), latency_s=0.0)
 
     source = Numbered()
@@ -168,6 +178,81 @@ def _played_rows(*, inference_delay: int) -> list[tuple[int, int]]:
 def test_a_chunk_that_is_too_short_for_the_delay_is_refused() -> None:
     with pytest.raises(ValueError, match=r"4 actions, playing it with this delay takes 5"):
         run_episode(FakeSimulation(max_steps=6), FakeSource(), seed=0, inference_delay=2)
+
+
+def test_a_chunk_that_continues_is_told_what_is_left_of_the_one_before() -> None:
+    source = FakeSource(execution_horizon=2)
+    run_episode(FakeSimulation(max_steps=6), source, seed=0, inference_delay=1, rule=RULES["guidance"])
+    first, second, third = source.chunkings
+    assert first is None and second is not None and third is not None
+    for chunking in (second, third):
+        assert (chunking.method, chunking.inference_delay, chunking.execution_horizon) == ("guidance", 1, 2)
+        # Rows 2 and 3 of the chunk before.
+        np.testing.assert_array_equal(chunking.previous_actions, [[2, -2], [3, -3]])
+
+
+@pytest.mark.parametrize("rule", ["replace", "ensemble"])
+def test_other_rules_ask_for_chunks_of_their_own(rule: RuleName) -> None:
+    source = FakeSource(execution_horizon=2)
+    simulation = FakeSimulation(max_steps=6)
+    simulation.spec = replace(SPEC, action=(replace(SPEC.action[0], kind=GroupKind.JOINT_VELOCITY),))
+    run_episode(simulation, source, seed=0, inference_delay=1, rule=RULES[rule])
+    assert source.chunkings == [None, None, None]
+
+
+def test_an_ensemble_plays_the_mean_of_the_chunks_that_hold_a_step() -> None:
+    simulation, source = FakeSimulation(max_steps=4), FakeSource(execution_horizon=2)
+    simulation.spec = replace(SPEC, action=(replace(SPEC.action[0], kind=GroupKind.JOINT_VELOCITY),))
+    commands: list[Floats] = []
+    simulation.step = lambda action: commands.append(action) or FakeSimulation.step(simulation, action)
+    run_episode(simulation, source, seed=0, rule=TemporalEnsemble(coefficient=0.0))
+    # Steps 2 and 3 are rows 2 and 3 of the first chunk, rows 0 and 1 of the second.
+    np.testing.assert_allclose(np.stack(commands)[:, 0], [0, 1, 1, 2])
+
+
+def test_a_chunk_cannot_continue_one_that_is_still_to_come() -> None:
+    with pytest.raises(ValueError, match="inference_delay is 2, expected at most 1"):
+        run_episode(
+            FakeSimulation(max_steps=6),
+            FakeSource(execution_horizon=1),
+            seed=0,
+            inference_delay=2,
+            rule=RULES["prefix"],
+        )
+
+
+def test_a_policy_in_process_takes_the_method_that_a_gateway_would() -> None:
+    policy = RecordingPolicy()
+    policy.config = SimpleNamespace(execution_horizon=2, history_steps=0, max_inference_delay=1)
+    source = LocalSource(cast(Policy, policy), history=HistoryCondition())
+    for delay in (1, 2):
+        run_episode(FakeSimulation(max_steps=4), source, 0, inference_delay=delay, rule=RealTimeChunkingRule())
+    first, near, second, far = policy.chunkings
+    assert first is None and second is None and near is not None and far is not None
+    assert (near.method, near.inference_delay) == ("prefix", 1)
+    assert (far.method, far.inference_delay) == ("guidance", 2)
+
+
+def test_jumps_are_counted_at_the_seams_and_apart_from_them_elsewhere() -> None:
+    meter = SeamMeter(SPEC.action)
+    for _ in range(2):
+        meter.start()
+        run_episode(FakeSimulation(max_steps=6), FakeSource(), seed=0, seams=meter)
+    figures = meter.figures()["velocity"]
+    # Chunks of rows 0, 1, 2: two steps of 1 within each, a jump from 2 to 0 at the seam, whose change is from 1 to -2.
+    assert (figures["unit"], figures["num_seams"]) == ("m/s", 2)
+    assert figures["action_max"] == figures["action_rms"] == 2.0
+    assert figures["difference_max"] == figures["difference_rms"] == 3.0
+    assert figures["action_rms_elsewhere"] == 1.0
+    # After the seam the step is 1 again, which changes by 3; the other two changes of an episode are 0.
+    assert figures["difference_rms_elsewhere"] == pytest.approx(np.sqrt(9 / 3))
+
+
+def test_an_episode_of_one_chunk_has_no_seam() -> None:
+    meter = SeamMeter(SPEC.action)
+    run_episode(FakeSimulation(max_steps=3), FakeSource(), seed=0, seams=meter)
+    figures = meter.figures()["velocity"]
+    assert (figures["num_seams"], figures["action_max"], figures["difference_rms"]) == (0, None, None)
 
 
 @pytest.mark.parametrize(
@@ -238,9 +323,11 @@ class RecordingPolicy:
 
     def __init__(self) -> None:
         self.questions: list[Question] = []
+        self.chunkings: list[ModelChunking | None] = []
 
     def predict_chunk(self, batch: list[ChunkRequest]) -> list[torch.Tensor]:
         (request,) = batch
+        self.chunkings.append(request.real_time_chunking)
         states, actions = request.history_states, request.history_actions
         question = Question(
             embodiment=request.embodiment,

@@ -202,3 +202,19 @@ def test_inspection_sees_a_blind_policy(corpus: Corpus) -> None:
     for pack in blind.packs:
         pack.images["front"] = np.zeros_like(pack.images["front"])  # type: ignore[index]
     assert inspect(vla, blind, num_frames=24)[0]["images_ratio"] == pytest.approx(1.0)
+
+
+def test_a_delay_is_named_by_the_runs_that_have_one_which_share_a_stage_1(
+    corpus: Corpus, toy_run: RunDirectory, tmp_path: Path
+) -> None:
+    stage2 = replace(corpus.recipe.stage2, max_inference_delay=2)
+    delayed = open_corpus(replace(corpus.recipe, stage2=stage2), toy_run)
+    train_stage1(corpus, tmp_path / "stage1", until=1)
+    train_stage1(delayed, tmp_path / "stage1", until=1)
+    train_stage2(corpus, None, tmp_path / "plain", until=1)
+    assert "max_inference_delay" not in (tmp_path / "plain" / "run.json").read_text()
+    vla = train_stage2(delayed, None, tmp_path / "delayed", until=1)
+    assert vla.config.max_inference_delay == 2
+    assert json.loads((tmp_path / "delayed" / "run.json").read_text())["max_inference_delay"] == 2
+    with pytest.raises(ValueError, match="max_inference_delay differ"):
+        train_stage2(delayed, None, tmp_path / "plain", until=1)

@@ -65,8 +65,30 @@ class History(_message.Message):
     num_valid_steps: int
     def __init__(self, states: _Optional[_Union[Tensor, _Mapping]] = ..., actions: _Optional[_Union[Tensor, _Mapping]] = ..., num_valid_steps: _Optional[int] = ...) -> None: ...
 
+class RealTimeChunking(_message.Message):
+    __slots__ = ("previous_actions", "inference_delay", "execution_horizon", "method", "max_guidance_weight")
+    class Method(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        METHOD_UNSPECIFIED: _ClassVar[RealTimeChunking.Method]
+        METHOD_GUIDANCE: _ClassVar[RealTimeChunking.Method]
+        METHOD_PREFIX: _ClassVar[RealTimeChunking.Method]
+    METHOD_UNSPECIFIED: RealTimeChunking.Method
+    METHOD_GUIDANCE: RealTimeChunking.Method
+    METHOD_PREFIX: RealTimeChunking.Method
+    PREVIOUS_ACTIONS_FIELD_NUMBER: _ClassVar[int]
+    INFERENCE_DELAY_FIELD_NUMBER: _ClassVar[int]
+    EXECUTION_HORIZON_FIELD_NUMBER: _ClassVar[int]
+    METHOD_FIELD_NUMBER: _ClassVar[int]
+    MAX_GUIDANCE_WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    previous_actions: Tensor
+    inference_delay: int
+    execution_horizon: int
+    method: RealTimeChunking.Method
+    max_guidance_weight: float
+    def __init__(self, previous_actions: _Optional[_Union[Tensor, _Mapping]] = ..., inference_delay: _Optional[int] = ..., execution_horizon: _Optional[int] = ..., method: _Optional[_Union[RealTimeChunking.Method, str]] = ..., max_guidance_weight: _Optional[float] = ...) -> None: ...
+
 class PredictChunkRequest(_message.Message):
-    __slots__ = ("policy", "revision", "robot_id", "episode_id", "request_id", "observation", "history", "seed", "num_inference_steps", "embodiment", "num_underruns")
+    __slots__ = ("policy", "revision", "robot_id", "episode_id", "request_id", "observation", "history", "seed", "num_inference_steps", "embodiment", "num_underruns", "real_time_chunking")
     POLICY_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     ROBOT_ID_FIELD_NUMBER: _ClassVar[int]
@@ -78,6 +100,7 @@ class PredictChunkRequest(_message.Message):
     NUM_INFERENCE_STEPS_FIELD_NUMBER: _ClassVar[int]
     EMBODIMENT_FIELD_NUMBER: _ClassVar[int]
     NUM_UNDERRUNS_FIELD_NUMBER: _ClassVar[int]
+    REAL_TIME_CHUNKING_FIELD_NUMBER: _ClassVar[int]
     policy: str
     revision: str
     robot_id: str
@@ -89,10 +112,11 @@ class PredictChunkRequest(_message.Message):
     num_inference_steps: int
     embodiment: str
     num_underruns: int
-    def __init__(self, policy: _Optional[str] = ..., revision: _Optional[str] = ..., robot_id: _Optional[str] = ..., episode_id: _Optional[str] = ..., request_id: _Optional[str] = ..., observation: _Optional[_Union[Observation, _Mapping]] = ..., history: _Optional[_Union[History, _Mapping]] = ..., seed: _Optional[int] = ..., num_inference_steps: _Optional[int] = ..., embodiment: _Optional[str] = ..., num_underruns: _Optional[int] = ...) -> None: ...
+    real_time_chunking: RealTimeChunking
+    def __init__(self, policy: _Optional[str] = ..., revision: _Optional[str] = ..., robot_id: _Optional[str] = ..., episode_id: _Optional[str] = ..., request_id: _Optional[str] = ..., observation: _Optional[_Union[Observation, _Mapping]] = ..., history: _Optional[_Union[History, _Mapping]] = ..., seed: _Optional[int] = ..., num_inference_steps: _Optional[int] = ..., embodiment: _Optional[str] = ..., num_underruns: _Optional[int] = ..., real_time_chunking: _Optional[_Union[RealTimeChunking, _Mapping]] = ...) -> None: ...
 
 class PredictChunkResponse(_message.Message):
-    __slots__ = ("robot_id", "episode_id", "request_id", "capture_time", "actions", "revision", "seed", "timing")
+    __slots__ = ("robot_id", "episode_id", "request_id", "capture_time", "actions", "revision", "seed", "timing", "real_time_chunking_method")
     ROBOT_ID_FIELD_NUMBER: _ClassVar[int]
     EPISODE_ID_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
@@ -101,6 +125,7 @@ class PredictChunkResponse(_message.Message):
     REVISION_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     TIMING_FIELD_NUMBER: _ClassVar[int]
+    REAL_TIME_CHUNKING_METHOD_FIELD_NUMBER: _ClassVar[int]
     robot_id: str
     episode_id: str
     request_id: str
@@ -109,7 +134,8 @@ class PredictChunkResponse(_message.Message):
     revision: str
     seed: int
     timing: Timing
-    def __init__(self, robot_id: _Optional[str] = ..., episode_id: _Optional[str] = ..., request_id: _Optional[str] = ..., capture_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., actions: _Optional[_Union[Tensor, _Mapping]] = ..., revision: _Optional[str] = ..., seed: _Optional[int] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ...) -> None: ...
+    real_time_chunking_method: RealTimeChunking.Method
+    def __init__(self, robot_id: _Optional[str] = ..., episode_id: _Optional[str] = ..., request_id: _Optional[str] = ..., capture_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., actions: _Optional[_Union[Tensor, _Mapping]] = ..., revision: _Optional[str] = ..., seed: _Optional[int] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., real_time_chunking_method: _Optional[_Union[RealTimeChunking.Method, str]] = ...) -> None: ...
 
 class Timing(_message.Message):
     __slots__ = ("decode", "queue", "inference", "total")
@@ -212,7 +238,7 @@ class ListPoliciesResponse(_message.Message):
     def __init__(self, policies: _Optional[_Iterable[_Union[Policy, _Mapping]]] = ...) -> None: ...
 
 class Policy(_message.Message):
-    __slots__ = ("name", "revision", "embodiments", "history_steps", "action_horizon", "execution_horizon", "num_inference_steps", "max_inference_steps", "schema_digest", "variant")
+    __slots__ = ("name", "revision", "embodiments", "history_steps", "action_horizon", "execution_horizon", "num_inference_steps", "max_inference_steps", "schema_digest", "variant", "real_time_chunking_methods", "max_inference_delay")
     NAME_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     EMBODIMENTS_FIELD_NUMBER: _ClassVar[int]
@@ -223,6 +249,8 @@ class Policy(_message.Message):
     MAX_INFERENCE_STEPS_FIELD_NUMBER: _ClassVar[int]
     SCHEMA_DIGEST_FIELD_NUMBER: _ClassVar[int]
     VARIANT_FIELD_NUMBER: _ClassVar[int]
+    REAL_TIME_CHUNKING_METHODS_FIELD_NUMBER: _ClassVar[int]
+    MAX_INFERENCE_DELAY_FIELD_NUMBER: _ClassVar[int]
     name: str
     revision: str
     embodiments: _containers.RepeatedCompositeFieldContainer[Embodiment]
@@ -233,7 +261,9 @@ class Policy(_message.Message):
     max_inference_steps: int
     schema_digest: str
     variant: str
-    def __init__(self, name: _Optional[str] = ..., revision: _Optional[str] = ..., embodiments: _Optional[_Iterable[_Union[Embodiment, _Mapping]]] = ..., history_steps: _Optional[int] = ..., action_horizon: _Optional[int] = ..., execution_horizon: _Optional[int] = ..., num_inference_steps: _Optional[int] = ..., max_inference_steps: _Optional[int] = ..., schema_digest: _Optional[str] = ..., variant: _Optional[str] = ...) -> None: ...
+    real_time_chunking_methods: _containers.RepeatedScalarFieldContainer[RealTimeChunking.Method]
+    max_inference_delay: int
+    def __init__(self, name: _Optional[str] = ..., revision: _Optional[str] = ..., embodiments: _Optional[_Iterable[_Union[Embodiment, _Mapping]]] = ..., history_steps: _Optional[int] = ..., action_horizon: _Optional[int] = ..., execution_horizon: _Optional[int] = ..., num_inference_steps: _Optional[int] = ..., max_inference_steps: _Optional[int] = ..., schema_digest: _Optional[str] = ..., variant: _Optional[str] = ..., real_time_chunking_methods: _Optional[_Iterable[_Union[RealTimeChunking.Method, str]]] = ..., max_inference_delay: _Optional[int] = ...) -> None: ...
 
 class Embodiment(_message.Message):
     __slots__ = ("name", "cameras", "state", "action", "control_rate_hz")

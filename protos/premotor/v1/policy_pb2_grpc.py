@@ -64,8 +64,8 @@ class PolicyServiceServicer:
     def PredictChunk(self, request, context):
         """Predicts one action chunk from one observation.
 
-        The chunk is a function of observation, history, revision, seed and step count, up to floating-point differences
-        between batch shapes. The server keeps no state between calls.
+        The chunk is a function of observation, history, real-time chunking, revision, seed and step count, up to
+        floating-point differences between batch shapes. The server keeps no state between calls.
 
         Status codes:
         INVALID_ARGUMENT    a field does not fit the policy; the message and the details name the field, what came and

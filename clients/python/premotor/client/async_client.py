@@ -22,6 +22,7 @@ from premotor.client.errors import ClosedError, error_from_call
 from premotor.client.history import HistoryBuffer
 from premotor.client.identity import TlsOptions, token_metadata
 from premotor.client.images import ImageEncoding
+from premotor.client.real_time_chunking import RealTimeChunking
 from premotor.client.trace_context import trace_metadata
 from premotor.v1 import policy_pb2, policy_pb2_grpc
 
@@ -97,6 +98,7 @@ class AsyncPolicyClient:
         seed: int | None = None,
         num_inference_steps: int | None = None,
         num_underruns: int | None = None,
+        real_time_chunking: RealTimeChunking | None = None,
         revision: str = "",
         image_encoding: ImageEncoding = "jpeg",
         timeout_s: float | None = None,
@@ -117,6 +119,7 @@ class AsyncPolicyClient:
             seed=seed,
             num_inference_steps=num_inference_steps,
             num_underruns=num_underruns,
+            real_time_chunking=real_time_chunking,
             revision=revision,
             image_encoding=image_encoding,
         )

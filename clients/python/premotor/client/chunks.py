@@ -16,6 +16,12 @@ from premotor.client.description import PolicyDescription
 from premotor.client.errors import FixRequestError, ProtocolError, fix_request
 from premotor.client.history import HistoryBuffer
 from premotor.client.images import ImageEncoding, encode_frame
+from premotor.client.real_time_chunking import (
+    RealTimeChunking,
+    RealTimeChunkingMethod,
+    encode_real_time_chunking,
+    read_method,
+)
 from premotor.v1 import policy_pb2
 from premotor.wire import WireError, decode_duration, decode_tensor, encode_duration, encode_tensor, require_finite
 
@@ -38,7 +44,8 @@ class Chunk:
 
     `actions` is float32 [action_horizon, action_dim] in the embodiment's units; row i is meant for the instant
     i / control_rate_hz after the observation. `round_trip_s` runs from the request's hand-over to gRPC to its parsed
-    answer, image encoding excluded.
+    answer, image encoding excluded. `real_time_chunking_method` is how it continues the previous chunk, None where it
+    does not: the request did not ask, or left the method to a server that knows none.
     """
 
     actions: np.ndarray
@@ -50,6 +57,7 @@ class Chunk:
     request_id: str
     capture_time_s: float | None
     round_trip_s: float
+    real_time_chunking_method: RealTimeChunkingMethod | None = None
 
 
 class _RequiredArguments(TypedDict):
@@ -70,6 +78,7 @@ class ChunkArguments(_RequiredArguments, total=False):
     seed: int | None
     num_inference_steps: int | None
     num_underruns: int | None
+    real_time_chunking: RealTimeChunking | None
     revision: str
     image_encoding: ImageEncoding
 
@@ -88,6 +97,7 @@ def build_request(
     seed: int | None = None,
     num_inference_steps: int | None = None,
     num_underruns: int | None = None,
+    real_time_chunking: RealTimeChunking | None = None,
     revision: str = "",
     image_encoding: ImageEncoding = "jpeg",
 ) -> policy_pb2.PredictChunkRequest:
@@ -120,6 +130,8 @@ def build_request(
         request.num_inference_steps = _integer("num_inference_steps", num_inference_steps, least=1, most=2**31 - 1)
     if num_underruns is not None:
         request.num_underruns = _integer("num_underruns", num_underruns, least=0, most=_MAX_UNDERRUNS)
+    if real_time_chunking is not None:
+        request.real_time_chunking.CopyFrom(encode_real_time_chunking(real_time_chunking))
     return request
 
 
@@ -170,6 +182,7 @@ def _read_response(
         request_id=response.request_id,
         capture_time_s=capture_time_s,
         round_trip_s=round_trip_s,
+        real_time_chunking_method=read_method(request, response),
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from premotor.client.errors import FixRequestError, ProtocolError
+from premotor.client.real_time_chunking import RealTimeChunkingMethod, method_names
 from premotor.v1 import policy_pb2
 
 
@@ -58,7 +59,11 @@ class Embodiment:
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyDescription:
-    """What a policy expects and produces. Ask again when a chunk's revision is not this one."""
+    """What a policy expects and produces. Ask again when a chunk's revision is not this one.
+
+    `max_inference_delay` is the largest of real-time chunking by "prefix", in control steps, 0 where it is not among
+    `real_time_chunking_methods`.
+    """
 
     name: str
     revision: str
@@ -70,6 +75,8 @@ class PolicyDescription:
     num_inference_steps: int
     max_inference_steps: int
     schema_digest: str
+    real_time_chunking_methods: tuple[RealTimeChunkingMethod, ...] = ()
+    max_inference_delay: int = 0
 
     def embodiment(self, name: str = "") -> Embodiment:
         """The body of that name; "" means the only one. Raises FixRequestError when that names none."""
@@ -95,6 +102,8 @@ def read_description(policy: policy_pb2.Policy) -> PolicyDescription:
         num_inference_steps=policy.num_inference_steps,
         max_inference_steps=policy.max_inference_steps,
         schema_digest=policy.schema_digest,
+        real_time_chunking_methods=method_names(policy),
+        max_inference_delay=policy.max_inference_delay,
     )
     for field in ("name", "revision", "embodiments", "schema_digest"):
         _require(bool(getattr(description, field)), f"policy {policy.name!r}: {field} is empty")
@@ -104,6 +113,7 @@ def read_description(policy: policy_pb2.Policy) -> PolicyDescription:
         ("execution_horizon", 1),
         ("num_inference_steps", 1),
         ("max_inference_steps", 1),
+        ("max_inference_delay", 0),
     ):
         value = getattr(description, field)
         _require(value >= least, f"policy {policy.name!r}: {field} is {value}, expected at least {least}")

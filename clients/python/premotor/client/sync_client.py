@@ -20,6 +20,7 @@ from premotor.client.errors import ClosedError, error_from_call
 from premotor.client.history import HistoryBuffer
 from premotor.client.identity import TlsOptions, token_metadata
 from premotor.client.images import ImageEncoding
+from premotor.client.real_time_chunking import RealTimeChunking
 from premotor.client.sync_stream import ChunkStream
 from premotor.client.trace_context import trace_metadata
 from premotor.v1 import policy_pb2, policy_pb2_grpc
@@ -91,6 +92,7 @@ class PolicyClient:
         seed: int | None = None,
         num_inference_steps: int | None = None,
         num_underruns: int | None = None,
+        real_time_chunking: RealTimeChunking | None = None,
         revision: str = "",
         image_encoding: ImageEncoding = "jpeg",
         timeout_s: float | None = None,
@@ -100,7 +102,8 @@ class PolicyClient:
         `images` maps camera name to RGB pixels, uint8 [height, width, 3], or to the bytes of a JPEG or PNG file; pixels
         are sent as `image_encoding` says. `state` is [state_dim] in the embodiment's units. `capture_time_s` is on the
         caller's monotonic clock and comes back in the chunk. `num_underruns` says how often the robot had no action to
-        play since its last request, for the service's metrics. Encoding counts against `timeout_s`.
+        play since its last request, for the service's metrics. `real_time_chunking` asks for a chunk that continues the
+        one being played. Encoding counts against `timeout_s`.
         """
         deadline = self._deadline(timeout_s)
         request = build_request(
@@ -116,6 +119,7 @@ class PolicyClient:
             seed=seed,
             num_inference_steps=num_inference_steps,
             num_underruns=num_underruns,
+            real_time_chunking=real_time_chunking,
             revision=revision,
             image_encoding=image_encoding,
         )
