@@ -13,12 +13,14 @@ import os
 import shutil
 import tempfile
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from service.revision import REVISION_HEX_DIGITS, Revision, RevisionError, read_revision
+
+if TYPE_CHECKING:
+    from fsspec.core import OpenFile
 
 _MANIFEST = "manifest.json"
 _MAX_MANIFEST_BYTES = 16 * 1024 * 1024
@@ -114,12 +116,9 @@ class _Download:
     """One checkpoint from a URL: the manifest first, then what it lists, file by file."""
 
     def __init__(self, url: str, directory: Path, limits: ArtifactLimits) -> None:
-        import fsspec  # takes a while to import, and few services fetch
-
         self._url, self._directory, self._limits = url.rstrip("/"), directory, limits
         # A plain web server knows no ranges: its files are streamed.
-        options = {"block_size": 0} if urlsplit(url).scheme in ("http", "https") else {}
-        self._open_url = partial(fsspec.open, mode="rb", **options)
+        self._options: dict[str, Any] = {"block_size": 0} if urlsplit(url).scheme in ("http", "https") else {}
 
     def run(self) -> str:
         """The sha256 of the manifest."""
@@ -152,7 +151,7 @@ class _Download:
 
     def _fetch(self, name: str, path: Path, max_bytes: int) -> None:
         try:
-            with self._open_url(f"{self._url}/{name}") as source, path.open("wb") as target:
+            with self._open(name) as source, path.open("wb") as target:
                 left = max_bytes
                 while block := source.read(_BLOCK_BYTES):
                     left -= len(block)
@@ -163,6 +162,13 @@ class _Download:
             raise
         except Exception as error:  # fsspec's filesystems raise whatever their libraries do
             raise RevisionError(f"{self._url}: {name} cannot be fetched: {type(error).__name__}: {error}") from None
+
+    def _open(self, name: str) -> OpenFile:
+        import fsspec  # takes a while to import, and few services fetch
+
+        opened = fsspec.open(f"{self._url}/{name}", mode="rb", **self._options)
+        assert not isinstance(opened, list), "one name is one file"
+        return opened
 
 
 def manifest_digest(revision: Revision) -> str:

@@ -7,9 +7,26 @@ fail. Does not own validation (the gateway has done it), routing or any model; k
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
+
+RealTimeChunkingMethod = Literal["guidance", "prefix"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RealTimeChunking:
+    """The chunk being played, which the new one continues by `method`."""
+
+    # float32 [num_actions, action_dim], at least 1 row; row 0 is for the instant of the observation.
+    previous_actions: np.ndarray
+    # How many of them will have been played when the new chunk takes over.
+    inference_delay: int
+    # Actions that the robot plays before it asks again.
+    execution_horizon: int
+    method: RealTimeChunkingMethod
+    # Of guidance alone.
+    max_guidance_weight: float
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -29,6 +46,8 @@ class BackendRequest:
     history_actions: np.ndarray
     seed: int
     num_inference_steps: int
+    # None for a chunk of its own.
+    real_time_chunking: RealTimeChunking | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

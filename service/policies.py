@@ -7,8 +7,10 @@ replaces what it had, whole.
 
 from __future__ import annotations
 
+import math
+import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -41,7 +43,11 @@ class ServedPolicies:
     """What this process serves now. Reads never wait; `apply` replaces everything at once."""
 
     def __init__(
-        self, policies: Mapping[str, ServedPolicy] | None = None, *, episodes: EpisodeTable | None = None
+        self,
+        policies: Mapping[str, ServedPolicy] | None = None,
+        *,
+        episodes: EpisodeTable | None = None,
+        now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         """`policies` None: what is served is not known yet, and nobody is told that a policy does not exist."""
         self.episodes = episodes or EpisodeTable()
@@ -50,6 +56,7 @@ class ServedPolicies:
         self._waiting: frozenset[str] = frozenset()
         self._unpromoted: frozenset[str] = frozenset()
         self._num_requests: Counter[tuple[str, str]] = Counter()
+        self._now_s, self._begin_until_s = now_s, math.inf
         if policies is not None:
             self.apply(policies)
 
@@ -93,6 +100,14 @@ class ServedPolicies:
         self._unpromoted = frozenset(unpromoted)
         self._is_known = True
 
+    def begin_episodes_until(self, until_s: float) -> None:
+        """From `until_s` of the monotonic clock on, only episodes in progress are routed."""
+        self._begin_until_s = until_s
+
+    @property
+    def begins_episodes(self) -> bool:
+        return self._now_s() < self._begin_until_s
+
     def __iter__(self) -> Iterator[str]:
         """Names, sorted."""
         return iter(self._policies)
@@ -126,10 +141,18 @@ class ServedPolicies:
             raise UnknownRevisionError(policy, revision, list(served.revisions)) from None
 
     def routed(self, episode: Episode) -> Revision:
-        """The revision that answers this episode: the one it began on, or by the shares. Raises UnknownPolicyError."""
+        """The revision that answers this episode: the one it began on, or by the shares.
+
+        Raises UnknownPolicyError, and NotReadyError where it would have to begin and none may.
+        """
         served = self._served(episode.policy)
         revision = self.episodes.revision(episode)
         if revision is None or revision not in served.revisions:
+            if not self.begins_episodes:
+                raise NotReadyError(
+                    "this gateway is cut off from its fleet and begins no episodes; ask another replica",
+                    retry_after_s=1.0,
+                )
             revision = draw(episode, served.shares)
         self.episodes.hold(episode, revision)
         return served.revisions[revision]

@@ -13,21 +13,19 @@ import logging
 import os
 import secrets
 import signal
-import socket
-import ssl
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import uvicorn
 from prometheus_client import CollectorRegistry
 
 from service.admin import FleetParts, create_admin_app
+from service.admin.server import AdminServer
 from service.artifacts import ArtifactStore
-from service.credentials import Credentials, ServerTls, Surface, TokenCache
+from service.credentials import Credentials, ServerTls, ServingTls, Surface, TokenCache
 from service.credentials.exposure import check_exposure, warn_while_exposed
 from service.gateway import GatewayServer
 from service.gateway.answers import ChunkAnswerer
@@ -39,9 +37,9 @@ from service.openpi import ObservationMap, OpenpiServer, TokenAuthenticator
 from service.policies import ServedPolicies
 from service.registry import Fleet, Operation, Registry, open_database
 from service.revision import RevisionError
-from service.rollout import Follower, FollowerSettings, LoadingBackend, Rollout
+from service.rollout import Fence, Follower, FollowerSettings, LeaseSettings, LoadingBackend, Rollout
 from service.rollout.guard import GuardWatch
-from service.rollout.operations import SERVICE_ACTOR
+from service.rollout.tending import SERVICE_ACTOR
 from service.triton.backend import TritonBackend
 from service.triton.installation import find_installation
 from service.triton.server import ExternalTriton, TritonProcess, TritonProcessSettings
@@ -65,13 +63,16 @@ class ServeConfig:
     state: Path | None = None
     # The only directory that checkpoints are registered from while the service runs.
     store: Path | None = None
+    # Whether this gateway stops beginning episodes when it is cut off from the registry.
+    fence: Fence = "auto"
     # What all models together may take; None is what the machine has.
     memory_budget_bytes: int | None = None
     backend: BackendKind = "triton"
     host: str = "127.0.0.1"
     port: int = 50051
     admin_port: int = 8080
-    # openpi's websocket wire; None leaves it out. Without a map its robots use our names.
+    # openpi's websocket wire; None leaves it out. The map is for its policy while the registry keeps none with it.
+    # Without either, robots use our names.
     openpi_port: int | None = None
     openpi_map: ObservationMap | None = None
     # host:port of the HTTP and the gRPC service of a tritonserver that somebody else runs, and its model repository as
@@ -112,12 +113,14 @@ class Service:
         self._backend: LoadingBackend | None = None
         self._gateway: GatewayServer | None = None
         self._openpi: OpenpiServer | None = None
-        self._admin: _AdminServer | None = None
+        self._admin: AdminServer | None = None
         self._registry: Registry | None = None
         self._follower: Follower | None = None
         self._rollout: Rollout | None = None
         self._guard: GuardWatch | None = None
-        self._warning: asyncio.Task[None] | None = None
+        self._tls = ServingTls(config.tls) if config.tls is not None else None
+        # What goes on beside serving, until it is cancelled.
+        self._watches: list[asyncio.Task[None]] = []
 
     async def start(self) -> dict[str, Any]:
         """Returns what it announces once every revision that serves has passed its probe.
@@ -148,7 +151,9 @@ class Service:
             model=config.model,
             gateway_id=secrets.token_hex(8),
             own_process=config.backend == "triton",
-            settings=FollowerSettings(memory_budget_bytes=config.memory_budget_bytes),
+            settings=FollowerSettings(
+                memory_budget_bytes=config.memory_budget_bytes, lease=LeaseSettings(fence=config.fence)
+            ),
         )
         self._follower.listen(partial(_refresh_tokens, tokens, self._registry, self._follower))
         self._rollout = Rollout(registry=self._registry, follower=self._follower, artifacts=artifacts)
@@ -158,7 +163,7 @@ class Service:
             backend=self._backend,
             metrics_registry=metrics,
             credentials=credentials,
-            tls=config.tls,
+            tls=self._tls,
             tracing=config.tracing,
         )
         follower = self._follower
@@ -174,9 +179,10 @@ class Service:
                 answerer=_traced(self._gateway, config.tracing),
                 gateway_limits=self._gateway.limits,
                 observation_map=config.openpi_map,
+                stored_map=partial(_stored_map, self._follower),
                 authenticator=TokenAuthenticator(credentials.on(Surface.OPENPI)),
             )
-            context = config.tls.context() if config.tls else None
+            context = self._tls.context() if self._tls else None
             openpi_port = await self._openpi.start(config.host, config.openpi_port, tls=context)
             endpoints["openpi"] = f"{'wss' if config.tls else 'ws'}://{config.host}:{openpi_port}"
         app = create_admin_app(
@@ -187,8 +193,11 @@ class Service:
             credentials=credentials,
             recent=self._gateway.recent,
             triton_metrics=_triton_metrics(self._backend),
+            listen_host=config.host,
         )
-        self._admin = _AdminServer(app, config.host, config.admin_port, config.tls)
+        self._admin = AdminServer(app, config.host, config.admin_port, self._tls)
+        if self._tls is not None:
+            self._watches.append(asyncio.create_task(self._tls.follow(), name="certificates"))
         await self._backend.start()
         await self._follower.start()
         await self._rollout.start()
@@ -211,7 +220,7 @@ class Service:
         await asyncio.to_thread(tokens.refresh, registry)
         tls, required = config.tls is not None, tokens.snapshot.required
         if check_exposure([config.host], tls=tls, tokens=required, insecure_listen=config.insecure_listen):
-            self._warning = asyncio.create_task(warn_while_exposed(tokens, tls=tls), name="insecure-listen")
+            self._watches.append(asyncio.create_task(warn_while_exposed(tokens, tls=tls), name="insecure-listen"))
         return tokens
 
     async def _introduce(self, named: Sequence[tuple[str, str]]) -> None:
@@ -255,9 +264,9 @@ class Service:
             await self._admin.stop()
         if self._config.tracing is not None:
             await self._config.tracing.close()
-        if self._warning is not None:
-            self._warning.cancel()
-            await asyncio.gather(self._warning, return_exceptions=True)
+        for watch in self._watches:
+            watch.cancel()
+        await asyncio.gather(*self._watches, return_exceptions=True)
         if self._registry is not None:
             self._registry.close()
         self._scratch.close()
@@ -304,6 +313,12 @@ async def _refresh_tokens(tokens: TokenCache, registry: Registry, follower: Foll
     await follower.ask(partial(tokens.refresh, registry))
 
 
+def _stored_map(follower: Follower, policy: str) -> Mapping[str, Any]:
+    """The observation map that is kept with a policy; empty for none."""
+    record = follower.fleet.policies.get(policy) if follower.fleet is not None else None
+    return record.observation_map if record is not None else {}
+
+
 def _backend(config: ServeConfig) -> LoadingBackend:
     if config.backend == "local":
         os.environ |= openmp_environment(config.model.threads)
@@ -324,42 +339,3 @@ def _traced(gateway: GatewayServer, tracing: Tracing | None) -> ChunkAnswerer | 
 
 def _triton_metrics(backend: LoadingBackend) -> Callable[[], Awaitable[bytes]] | None:
     return partial(backend.metrics, timeout_s=_METRICS_TIMEOUT_S) if isinstance(backend, TritonBackend) else None
-
-
-class _Uvicorn(uvicorn.Server):
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Signals belong to `serve`, which drains the gateway first."""
-        yield
-
-
-def _uvicorn_tls(tls: ServerTls | None) -> dict[str, Any]:
-    if tls is None:
-        return {}
-    return {
-        "ssl_certfile": tls.files.certificate,
-        "ssl_keyfile": tls.files.key,
-        "ssl_ca_certs": tls.files.client_ca,
-        "ssl_cert_reqs": ssl.CERT_REQUIRED if tls.files.client_ca else ssl.CERT_NONE,
-    }
-
-
-class _AdminServer:
-    """The admin plane's HTTP server, listening from the moment it exists. Raises OSError when it cannot."""
-
-    def __init__(self, app: Any, host: str, port: int, tls: ServerTls | None) -> None:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._socket = socket.create_server((host, port), family=family)
-        self.port: int = self._socket.getsockname()[1]
-        # Logging is set up once, by the entry point.
-        config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", **_uvicorn_tls(tls))
-        self._server = _Uvicorn(config)
-        self._task = asyncio.create_task(self._server.serve(sockets=[self._socket]), name="admin")
-
-    async def stop(self) -> None:
-        self._server.should_exit = True
-        done, _ = await asyncio.wait({self._task}, timeout=5.0)
-        if not done:
-            self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
-        self._socket.close()

@@ -15,6 +15,8 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from service.command_line import HelpFormatter
+
 if TYPE_CHECKING:
     from service.credentials import TokenRecord
     from service.registry import Registry
@@ -22,14 +24,14 @@ if TYPE_CHECKING:
 _MAX_DAYS = 36_500.0
 
 
-def add_token_verbs(
-    verbs: argparse._SubParsersAction[argparse.ArgumentParser], formatter: type[argparse.HelpFormatter]
-) -> None:
+def add_token_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Each sets `verb`, which makes of the parsed flags what runs; ValueError for flags that do not go together."""
-    token = verbs.add_parser("token", help="credentials of robots and operators", formatter_class=formatter)
+    token = verbs.add_parser("token", help="credentials of robots and operators", formatter_class=HelpFormatter)
     actions = token.add_subparsers(required=True, metavar="WHAT")
     create = actions.add_parser(
-        "create", help="print a new token, once; from the first one on, every call needs one", formatter_class=formatter
+        "create",
+        help="print a new token, once; from the first one on, every call needs one",
+        formatter_class=HelpFormatter,
     )
     create.set_defaults(verb=_create)
     create.add_argument("--name", required=True, help="who or what will hold it, for logs and the audit")
@@ -45,12 +47,12 @@ def add_token_verbs(
     create.add_argument("--max-requests-per-s", type=float, metavar="N", help="on each gateway")
     create.add_argument("--max-in-flight", type=int, metavar="N", help="requests at a time, on each gateway")
     create.add_argument("--max-streams", type=int, metavar="N", help="streams and connections, on each gateway")
-    listing = actions.add_parser("list", help="one line of JSON per token", formatter_class=formatter)
+    listing = actions.add_parser("list", help="one line of JSON per token", formatter_class=HelpFormatter)
     listing.set_defaults(verb=_list)
-    rotate = actions.add_parser("rotate", help="print a new secret for a token, once", formatter_class=formatter)
+    rotate = actions.add_parser("rotate", help="print a new secret for a token, once", formatter_class=HelpFormatter)
     rotate.set_defaults(verb=_rotate)
     rotate.add_argument("--grace-s", type=float, default=0.0, help="how long the old secret stays good")
-    revoke = actions.add_parser("revoke", help="end a token, for good", formatter_class=formatter)
+    revoke = actions.add_parser("revoke", help="end a token, for good", formatter_class=HelpFormatter)
     revoke.set_defaults(verb=_revoke)
     for action in (rotate, revoke):
         action.add_argument("token_id", metavar="TOKEN_ID", help="as `list` says; the middle part of the token")

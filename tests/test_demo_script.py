@@ -190,7 +190,7 @@ def test_the_service_is_called_as_its_command_line_allows_and_stopped_by_sigterm
     assert (dash_m, package) == ("-m", "service")
     assert f"tabletop={tmp_path / 'checkpoint'}" in arguments
     parsed: list[argparse.Namespace] = []
-    monkeypatch.setattr("service.__main__._serve", lambda options: parsed.append(options) or (lambda: 0))
+    monkeypatch.setattr("service.serve_command._serve", lambda options: parsed.append(options) or (lambda: 0))
     assert service_main(arguments) == 0
     assert (parsed[0].port, parsed[0].admin_port, parsed[0].backend) == (0, 0, "local")
 

@@ -31,6 +31,7 @@ GOAL_PER_TASK, GOAL_MEAN = 0.7, 0.8
 VERBS = {
     "record": "record the recipe's demonstrations (resumable)",
     "import": "check a robot's own LeRobot data set and bring it into a run, or draft the spec of its body",
+    "import-run": "write what a robot did with a served policy, recorded by premotor.client, as a LeRobot v3 data set",
     "stats": "pack the demonstrations and compute their statistics",
     "stage1": "train the action prior on states and actions (resumable)",
     "stage2": "train the VLA with the prior as its head (resumable)",
@@ -75,6 +76,10 @@ def _parser() -> argparse.ArgumentParser:
         if name == "import":
             _add_import_arguments(verb)
             continue
+        if name == "import-run":
+            verb.add_argument("--recording", type=Path, required=True, metavar="DIR", help="of an EpisodeRecorder")
+            verb.add_argument("--dataset", type=Path, required=True, metavar="DIR", help="to write; must not exist")
+            continue
         if name == "experiment":
             _add_experiment_arguments(verb)
             continue
@@ -108,6 +113,7 @@ def _parser() -> argparse.ArgumentParser:
             verb.add_argument("--checkpoint", type=Path, help="evaluate this checkpoint (default: the run's)")
             verb.add_argument("--address", default="", help="evaluate a served policy: host:port of a gateway")
             verb.add_argument("--policy", default="", help="the served policy's name")
+            _add_identity_arguments(verb)
             verb.add_argument("--suite", help="evaluate on the tasks of this suite, a name or a JSON file")
             verb.add_argument("--seeds", choices=["testing", "tuning"], help="the suite's scenes (default: testing)")
             verb.add_argument("--tasks", nargs="+", metavar="TASK", help="default: the recipe's, or the suite's")
@@ -122,6 +128,18 @@ def _add_experiment_arguments(verb: argparse.ArgumentParser) -> None:
     from training.experiments.command import add_arguments
 
     add_arguments(verb)
+
+
+def _add_identity_arguments(verb: argparse.ArgumentParser) -> None:
+    """As `python -m premotor.client` has them."""
+    verb.add_argument("--token-file", type=Path, metavar="FILE", help="a file that holds the token to show")
+    verb.add_argument("--tls", action="store_true", help="encrypt, trusting the certificates that gRPC ships with")
+    verb.add_argument("--tls-ca", type=Path, metavar="FILE", help="encrypt, trusting these certificates (PEM)")
+    verb.add_argument("--tls-cert", type=Path, metavar="FILE", help="a certificate to show (PEM)")
+    verb.add_argument("--tls-key", type=Path, metavar="FILE", help="its private key (PEM)")
+    verb.add_argument(
+        "--allow-token-without-tls", action="store_true", help="send the token unencrypted beyond this machine"
+    )
 
 
 def _add_import_arguments(verb: argparse.ArgumentParser) -> None:
@@ -149,6 +167,9 @@ def _run(options: argparse.Namespace) -> int:
         return 0
     if options.verb == "import":
         (_draft if options.draft else _import)(options)
+        return 0
+    if options.verb == "import-run":
+        _import_run(options)
         return 0
     if options.verb == "experiment":
         from training.experiments.command import run as run_experiment
@@ -232,6 +253,14 @@ def _import(options: argparse.Namespace) -> None:
     imported = import_dataset(options.lerobot, spec, RunDirectory(root=root), task=task, words=words)
     print(f"{task}: {imported.num_episodes} episodes, {imported.num_frames} frames of {spec.name}, left in place")
     print(f"recipe in {imported.recipe}; next: python -m training stats --run {root}")
+
+
+def _import_run(options: argparse.Namespace) -> None:
+    from training.recorded_run import import_run
+
+    imported = import_run(options.recording, options.dataset)
+    left_out = f", {imported.num_left_out} frames between two gaps left out" if imported.num_left_out else ""
+    print(f"{options.dataset}: {imported.num_episodes} episodes, {imported.num_frames} frames{left_out}")
 
 
 def _stats(recipe: Recipe, run: RunDirectory, options: argparse.Namespace) -> None:
@@ -349,11 +378,18 @@ def _evaluate_on(
     groups: Mapping[str, Sequence[str]] | None = None,
 ) -> list[Mapping[str, Any]]:
     from training.evaluate import Target, evaluate, format_table, write_results
+    from training.gateway_identity import read_identity
 
+    try:
+        identity = read_identity(options)
+    except ValueError as error:
+        raise WrongCallError(str(error)) from None
     history = recipe.evaluation.history if options.history is None else options.history
     checkpoint = None if options.address else options.checkpoint or run.checkpoint
     rows = evaluate(
-        Target(checkpoint=checkpoint, address=options.address, policy=options.policy, history=history),
+        Target(
+            checkpoint=checkpoint, address=options.address, identity=identity, policy=options.policy, history=history
+        ),
         tasks=tasks,
         num_episodes=options.episodes or recipe.evaluation.num_episodes,
         first_seed=first_seed,
@@ -398,8 +434,9 @@ def _demo(recipe: Recipe, run: RunDirectory, options: argparse.Namespace) -> Non
     if not run.checkpoint.exists():
         _export(recipe, run, options)
     evaluation = {
-        "address": "", "policy": "", "checkpoint": None, "history": None, "first_seed": None, "tasks": None,
-        "suite": None, "seeds": None, "episodes": None, "videos": run.evaluation,
+        "address": "", "token_file": None, "tls": False, "tls_ca": None, "tls_cert": None, "tls_key": None,
+        "allow_token_without_tls": False, "policy": "", "checkpoint": None, "history": None, "first_seed": None,
+        "tasks": None, "suite": None, "seeds": None, "episodes": None, "videos": run.evaluation,
     }  # fmt: skip
     rows = _evaluate(recipe, run, argparse.Namespace(**vars(options) | evaluation))
     print(_compare_with_goal(rows))

@@ -21,7 +21,7 @@ from service.admin.dashboard.rendering import static_files
 from service.admin.dashboard.sessions import Sessions
 from service.admin.dependencies import AdminParts, FleetParts, attach_parts
 from service.admin.models import Problem
-from service.admin.own_pages import ChangesFromOwnPages
+from service.admin.own_pages import ChangesFromOwnPages, OwnNames
 from service.backend import Backend
 from service.credentials import Credentials, Surface
 from service.errors import AuthenticationError, ServiceError, status_code
@@ -70,10 +70,12 @@ def create_admin_app(
     credentials: Credentials | None = None,
     recent: RecentTraffic | None = None,
     triton_metrics: Callable[[], Awaitable[bytes]] | None = None,
+    listen_host: str = "",
 ) -> FastAPI:
     """Builds the app over what the gateway serves; it counts in `metrics_registry` and in `recent`.
 
     Without `credentials` nobody needs any. `triton_metrics` asks the Triton below the service, where there is one.
+    `listen_host` is what a server of the app listens on; empty for an app that is called without one.
     """
     credentials = credentials or Credentials(metrics_registry=metrics_registry)
     # The interactive pages load scripts from a third party; the schema itself has a route like any other.
@@ -91,6 +93,8 @@ def create_admin_app(
     attach_parts(app, parts)
     attach_access(app, credentials.on(Surface.ADMIN))
     app.add_middleware(ChangesFromOwnPages)
+    if listen_host:
+        app.add_middleware(OwnNames, listen_host=listen_host, needs_token=lambda: credentials.tokens.snapshot.required)
     for router in _ROUTERS:
         app.include_router(router)
     app.add_exception_handler(ServiceError, _answer_service_error)

@@ -8,7 +8,7 @@ from fastapi import Query
 
 from service.admin.authentication import ProtectedRouter
 from service.admin.dependencies import Reader
-from service.admin.models import AuditDescription, AuditList
+from service.admin.fleet_models import AuditDescription, AuditList
 
 router = ProtectedRouter(prefix="/v1/audit", tags=["audit"])
 
@@ -19,4 +19,4 @@ async def list_audit(
 ) -> AuditList:
     """The newest first; `before` is the number of the last entry that was seen."""
     entries = await reader.ask(lambda registry: registry.audit(policy, before=before, most=limit))
-    return AuditList(entries=[AuditDescription.of(entry) for entry in entries])
+    return AuditList(entries=[AuditDescription.model_validate(entry) for entry in entries])

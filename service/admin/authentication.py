@@ -7,6 +7,7 @@ name under which a change goes into the audit log. Does not own what a credentia
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Security
@@ -32,6 +33,14 @@ async def _caller(request: Request, access: Annotated[Access, Depends(_access)])
     caller = access.caller(request.headers.getlist("authorization"))
     with access.request(caller):
         yield caller
+
+
+async def _caller_check(request: Request, access: Annotated[Access, Depends(_access)]) -> Callable[[], Caller]:
+    return partial(access.caller, request.headers.getlist("authorization"))
+
+
+# For an answer that takes long: raises AuthenticationError once the caller's token has ended.
+CallerCheck = Annotated[Callable[[], Caller], Depends(_caller_check)]
 
 
 class _Admission(SecurityBase):

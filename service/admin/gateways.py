@@ -6,7 +6,7 @@ from fastapi import status
 
 from service.admin.authentication import Actor, ProtectedRouter
 from service.admin.dependencies import Reader
-from service.admin.models import GatewayDescription, GatewayList, PlacementDescription, PlacementList
+from service.admin.fleet_models import GatewayDescription, GatewayList, PlacementDescription, PlacementList
 from service.registry import Registry
 
 router = ProtectedRouter(prefix="/v1/gateways", tags=["gateways"])
@@ -15,13 +15,13 @@ router = ProtectedRouter(prefix="/v1/gateways", tags=["gateways"])
 @router.get("")
 async def list_gateways(reader: Reader) -> GatewayList:
     gateways = await reader.ask(lambda registry: registry.gateways())
-    return GatewayList(gateways=[GatewayDescription.of(gateway) for gateway in gateways])
+    return GatewayList(gateways=[GatewayDescription.model_validate(gateway) for gateway in gateways])
 
 
 @router.get("/placements")
 async def list_placements(policy: str, revision: str, reader: Reader) -> PlacementList:
     placements = await reader.ask(lambda registry: registry.placements(policy, revision))
-    return PlacementList(placements=[PlacementDescription.of(placement) for placement in placements])
+    return PlacementList(placements=[PlacementDescription.model_validate(placement) for placement in placements])
 
 
 @router.delete("/{gateway}", status_code=status.HTTP_204_NO_CONTENT)

@@ -6,8 +6,8 @@ import asyncio
 
 from fastapi import APIRouter, Response, status
 
-from service.admin.dependencies import Policies, Ready
-from service.admin.models import Liveness, PolicyReadiness, Readiness
+from service.admin.dependencies import Parts, Policies, Ready
+from service.admin.models import Liveness, PolicyReadiness, Readiness, RegistryContact
 
 router = APIRouter(tags=["health"])
 
@@ -19,14 +19,22 @@ async def healthz() -> Liveness:
 
 
 @router.get("/readyz", responses={status.HTTP_503_SERVICE_UNAVAILABLE: {"model": Readiness}})
-async def readyz(policies: Policies, is_ready: Ready, response: Response) -> Readiness:
-    """200 when the serving revision of every policy is ready, otherwise 503; both say which are."""
+async def readyz(policies: Policies, is_ready: Ready, parts: Parts, response: Response) -> Readiness:
+    """200 when the serving revision of every policy is ready and episodes may begin, otherwise 503; both say which."""
     revisions = {policy: policies.serving(policy).revision for policy in policies}
     ready = await asyncio.gather(*(is_ready(revision) for revision in revisions.values()))
-    if not all(ready):
+    serving = all(ready) and policies.begins_episodes
+    if not serving:
         response.status_code = status.HTTP_503_SERVICE_UNAVAILABLE
+    follower = parts.fleet.follower
+    if not policies.begins_episodes:
+        registry = RegistryContact.CUT_OFF
+    else:
+        registry = RegistryContact.REACHABLE if follower.reachable else RegistryContact.LOST
     return Readiness(
-        ready=all(ready),
+        ready=serving,
+        registry=registry,
+        lease_s=follower.lease_s,
         policies=[
             PolicyReadiness(policy=policy, revision=revision, ready=one)
             for (policy, revision), one in zip(revisions.items(), ready, strict=True)

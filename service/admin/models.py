@@ -1,61 +1,61 @@
-"""What the admin plane takes and answers, as JSON.
+"""What the admin plane answers of what is served here, as JSON.
 
-Owns the shape of requests and responses, and their making from what the gateway and the registry say. Does not own the
-facts.
+Owns the shape of responses and their making from what the gateway says. Does not own the facts, nor what the fleet has
+agreed on (fleet_models.py).
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from datetime import datetime
-from typing import Annotated, Any, Literal, Self
+from enum import StrEnum
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from premotor.v1 import policy_pb2
-from service.registry import (
-    AuditEntry,
-    Gateway,
-    Guard,
-    Operation,
-    OperationState,
-    Placement,
-    PolicyRecord,
-    RevisionRecord,
-    RevisionState,
-)
 from service.revision import Revision
-from service.rollout.operations import Promotion
 
 
-class _Response(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class ResponseModel(BaseModel):
+    """Made of its fields, or of a record that has them by the same names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", from_attributes=True)
 
 
-class Liveness(_Response):
+class Liveness(ResponseModel):
     status: Literal["live"] = "live"
 
 
-class PolicyReadiness(_Response):
+class PolicyReadiness(ResponseModel):
     policy: str
     # The revision that answers requests which pin none.
     revision: str
     ready: bool
 
 
-class Readiness(_Response):
-    # True when every policy is.
+class RegistryContact(StrEnum):
+    REACHABLE = "reachable"
+    # Degraded: what was served is served on, and nothing can be changed from here.
+    LOST = "lost"
+    # For longer than the lease: episodes in progress go on, none begins.
+    CUT_OFF = "cut off"
+
+
+class Readiness(ResponseModel):
+    # True when every policy is, and episodes may begin.
     ready: bool
+    registry: RegistryContact
+    # For how long episodes may begin if the registry stays away; null for a gateway that is alone.
+    lease_s: float | None
     policies: list[PolicyReadiness]
 
 
-class CameraDescription(_Response):
+class CameraDescription(ResponseModel):
     name: str
     height: int
     width: int
 
 
-class GroupDescription(_Response):
+class GroupDescription(ResponseModel):
     name: str
     dim: int
     unit: str
@@ -83,7 +83,7 @@ class GroupDescription(_Response):
         )
 
 
-class EmbodimentDescription(_Response):
+class EmbodimentDescription(ResponseModel):
     name: str
     cameras: list[CameraDescription]
     state: list[GroupDescription]
@@ -104,7 +104,7 @@ class EmbodimentDescription(_Response):
         )
 
 
-class PolicyDescription(_Response):
+class PolicyDescription(ResponseModel):
     name: str
     revision: str
     variant: str
@@ -132,12 +132,12 @@ class PolicyDescription(_Response):
         )
 
 
-class PolicyList(_Response):
+class PolicyList(ResponseModel):
     # Ordered by name.
     policies: list[PolicyDescription]
 
 
-class RevisionDescription(_Response):
+class RevisionDescription(ResponseModel):
     revision: str
     variant: str
     schema_digest: str
@@ -156,241 +156,14 @@ class RevisionDescription(_Response):
         )
 
 
-class RevisionList(_Response):
+class RevisionList(ResponseModel):
     # The serving one first.
     revisions: list[RevisionDescription]
 
 
-class Problem(_Response):
+class Problem(ResponseModel):
     """Why a request has no answer."""
 
     message: str
     # The parameter at fault; empty when none is.
     field: str
-
-
-class _Request(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class GuardSettings(_Request):
-    """Limits over the last `window_s`; null leaves one out."""
-
-    max_error_rate: Annotated[float | None, Field(ge=0, le=1)] = None
-    max_violation_rate: Annotated[float | None, Field(ge=0, le=1)] = None
-    max_latency_p95_s: Annotated[float | None, Field(gt=0)] = None
-    window_s: Annotated[float, Field(gt=0)] = 30.0
-    min_requests: Annotated[int, Field(ge=1)] = 20
-    # How long after a change it is watched.
-    watch_s: Annotated[float, Field(gt=0)] = 600.0
-
-    def to_guard(self) -> Guard:
-        return Guard(**self.model_dump())
-
-
-class RegisterRequest(_Request):
-    # A directory below the store's root, or a URL.
-    location: Annotated[str, Field(min_length=1, max_length=2048)]
-    # Its digest or at least 12 digits of it; empty takes what is there.
-    revision: Annotated[str, Field(pattern=r"^([0-9a-f]{12,64})?$")] = ""
-
-
-class PromoteRequest(_Request):
-    # Episodes in progress go on with the new revision at once.
-    move_episodes: bool = False
-    # The old revision stays loaded once it has drained.
-    keep_previous: bool = False
-    guard: GuardSettings | None = None
-
-    def to_promotion(self) -> Promotion:
-        return Promotion(
-            move_episodes=self.move_episodes,
-            keep_previous=self.keep_previous,
-            guard=self.guard.to_guard() if self.guard else None,
-        )
-
-
-class RollBackRequest(_Request):
-    # For the audit log.
-    reason: Annotated[str, Field(max_length=1024)] = ""
-
-
-class SplitRequest(_Request):
-    # Revision to its share of new episodes, 0 to 1; what is left goes to the stable one.
-    shares: Annotated[dict[str, float], Field(min_length=1, max_length=16)]
-    guard: GuardSettings | None = None
-
-
-class ShadowRequest(_Request):
-    # Of the policy's requests, 0 to 1.
-    share: Annotated[float, Field(ge=0, le=1)]
-
-
-class RevisionStatus(_Response):
-    revision: str
-    manifest_sha256: str
-    location: str
-    variant: str
-    schema_digest: str
-    num_bytes: int
-    state: RevisionState
-    # Why it failed; empty otherwise.
-    error: str
-    # Of new episodes.
-    share: float
-    registered_at: datetime
-    changed_at: datetime
-
-    @classmethod
-    def of(cls, record: RevisionRecord, *, share: float) -> Self:
-        return cls(
-            revision=record.revision,
-            manifest_sha256=record.manifest_sha256,
-            location=record.location,
-            variant=record.variant,
-            schema_digest=record.schema_digest,
-            num_bytes=record.num_bytes,
-            state=record.state,
-            error=record.error,
-            share=share,
-            registered_at=record.registered_at,
-            changed_at=record.changed_at,
-        )
-
-
-class ShadowStatus(_Response):
-    revision: str
-    share: float
-
-
-class PolicyStatus(_Response):
-    name: str
-    # Empty until a revision was promoted.
-    stable: str
-    previous: str
-    shadow: ShadowStatus | None
-    guard: GuardSettings
-    observation_map: dict[str, Any]
-    # In the order of their registration.
-    revisions: list[RevisionStatus]
-
-    @classmethod
-    def of(cls, policy: PolicyRecord) -> Self:
-        route = policy.route
-        shares = dict(route.shares) if route else {}
-        return cls(
-            name=policy.name,
-            stable=route.stable if route else "",
-            previous=route.previous if route else "",
-            shadow=ShadowStatus(**asdict(route.shadow)) if route and route.shadow else None,
-            guard=GuardSettings(**asdict(route.guard if route else Guard())),
-            observation_map=dict(policy.observation_map),
-            revisions=[
-                RevisionStatus.of(record, share=shares.get(record.revision, 0.0))
-                for record in policy.revisions.values()
-            ],
-        )
-
-
-class PolicyStatusList(_Response):
-    # Rises with every change.
-    generation: int
-    # Ordered by name.
-    policies: list[PolicyStatus]
-
-
-class OperationDescription(_Response):
-    operation: str
-    kind: str
-    policy: str
-    revision: str
-    actor: str
-    state: OperationState
-    # What was done so far.
-    steps: list[str]
-    # Why it failed; empty otherwise.
-    error: str
-    created_at: datetime
-    changed_at: datetime
-
-    @classmethod
-    def of(cls, operation: Operation) -> Self:
-        return cls(
-            operation=operation.operation_id,
-            kind=operation.kind,
-            policy=operation.policy,
-            revision=operation.revision,
-            actor=operation.actor,
-            state=operation.state,
-            steps=list(operation.steps),
-            error=operation.error,
-            created_at=operation.created_at,
-            changed_at=operation.changed_at,
-        )
-
-
-class OperationList(_Response):
-    operations: list[OperationDescription]
-
-
-class AuditDescription(_Response):
-    number: int
-    at: datetime
-    actor: str
-    action: str
-    policy: str
-    from_revision: str
-    to_revision: str
-    # "succeeded", or why not.
-    outcome: str
-    detail: dict[str, Any]
-
-    @classmethod
-    def of(cls, entry: AuditEntry) -> Self:
-        return cls(**asdict(entry) | {"detail": dict(entry.detail)})
-
-
-class AuditList(_Response):
-    entries: list[AuditDescription]
-
-
-class GatewayDescription(_Response):
-    gateway: str
-    address: str
-    # The generation it routes by.
-    generation: int
-    started_at: datetime
-
-    @classmethod
-    def of(cls, gateway: Gateway) -> Self:
-        return cls(
-            gateway=gateway.gateway_id,
-            address=gateway.address,
-            generation=gateway.generation,
-            started_at=gateway.started_at,
-        )
-
-
-class GatewayList(_Response):
-    gateways: list[GatewayDescription]
-
-
-class PlacementDescription(_Response):
-    gateway: str
-    state: RevisionState
-    error: str
-    # Episodes and requests that the revision still has to answer there.
-    num_in_progress: int
-
-    @classmethod
-    def of(cls, placement: Placement) -> Self:
-        return cls(
-            gateway=placement.gateway_id,
-            state=placement.state,
-            error=placement.error,
-            num_in_progress=placement.num_in_progress,
-        )
-
-
-class PlacementList(_Response):
-    placements: list[PlacementDescription]

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Annotated, Any
 
 from fastapi import Query, Response, status
 from fastapi.responses import StreamingResponse
 
-from service.admin.authentication import ProtectedRouter
+from service.admin.authentication import CallerCheck, ProtectedRouter
 from service.admin.dependencies import Reader, RegistryReader
-from service.admin.models import OperationDescription, OperationList, Problem
+from service.admin.fleet_models import OperationDescription, OperationList
+from service.admin.models import Problem
+from service.errors import AuthenticationError
 from service.registry import Operation, Registry
 
 router = ProtectedRouter(prefix="/v1/operations", tags=["operations"])
@@ -28,33 +30,39 @@ async def list_operations(
 ) -> OperationList:
     """The newest first."""
     found = await reader.ask(lambda registry: registry.operations(policy, running=running, most=limit))
-    return OperationList(operations=[OperationDescription.of(operation) for operation in found])
+    return OperationList(operations=[OperationDescription.model_validate(operation) for operation in found])
 
 
 @router.get("/{operation}", responses=_NOT_FOUND)
 async def get_operation(operation: str, reader: Reader) -> OperationDescription:
-    return OperationDescription.of(await reader.ask(lambda registry: registry.operation(operation)))
+    return OperationDescription.model_validate(await reader.ask(lambda registry: registry.operation(operation)))
 
 
 @router.get("/{operation}/events", responses=_NOT_FOUND, response_class=Response)
-async def stream_operation(operation: str, reader: Reader) -> StreamingResponse:
-    """Server-sent events: the operation as JSON whenever it got further, the last one when it has ended."""
+async def stream_operation(operation: str, reader: Reader, check_caller: CallerCheck) -> StreamingResponse:
+    """Server-sent events: the operation as JSON whenever it got further, the last one when it has ended.
+
+    Ends as well with the caller's token.
+    """
     first = await reader.ask(lambda registry: registry.operation(operation))
-    return StreamingResponse(_events(first, reader), media_type="text/event-stream")
+    return StreamingResponse(_events(first, reader, check_caller), media_type="text/event-stream")
 
 
-async def _events(operation: Operation, reader: RegistryReader) -> AsyncIterator[str]:
+async def _events(
+    operation: Operation, reader: RegistryReader, check_caller: Callable[[], object]
+) -> AsyncIterator[str]:
     last = None
     try:
         async with asyncio.timeout(_STREAM_S):
             while True:
                 if operation != last:
                     name = "ended" if operation.done else "progress"
-                    yield f"event: {name}\ndata: {OperationDescription.of(operation).model_dump_json()}\n\n"
+                    yield f"event: {name}\ndata: {OperationDescription.model_validate(operation).model_dump_json()}\n\n"
                 if operation.done:
                     return
                 last = operation
                 await asyncio.sleep(_POLL_INTERVAL_S)
+                check_caller()
                 operation = await reader.ask(partial(Registry.operation, operation_id=operation.operation_id))
-    except TimeoutError:
+    except (TimeoutError, AuthenticationError):
         return

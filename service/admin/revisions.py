@@ -10,13 +10,12 @@ from typing import Annotated, Any
 from fastapi import Path, status
 
 from service.admin.authentication import Actor, ProtectedRouter
-from service.admin.dependencies import Changes, Reader
-from service.admin.models import (
+from service.admin.dependencies import Changes, Policies, Reader
+from service.admin.fleet_models import (
     GuardSettings,
     OperationDescription,
     PolicyStatus,
     PolicyStatusList,
-    Problem,
     PromoteRequest,
     RegisterRequest,
     RevisionStatus,
@@ -24,6 +23,10 @@ from service.admin.models import (
     ShadowRequest,
     SplitRequest,
 )
+from service.admin.models import Problem
+from service.errors import InvalidRequestError
+from service.openpi.observation_map import ObservationMap, ObservationMapError, check_fits
+from service.policies import ServedPolicies
 
 router = ProtectedRouter(prefix="/v1/fleet", tags=["fleet"])
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
@@ -50,8 +53,11 @@ async def get_policy(policy: Name, reader: Reader) -> PolicyStatus:
 
 
 @router.put("/policies/{policy}/observationMap", responses=_PROBLEMS)
-async def set_observation_map(policy: Name, values: dict[str, Any], reader: Reader, actor: Actor) -> PolicyStatus:
-    """How foreign wires map onto the policy."""
+async def set_observation_map(
+    policy: Name, values: dict[str, Any], reader: Reader, policies: Policies, actor: Actor
+) -> PolicyStatus:
+    """How foreign wires map onto the policy, for robots that connect from now on; an empty object takes it away."""
+    _check_map(policy, values, policies)
     await reader.ask(lambda registry: registry.set_observation_map(policy, values, actor=actor))
     return PolicyStatus.of(await reader.ask(lambda registry: registry.policy(policy)))
 
@@ -67,7 +73,7 @@ async def register_revision(
     policy: Name, request: RegisterRequest, changes: Changes, actor: Actor
 ) -> OperationDescription:
     """Reads and checks a checkpoint of the store, or fetches one, and makes it known. It is not loaded yet."""
-    return OperationDescription.of(
+    return OperationDescription.model_validate(
         await changes.register(policy, request.location, revision=request.revision, actor=actor)
     )
 
@@ -88,7 +94,7 @@ async def delete_revision(policy: Name, revision: Digest, changes: Changes, acto
 @router.post("/policies/{policy}/revisions/{revision}:load", status_code=_ACCEPTED, responses=_PROBLEMS)
 async def load_revision(policy: Name, revision: Digest, changes: Changes, actor: Actor) -> OperationDescription:
     """Loads, warms and probes it on every gateway. It takes no traffic."""
-    return OperationDescription.of(await changes.load(policy, revision, actor=actor))
+    return OperationDescription.model_validate(await changes.load(policy, revision, actor=actor))
 
 
 @router.post("/policies/{policy}/revisions/{revision}:promote", status_code=_ACCEPTED, responses=_PROBLEMS)
@@ -97,7 +103,7 @@ async def promote_revision(
 ) -> OperationDescription:
     """Loads it if needed, then gives it all new episodes."""
     how = (request or PromoteRequest()).to_promotion()
-    return OperationDescription.of(await changes.promote(policy, revision, how, actor=actor))
+    return OperationDescription.model_validate(await changes.promote(policy, revision, how, actor=actor))
 
 
 @router.post("/policies/{policy}/revisions/{revision}:shadow", status_code=_ACCEPTED, responses=_PROBLEMS)
@@ -105,19 +111,19 @@ async def shadow_revision(
     policy: Name, revision: Digest, request: ShadowRequest, changes: Changes, actor: Actor
 ) -> OperationDescription:
     """Copies a share of the requests to it and compares; 0 ends that."""
-    return OperationDescription.of(await changes.shadow(policy, revision, request.share, actor=actor))
+    return OperationDescription.model_validate(await changes.shadow(policy, revision, request.share, actor=actor))
 
 
 @router.post("/policies/{policy}/revisions/{revision}:drain", status_code=_ACCEPTED, responses=_PROBLEMS)
 async def drain_revision(policy: Name, revision: Digest, changes: Changes, actor: Actor) -> OperationDescription:
     """Takes it out of a split; episodes in progress end on it, then it is unloaded."""
-    return OperationDescription.of(await changes.drain(policy, revision, actor=actor))
+    return OperationDescription.model_validate(await changes.drain(policy, revision, actor=actor))
 
 
 @router.post("/policies/{policy}/revisions/{revision}:unload", status_code=_ACCEPTED, responses=_PROBLEMS)
 async def unload_revision(policy: Name, revision: Digest, changes: Changes, actor: Actor) -> OperationDescription:
     """Gives its memory back. Refused while it takes traffic."""
-    return OperationDescription.of(await changes.unload(policy, revision, actor=actor))
+    return OperationDescription.model_validate(await changes.unload(policy, revision, actor=actor))
 
 
 @router.post("/policies/{policy}:rollBack", status_code=_ACCEPTED, responses=_PROBLEMS)
@@ -126,11 +132,25 @@ async def roll_back(
 ) -> OperationDescription:
     """Ends a split, or goes back to the revision before this one. Episodes in progress move."""
     reason = (request or RollBackRequest()).reason
-    return OperationDescription.of(await changes.roll_back(policy, actor=actor, reason=reason))
+    return OperationDescription.model_validate(await changes.roll_back(policy, actor=actor, reason=reason))
 
 
 @router.post("/policies/{policy}:split", status_code=_ACCEPTED, responses=_PROBLEMS)
 async def split_policy(policy: Name, request: SplitRequest, changes: Changes, actor: Actor) -> OperationDescription:
     """Gives revisions a share of the new episodes each, pinned by episode; the stable one gets what is left."""
     guard = request.guard.to_guard() if request.guard else None
-    return OperationDescription.of(await changes.split(policy, request.shares, guard=guard, actor=actor))
+    return OperationDescription.model_validate(await changes.split(policy, request.shares, guard=guard, actor=actor))
+
+
+def _check_map(policy: str, values: dict[str, Any], policies: ServedPolicies) -> None:
+    """Raises InvalidRequestError for a map that no robot could use, as far as what is served here tells."""
+    if not values:
+        return
+    try:
+        observation_map = ObservationMap.from_json(values)
+        if observation_map.policy != policy:
+            raise ObservationMapError(f"policy is {observation_map.policy!r}, expected {policy!r}")
+        if policy in policies:
+            check_fits(observation_map, policies.serving(policy).description)
+    except ObservationMapError as error:
+        raise InvalidRequestError("observation_map", str(error)) from None

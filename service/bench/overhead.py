@@ -232,7 +232,7 @@ def _result(
         "overhead_ratio": ways[UNARY]["p50_ms"] / ways[BARE]["p50_ms"],
         "stream_overhead_ratio": ways[STREAM]["p50_ms"] / ways[BARE]["p50_ms"],
         "median_round_ratio": float(np.median(round_ratios)),
-        "median_round_ratio_interval": _median_interval(round_ratios),
+        "median_round_ratio_interval": median_interval(round_ratios),
         "round_ratios": round_ratios,
         "ways": ways,
         "server_spans": {
@@ -269,7 +269,7 @@ def _round_ratios(runs: dict[str, list[_Timed]]) -> list[float]:
     return [unary / bare for unary, bare in zip(block_medians(UNARY), block_medians(BARE), strict=True)]
 
 
-def _median_interval(ratios: list[float]) -> tuple[float, float]:
+def median_interval(ratios: list[float]) -> tuple[float, float]:
     """95 % of the medians of rounds drawn again, with replacement."""
     drawn = np.random.default_rng(0).choice(ratios, (2000, len(ratios)))
     low, high = np.percentile(np.median(drawn, axis=1), (2.5, 97.5))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import tempfile
 import urllib.request
 from collections import Counter
 from dataclasses import dataclass
@@ -16,13 +15,12 @@ from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.bench.served import POLICY, Served, served
+from service.bench.served import Served
 from service.chaos.robots import Robots
-from service.ctl.admin_client import AdminAddress, AdminClient
+from service.chaos.twin_service import POLICY_PATH, twin_service
 from service.gateway.shadow import DIVERGENCE_LIMIT
 from service.model_settings import BackendKind, ModelSettings
 
-_POLICY_PATH = f"/v1/fleet/policies/{POLICY}"
 _POLL_INTERVAL_S = 0.2
 _TIMEOUT_S = 600.0
 
@@ -40,32 +38,23 @@ class CanarySettings:
 
 def measure_canary(settings: CanarySettings) -> dict[str, Any]:
     """Raises ServiceStartError, AdminError."""
-    from service.chaos.twins import make_twins
-
-    with tempfile.TemporaryDirectory(prefix="premotor-chaos-") as directory:
-        store = Path(directory) / "store"
-        store.mkdir()
-        twins = make_twins(settings.checkpoint, store, policy=POLICY)
-        first = store / twins.locations[0]
-        with served(first, settings.model, backend=settings.backend, arguments=("--store", str(store))) as service:
-            robots = Robots(
-                service.grpc_address, twins.questions, num_robots=settings.robots, timeout_s=settings.timeout_s
-            )
-            with AdminClient(AdminAddress(url=service.admin_url)) as admin:
-                path = f"{_POLICY_PATH}/revisions"
-                admin.carry_out(path, {"location": twins.locations[1]})
-                canary = twins.revisions[1]
-                admin.carry_out(f"{_POLICY_PATH}:split", {"shares": {canary: settings.share}})
-                split = asyncio.run(_episodes(robots, settings.episodes))
-                admin.carry_out(f"{_POLICY_PATH}:rollBack")
-                # Random weights, for all a robot knows: as broken as a revision can be that passes its own probe.
-                admin.carry_out(f"{path}/{canary}:shadow", {"share": 1.0})
-                robots = Robots(
-                    service.grpc_address, twins.questions, num_robots=settings.robots, timeout_s=settings.timeout_s
-                )
-                robots.allowed = frozenset({twins.revisions[0]})
-                shadowed = asyncio.run(_episodes(robots, max(20, settings.episodes // 4)))
-                return _result(settings, split, canary) | _shadow_result(service, shadowed, canary)
+    with twin_service(
+        settings.checkpoint,
+        settings.model,
+        backend=settings.backend,
+        num_robots=settings.robots,
+        timeout_s=settings.timeout_s,
+    ) as service:
+        admin, (stable, canary) = service.admin, service.twins.revisions
+        admin.carry_out(f"{POLICY_PATH}:split", {"shares": {canary: settings.share}})
+        split = asyncio.run(_episodes(service.robots(), settings.episodes))
+        admin.carry_out(f"{POLICY_PATH}:rollBack")
+        # Random weights, for all a robot knows: as broken as a revision can be that passes its own probe.
+        admin.carry_out(f"{POLICY_PATH}/revisions/{canary}:shadow", {"share": 1.0})
+        robots = service.robots()
+        robots.allowed = frozenset({stable})
+        shadowed = asyncio.run(_episodes(robots, max(20, settings.episodes // 4)))
+        return _result(settings, split, canary) | _shadow_result(service.service, shadowed, canary)
 
 
 async def _episodes(robots: Robots, episodes: int) -> Robots:
@@ -128,6 +117,21 @@ def binomial_interval(trials: int, rate: float) -> tuple[int, int]:
         high -= 1
         above += masses[high]
     return low, high
+
+
+def missed_goals(result: dict[str, Any]) -> list[str]:
+    missed = []
+    if not result["within_interval"]:
+        missed.append(
+            f"{result['canary_episodes']} episodes of the canary, expected {result['interval_low']} to "
+            f"{result['interval_high']}"
+        )
+    for name in ("failed", "split_episodes_or_wrong_answers", "shadow_failed", "shadow_changed_answers"):
+        if result[name]:
+            missed.append(f"{name} is {result[name]}, expected 0")
+    if not result["shadow_alert"]:
+        missed.append("a broken shadow raised no alert")
+    return missed
 
 
 def format_canary(result: dict[str, Any]) -> str:

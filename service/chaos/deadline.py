@@ -201,6 +201,17 @@ def _result(settings: DeadlineSettings, model: _SlowModel, answers: list[_Answer
     }
 
 
+def missed_goals(result: dict[str, Any]) -> list[str]:
+    missed = []
+    if result["reached_after_first"]:
+        missed.append(f"{result['reached_after_first']} expired requests reached the model")
+    if result["expired"] != result["requests"]:
+        missed.append(f"of {result['requests']} requests {result['expired']} ended as EXPIRED: {result['reasons']}")
+    if result["late"]:
+        missed.append(f"{result['late']} answers came late, the last {result['worst_late_ms']:.0f} ms")
+    return missed
+
+
 def format_deadlines(result: dict[str, Any]) -> str:
     return (
         f"{result['requests']} requests with {1e3 * result['deadline_s']:.0f} ms to wait, before a model that takes "

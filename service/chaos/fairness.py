@@ -216,6 +216,15 @@ def _p99(latencies: Sequence[np.ndarray]) -> float:
     return float(np.percentile(np.concatenate(latencies), 99))
 
 
+def missed_goals(result: dict[str, Any]) -> list[str]:
+    missed = []
+    if result["ratio"] > GOAL:
+        missed.append(f"p99 beside the fast robot is {result['ratio']:.2f} times that alone, at most {GOAL:g}")
+    if result["steady_failures"]:
+        missed.append(f"requests of steady robots without a chunk: {result['steady_failures']}")
+    return missed
+
+
 def format_fairness(result: dict[str, Any]) -> str:
     return (
         f"p99 of {result['robots']} robots at {result['rate_hz']:g} Hz: {result['p99_alone_ms']:.1f} ms alone, "

@@ -276,6 +276,19 @@ def _resident_bytes(pid: int) -> int:
     return sum(each.memory_info().rss for each in (process, *process.children(recursive=True)))
 
 
+def missed_goals(result: dict[str, Any]) -> list[str]:
+    missed = [
+        f"{name} is {result[name]}, expected 0"
+        for name in ("crashes", "hangs", "untyped", "valid_refused")
+        if result[name]
+    ]
+    growth = result["rss_growth"]
+    if growth is None or growth > MAX_GROWTH:
+        grew = "is not known" if growth is None else f"grew by {growth:.1%}"
+        missed.append(f"resident memory {grew}, at most {MAX_GROWTH:.0%}")
+    return missed
+
+
 def format_fuzz(result: dict[str, Any]) -> str:
     lines = [
         f"{wire:<7} " + ", ".join(f"{count} {status}" for status, count in counted.items())

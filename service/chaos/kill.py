@@ -28,6 +28,8 @@ _RECOVERY_TIMEOUT_S = 120.0
 # Longer than any of the service's waits for the database.
 _LOCKED_S = 7.0
 _QUIET_S = 1.0
+# What a robot knows how to go on from.
+_TYPED = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +42,8 @@ class KillSettings:
     model: ModelSettings
 
 
-class NotRecoveredError(Exception):
-    """After a kill, robots got no chunk for too long."""
-
-
 def measure_kills(settings: KillSettings) -> dict[str, Any]:
-    """Raises ServiceStartError, NotRecoveredError."""
+    """Raises ServiceStartError."""
     from service.chaos.twins import make_twins
 
     with tempfile.TemporaryDirectory(prefix="premotor-chaos-") as name:
@@ -80,12 +78,13 @@ class _Kills:
         if self._settings.backend == "triton":
             ways.insert(0, ("triton", self._kill_triton))
         try:
+            recovered = True
             for number in range(self._settings.kills):
                 what, kill = ways[number % len(ways)]
                 await asyncio.sleep(_QUIET_S)
                 killed_s = time.perf_counter()
                 await kill()
-                await self._recovered(robots)
+                recovered = await self._recovered(robots)
                 gap_s = _longest_gap_s(robots.tally.ended_s, killed_s)
                 self._gaps_s.setdefault(what, []).append(gap_s)
                 print(
@@ -93,11 +92,13 @@ class _Kills:
                     file=sys.stderr,
                     flush=True,
                 )
+                if not recovered:
+                    break
             tally = await robots.stop()
             intact = self._fleet().policies == before.policies and self._database_is_sound()
         finally:
             await self._house.stop()
-        return self._result(tally, intact)
+        return self._result(tally, intact=intact, recovered=recovered)
 
     async def _kill_triton(self) -> None:
         while not self._house.kill_triton():  # noqa: ASYNC110  # it is being started again
@@ -118,15 +119,15 @@ class _Kills:
         finally:
             connection.close()
 
-    async def _recovered(self, robots: Robots) -> None:
-        """Waits until a robot has a chunk that it asked for after the kill."""
+    async def _recovered(self, robots: Robots) -> bool:
+        """Waits until a robot has a chunk that it asked for after the kill; False when none has for too long."""
         since_s = time.perf_counter()
         while time.perf_counter() - since_s < _RECOVERY_TIMEOUT_S:
             ended_s = robots.tally.ended_s
             if ended_s and ended_s[-1] - robots.tally.latencies_s[-1] > since_s:
-                return
+                return True
             await asyncio.sleep(0.02)
-        raise NotRecoveredError(f"no chunk for {_RECOVERY_TIMEOUT_S:g} s after a kill")
+        return False
 
     def _fleet(self) -> Fleet:
         registry = Registry(open_database(f"sqlite:///{self._house.state}/registry.db"))
@@ -142,7 +143,7 @@ class _Kills:
         finally:
             connection.close()
 
-    def _result(self, tally: Any, intact: bool) -> dict[str, Any]:
+    def _result(self, tally: Any, *, intact: bool, recovered: bool) -> dict[str, Any]:
         latencies_ms = np.array(tally.latencies_s) * 1e3
         return {
             "kills": {what: len(seconds) for what, seconds in self._gaps_s.items()},
@@ -154,9 +155,24 @@ class _Kills:
             "wrong_revision_examples": tally.wrong_revision[:10],
             "longest_gap_s": {what: max(seconds) for what, seconds in self._gaps_s.items()},
             "registry_intact": intact,
+            "recovered": recovered,
             "latency_p50_ms": float(np.median(latencies_ms)),
             "backend": self._settings.backend,
         }
+
+
+def missed_goals(result: dict[str, Any]) -> list[str]:
+    missed = []
+    if not result["recovered"]:
+        missed.append(f"no chunk for {_RECOVERY_TIMEOUT_S:g} s after a kill")
+    if untyped := {name: count for name, count in result["typed_errors"].items() if name not in _TYPED}:
+        missed.append(f"errors that tell a robot nothing: {untyped}")
+    for name in ("late", "wrong_revision"):
+        if result[name]:
+            missed.append(f"{name} is {result[name]}, expected 0")
+    if not result["registry_intact"]:
+        missed.append("the registry is not as it was")
+    return missed
 
 
 def format_kills(result: dict[str, Any]) -> str:

@@ -121,6 +121,14 @@ def _status(service: Served) -> str:
         return admin.get(_POLICY_PATH)["stable"]
 
 
+def missed_goals(result: dict[str, Any]) -> list[str]:
+    missed = [f"{what}: {result['attempts'][what]['error'] or 'promoted'}" for what in result["not_as_expected"]]
+    for name in ("failed", "wrong_revision"):
+        if result[name]:
+            missed.append(f"{name} is {result[name]}, expected 0")
+    return missed
+
+
 def format_loads(result: dict[str, Any]) -> str:
     lines = [
         f"{what:<18} {'as expected' if each['as_expected'] else 'NOT AS EXPECTED':<16} {each['requests']:>5} requests, "

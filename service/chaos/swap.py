@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from service.bench.served import POLICY, Served, served
-from service.chaos.robots import Robots, Tally
-from service.ctl.admin_client import AdminAddress, AdminClient, AdminError
+from service.chaos.robots import Tally
+from service.chaos.twin_service import POLICY_PATH, TwinService, twin_service
+from service.ctl.admin_client import AdminClient, AdminError
 from service.model_settings import BackendKind, ModelSettings
 
 WORST_OVER_P50 = 4.0
-_POLICY_PATH = f"/v1/fleet/policies/{POLICY}"
 _WARM_UP_S = 3.0
 
 
@@ -37,25 +35,18 @@ class SwapSettings:
 
 def measure_swaps(settings: SwapSettings) -> dict[str, Any]:
     """Raises what starting a service does, and AdminError when a swap fails."""
-    from service.chaos.twins import make_twins
-
-    with tempfile.TemporaryDirectory(prefix="premotor-chaos-") as directory:
-        store = Path(directory) / "store"
-        store.mkdir()
-        twins = make_twins(settings.checkpoint, store, policy=POLICY)
-        first = store / twins.locations[0]
-        with served(first, settings.model, backend=settings.backend, arguments=("--store", str(store))) as service:
-            robots = Robots(
-                service.grpc_address, twins.questions, num_robots=settings.robots, timeout_s=settings.timeout_s
-            )
-            with AdminClient(AdminAddress(url=service.admin_url)) as admin:
-                admin.carry_out(f"{_POLICY_PATH}/revisions", {"location": twins.locations[1]})
-                return asyncio.run(_swap(settings, service, admin, robots, twins.revisions))
+    with twin_service(
+        settings.checkpoint,
+        settings.model,
+        backend=settings.backend,
+        num_robots=settings.robots,
+        timeout_s=settings.timeout_s,
+    ) as service:
+        return asyncio.run(_swap(settings, service))
 
 
-async def _swap(
-    settings: SwapSettings, service: Served, admin: AdminClient, robots: Robots, revisions: tuple[str, str]
-) -> dict[str, Any]:
+async def _swap(settings: SwapSettings, service: TwinService) -> dict[str, Any]:
+    robots, revisions = service.robots(), service.twins.revisions
     robots.start()
     try:
         await asyncio.sleep(_WARM_UP_S)
@@ -66,10 +57,10 @@ async def _swap(
         for number in range(settings.swaps):
             new, old = revisions[(number + 1) % 2], revisions[number % 2]
             started_s = time.perf_counter()
-            await asyncio.to_thread(admin.carry_out, f"{_POLICY_PATH}/revisions/{new}:promote")
+            await asyncio.to_thread(service.admin.carry_out, f"{POLICY_PATH}/revisions/{new}:promote")
             # Every gateway routes by it: whoever begins an episode now is answered by the new one.
             robots.allowed = frozenset({new})
-            await asyncio.to_thread(_wait_unloaded, admin, old)
+            await asyncio.to_thread(_wait_unloaded, service.admin, old)
             spent_s.append(time.perf_counter() - started_s)
             robots.allowed = None
             print(f"chaos: swap {number + 1} of {settings.swaps}", file=sys.stderr, flush=True)
@@ -80,7 +71,7 @@ async def _swap(
 
 def _wait_unloaded(admin: AdminClient, revision: str) -> None:
     give_up_s = time.monotonic() + 120.0
-    while admin.get(f"{_POLICY_PATH}/revisions/{revision}")["state"] != "unloaded":
+    while admin.get(f"{POLICY_PATH}/revisions/{revision}")["state"] != "unloaded":
         if time.monotonic() > give_up_s:
             raise AdminError(f"revision {revision} did not drain within 120 s")
         time.sleep(0.05)
@@ -104,6 +95,19 @@ def _result(settings: SwapSettings, tally: Tally, spent_s: list[float]) -> dict[
         "swap_p50_s": float(np.median(spent_s)),
         "backend": settings.backend,
     }
+
+
+def missed_goals(result: dict[str, Any]) -> list[str]:
+    missed = []
+    if result["failed"]:
+        missed.append(f"{result['failed']} requests failed: {result['failures']}")
+    if result["wrong_revision"]:
+        missed.append(f"{result['wrong_revision']} answers of a wrong revision: {result['wrong_revision_examples']}")
+    if result["latency_max_over_p50"] > WORST_OVER_P50:
+        missed.append(
+            f"the worst latency is {result['latency_max_over_p50']:.1f} times p50, at most {WORST_OVER_P50:g}"
+        )
+    return missed
 
 
 def format_swaps(result: dict[str, Any]) -> str:

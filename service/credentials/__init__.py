@@ -6,7 +6,7 @@ Knows no database, no gateway and no HTTP, and imports no model code.
 from service.credentials.access import Access, Caller, Credentials
 from service.credentials.cache import TokenCache
 from service.credentials.refusals import Surface
-from service.credentials.tls import ServerTls, TlsFiles, read_tls
+from service.credentials.tls import ServerTls, ServingTls, TlsFiles, read_tls
 from service.credentials.token import Caps, Scope, TokenRecord, TokenSpec
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Credentials",
     "Scope",
     "ServerTls",
+    "ServingTls",
     "Surface",
     "TlsFiles",
     "TokenCache",

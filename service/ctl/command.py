@@ -110,6 +110,10 @@ def _guard(client: AdminClient, options: argparse.Namespace) -> Any:
     return client.put(f"{_policy_path(options)}/guard", _guard_settings(options) or {})
 
 
+def _observation_map(client: AdminClient, options: argparse.Namespace) -> Any:
+    return client.put(f"{_policy_path(options)}/observationMap", options.map)
+
+
 def _delete(client: AdminClient, options: argparse.Namespace) -> Any:
     client.delete(_revision_path(options))
 
@@ -210,6 +214,13 @@ def _share(text: str) -> tuple[str, float]:
         raise argparse.ArgumentTypeError(f"{text!r} is not REVISION=SHARE, for example 0123456789ab=0.2") from None
 
 
+def _json_file(text: str) -> Any:
+    try:
+        return json.loads(Path(text).read_bytes())
+    except (OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error}") from None
+
+
 def _argument(*names: str, **settings: Any) -> Callable[[argparse.ArgumentParser], None]:
     return lambda verb: verb.add_argument(*names, **settings) and None
 
@@ -274,6 +285,12 @@ _VERBS: tuple[tuple[str, str, _Verb, tuple[Callable[[argparse.ArgumentParser], N
         (_POLICY, _REVISION, _argument("share", type=float, metavar="SHARE"), _NO_WAIT),
     ),
     ("guard", "when to roll back without being asked; no flags: never", _guard, (_POLICY, *_GUARD)),
+    (
+        "observation-map",
+        "which of openpi's robots' keys is which input; {} takes the map away",
+        _observation_map,
+        (_POLICY, _argument("map", type=_json_file, metavar="FILE", help="JSON")),
+    ),
     ("drain", "take a revision out of a split", _operation("drain"), (_POLICY, _REVISION, _NO_WAIT)),
     ("unload", "give back a revision's memory", _operation("unload"), (_POLICY, _REVISION, _NO_WAIT)),
     ("delete", "forget an unloaded revision", _delete, (_POLICY, _REVISION)),

@@ -14,13 +14,11 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 
 import grpc
 
 from premotor.v1 import policy_pb2
-from premotor.wire import encode_duration, encode_tensor
 from service.backend import Backend, BackendChunk, BackendRequest, BackendUnavailableError
 from service.episodes import Episode
 from service.errors import (
@@ -34,6 +32,7 @@ from service.errors import (
     reason_name,
     status,
 )
+from service.gateway.checks import ChecksByRevision
 from service.gateway.images import decode_frames, decodes_quickly
 from service.gateway.limits import GatewayLimits
 from service.gateway.metrics import UNKNOWN_POLICY, GatewayMetrics, PolicyMetrics
@@ -41,9 +40,9 @@ from service.gateway.outcomes import Outcome, Outcomes
 from service.gateway.outputs import OutputCheck
 from service.gateway.queue import RequestQueue
 from service.gateway.refusal import refuse
+from service.gateway.response import Spans, chunk_response
 from service.gateway.shadow import ShadowTraffic
-from service.gateway.validation import CheckedRequest, RequestValidator, check_ids
-from service.observability.recent import Stages
+from service.gateway.validation import CheckedRequest, check_ids
 from service.observability.request_trace import current_trace
 from service.policies import ServedPolicies
 from service.revision import Revision
@@ -51,30 +50,13 @@ from service.revision import Revision
 Answer = policy_pb2.PredictChunkResponse | policy_pb2.RequestError
 
 _logger = logging.getLogger(__name__)
-# Far more than are served at a time.
-_MAX_REVISIONS = 256
+# gRPC's clock for a deadline and ours agree within this.
+_DEADLINE_SLACK_S = 0.01
 
 
 def draw_seed() -> int:
     """A seed that nobody can foresee, 0 to 2^63 - 1."""
     return secrets.randbits(63)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Checks:
-    """What goes into one revision and comes out of it is held to its description."""
-
-    request: RequestValidator
-    # In the order of the embodiments.
-    outputs: tuple[OutputCheck, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Spans:
-    """Where a request's time went in the gateway, the seconds of waiting not counted as decoding."""
-
-    decode_s: float
-    wait_s: float
 
 
 class ChunkAnswerer:
@@ -105,8 +87,8 @@ class ChunkAnswerer:
             max_queued=limits.max_queued_per_policy,
             overload_retry_s=limits.overload_retry_s,
         )
-        # By policy and revision; by policy. Made when they are first needed: what is served changes.
-        self._checks: dict[tuple[str, str], _Checks] = {}
+        self._checks = ChecksByRevision(limits)
+        # By policy, made when they are first needed: what is served changes.
         self._policy_metrics: dict[str, PolicyMetrics] = {}
         self._num_in_flight = 0
         self._idle = asyncio.Event()
@@ -141,8 +123,7 @@ class ChunkAnswerer:
             response = await self._chunk(request, arrived_s, timeout_s, caller)
         except asyncio.CancelledError:
             # gRPC cancels a call both when its caller leaves and when its deadline passes.
-            expired = timeout_s is not None and time.perf_counter() - arrived_s >= timeout_s
-            if expired:
+            if timeout_s is not None and time.perf_counter() - arrived_s >= timeout_s - _DEADLINE_SLACK_S:
                 ended = grpc.StatusCode.DEADLINE_EXCEEDED, Reason.REASON_EXPIRED
             else:
                 ended = grpc.StatusCode.CANCELLED, Reason.REASON_UNSPECIFIED
@@ -197,7 +178,7 @@ class ChunkAnswerer:
         deadline_s = asyncio.get_running_loop().time() + min(wait_s, self._limits.max_timeout_s)
         robot = f"{caller}/{request.robot_id}" if caller else request.robot_id
         revision = self._revision(request, robot)
-        checks = self._checks_of(request.policy, revision)
+        checks = self._checks.of(request.policy, revision)
         checked = checks.request.check(request)
         if checked.num_underruns:
             self._metrics_of(request.policy).note_underruns(checked.num_underruns)
@@ -241,8 +222,12 @@ class ChunkAnswerer:
         self._check_output(checks.outputs[checked.embodiment_index], chunk, request.policy, revision.revision)
         self._outcomes.note(request.policy, revision.revision, Outcome.ANSWERED, time.perf_counter() - arrived_s)
         self._copy_to_shadow(request.policy, revision, backend_request, chunk)
-        spans = _Spans(decode_s=checked_s - arrived_s + decoded_s - turn_s, wait_s=turn_s - checked_s)
-        return self._response(request, revision, backend_request.seed, chunk, arrived_s, spans)
+        spans = Spans(decode_s=checked_s - arrived_s + decoded_s - turn_s, wait_s=turn_s - checked_s)
+        stages_s = spans.stages(chunk, time.perf_counter() - arrived_s)
+        self._metrics_of(request.policy).note_chunk(revision.revision, stages_s, batch_size=chunk.batch_size)
+        return chunk_response(
+            request, revision=revision.revision, asked=backend_request, chunk=chunk, stages_s=stages_s
+        )
 
     async def _predict(self, policy: str, revision: str, request: BackendRequest, deadline_s: float) -> BackendChunk:
         remaining_s = deadline_s - asyncio.get_running_loop().time()
@@ -250,8 +235,13 @@ class ChunkAnswerer:
             raise DeadlineExpiredError("the deadline passed before the model was asked")
         try:
             return await self._backend.predict(revision, request, timeout_s=remaining_s)
-        except BaseException as error:
-            # A deadline that passes meanwhile ends this wait from outside.
+        except asyncio.CancelledError:
+            # A deadline that passes ends this wait from outside, and the model was too slow for it. A robot that hangs
+            # up before blames nobody.
+            if asyncio.get_running_loop().time() >= deadline_s - _DEADLINE_SLACK_S:
+                self._outcomes.note(policy, revision, Outcome.FAILED, remaining_s)
+            raise
+        except Exception as error:
             self._outcomes.note(policy, revision, Outcome.FAILED, remaining_s)
             if isinstance(error, BackendUnavailableError):
                 self._queue.dismiss(revision, error)
@@ -281,24 +271,6 @@ class ChunkAnswerer:
         check_ids(request, self._limits)
         episode = Episode(policy=request.policy, robot_id=robot, episode_id=request.episode_id)
         return self._policies.routed(episode)
-
-    def _checks_of(self, policy: str, revision: Revision) -> _Checks:
-        key = policy, revision.revision
-        checks = self._checks.get(key)
-        if checks is None:
-            if len(self._checks) >= _MAX_REVISIONS:
-                self._checks.clear()
-            description = revision.description
-            # Made here as well, so that no request waits for it in the queue.
-            self._metrics_of(policy)
-            checks = self._checks[key] = _Checks(
-                request=RequestValidator(description, self._limits),
-                outputs=tuple(
-                    OutputCheck(embodiment, action_horizon=description.action_horizon)
-                    for embodiment in description.embodiments
-                ),
-            )
-        return checks
 
     def _metrics_of(self, policy: str) -> PolicyMetrics:
         """Of a policy that is served, so that no caller chooses a label."""
@@ -337,36 +309,8 @@ class ChunkAnswerer:
             history_actions=checked.history_actions,
             seed=self._draw_seed() if checked.seed is None else checked.seed,
             num_inference_steps=checked.num_inference_steps,
+            real_time_chunking=checked.real_time_chunking,
         )
-
-    def _response(
-        self,
-        request: policy_pb2.PredictChunkRequest,
-        revision: Revision,
-        seed: int,
-        chunk: BackendChunk,
-        arrived_s: float,
-        spans: _Spans,
-    ) -> policy_pb2.PredictChunkResponse:
-        response = policy_pb2.PredictChunkResponse(
-            robot_id=request.robot_id,
-            episode_id=request.episode_id,
-            request_id=request.request_id,
-            actions=encode_tensor(chunk.actions),
-            revision=revision.revision,
-            seed=seed,
-        )
-        if request.observation.HasField("capture_time"):
-            response.capture_time.CopyFrom(request.observation.capture_time)
-        queue_s, total_s = spans.wait_s + chunk.queue_s, time.perf_counter() - arrived_s
-        timing = response.timing
-        timing.decode.CopyFrom(encode_duration(spans.decode_s))
-        timing.queue.CopyFrom(encode_duration(queue_s))
-        timing.inference.CopyFrom(encode_duration(chunk.inference_s))
-        timing.total.CopyFrom(encode_duration(total_s))
-        stages_s = Stages(spans.decode_s, queue_s, chunk.inference_s, total_s)
-        self._metrics_of(request.policy).note_chunk(revision.revision, stages_s, batch_size=chunk.batch_size)
-        return response
 
     def _policy_label(self, request: policy_pb2.PredictChunkRequest | None) -> str:
         return request.policy if request is not None and request.policy in self._policies else UNKNOWN_POLICY

@@ -97,12 +97,16 @@ class HealthFollower:
         self.servicer = HealthServicer()
 
     async def refresh(self) -> None:
-        """Asks the backend once. The whole is serving when there are policies and every one of them is."""
+        """Asks the backend once. The whole is serving when there are policies and every one of them is.
+
+        None is for a balancer while no episode may begin here.
+        """
         policies = self._policies.names
         ready = await asyncio.gather(*(self._ready(policy) for policy in policies))
         self._metrics.set_ready(dict(zip(policies, ready, strict=True)))
-        whole = dict.fromkeys(("", SERVICE_NAME), bool(policies) and all(ready))
-        self.servicer.set(whole | {policy_service(policy): one for policy, one in zip(policies, ready, strict=True)})
+        serving = [one and self._policies.begins_episodes for one in ready]
+        whole = dict.fromkeys(("", SERVICE_NAME), bool(policies) and all(serving))
+        self.servicer.set(whole | {policy_service(policy): one for policy, one in zip(policies, serving, strict=True)})
 
     async def run(self) -> None:
         """Refreshes until it is cancelled."""

@@ -58,6 +58,8 @@ class GatewayLimits:
     # How often, and for how long, the backend is asked whether it is ready.
     readiness_interval_s: float = 0.5
     readiness_timeout_s: float = 2.0
+    # A stream, or a connection of openpi's, whose token has ended is ended within this long, silent or not.
+    credential_check_s: float = 2.0
     num_decode_threads: int = 2
 
     def __post_init__(self) -> None:

@@ -16,7 +16,10 @@ import numpy as np
 
 
 class Outcome(Enum):
-    """How a request ended, as far as the revision is to blame."""
+    """How a request ended, as far as the revision is to blame.
+
+    A robot that hung up before its deadline is none of these: it is counted by its status, CANCELLED, alone.
+    """
 
     ANSWERED = auto()
     # The model failed, or was too slow for a deadline.

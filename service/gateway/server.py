@@ -19,7 +19,7 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 
 from service.backend import Backend
-from service.credentials import Credentials, ServerTls, Surface
+from service.credentials import Credentials, ServingTls, Surface
 from service.gateway.answers import ChunkAnswerer, draw_seed
 from service.gateway.authentication import AuthenticationInterceptor
 from service.gateway.health import HealthFollower
@@ -48,7 +48,7 @@ class GatewayServer:
         backend: Backend,
         metrics_registry: CollectorRegistry,
         credentials: Credentials | None = None,
-        tls: ServerTls | None = None,
+        tls: ServingTls | None = None,
         limits: GatewayLimits | None = None,
         tracing: Tracing | None = None,
         draw_seed: Callable[[], int] = draw_seed,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import grpc
@@ -89,7 +90,14 @@ class PolicyServicer:
             except ServiceError as error:
                 await abort(context, self._answerer.refuse(error, None))
             answerer = self._answerer_for(context, "StreamChunks")
-            await ChunkStream(messages=messages, context=context, answerer=answerer, limits=self._limits).run()
+            stream = ChunkStream(
+                messages=messages,
+                context=context,
+                answerer=answerer,
+                check_caller=partial(self._access.caller, authorization_of(context.invocation_metadata())),
+                limits=self._limits,
+            )
+            await stream.run()
 
     async def get_policy(
         self, request: policy_pb2.GetPolicyRequest | None, context: grpc.aio.ServicerContext

@@ -6,13 +6,14 @@ Owns reading, the bound on requests in flight on the stream and the writing of a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import grpc
 
 from premotor.v1 import policy_pb2
 from premotor.wire import WireError, decode_duration
-from service.errors import InvalidRequestError, OverloadedError
+from service.errors import AuthenticationError, InvalidRequestError, OverloadedError
 from service.gateway.answers import Answer
 from service.gateway.authentication import AuthorizedAnswerer
 from service.gateway.limits import GatewayLimits
@@ -31,12 +32,17 @@ class ChunkStream:
         messages: AsyncIterator[policy_pb2.StreamChunksRequest | None],
         context: grpc.aio.ServicerContext,
         answerer: AuthorizedAnswerer | TracedAnswerer,
+        check_caller: Callable[[], object],
         limits: GatewayLimits,
     ) -> None:
-        """`messages` yields None for bytes that are not a message."""
+        """`messages` yields None for bytes that are not a message.
+
+        `check_caller` raises AuthenticationError once the caller's token has ended.
+        """
         self._messages = messages
         self._context = context
         self._answerer = answerer
+        self._check_caller = check_caller
         self._limits = limits
         self._answering: set[asyncio.Task[None]] = set()
         # gRPC takes one message at a time.
@@ -52,13 +58,26 @@ class ChunkStream:
         async with asyncio.TaskGroup() as tasks:
             reader = tasks.create_task(self._read(tasks))
             draining = tasks.create_task(self._answerer.draining.wait())
-            await asyncio.wait({reader, draining, self._locked_out}, return_when=asyncio.FIRST_COMPLETED)
+            await self._until_one_ends({reader, draining, self._locked_out})
             reader.cancel()
             draining.cancel()
         if self._locked_out.done():
             await abort(self._context, self._locked_out.result())
         if self._answerer.draining.is_set():
             await self._context.abort(grpc.StatusCode.UNAVAILABLE, "the gateway is stopping; ask another replica")
+
+    async def _until_one_ends(self, ends: set[asyncio.Future[Any]]) -> None:
+        """One end may be that the caller's token has ended, which a stream without requests would never learn."""
+        while True:
+            done, _ = await asyncio.wait(
+                ends, timeout=self._limits.credential_check_s, return_when=asyncio.FIRST_COMPLETED
+            )
+            if done:
+                return
+            try:
+                self._check_caller()
+            except AuthenticationError as error:
+                self._lock_out(self._answerer.refuse(error, None))
 
     async def _read(self, tasks: asyncio.TaskGroup) -> None:
         async for message in self._messages:

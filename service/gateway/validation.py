@@ -12,9 +12,11 @@ import numpy as np
 
 from premotor.v1 import policy_pb2
 from premotor.wire import WireError, decode_duration, decode_tensor, require_finite
+from service.backend import RealTimeChunking
 from service.errors import InvalidRequestError, nearest_name, quoted
 from service.gateway.images import Frame, inspect_image
 from service.gateway.limits import GatewayLimits
+from service.gateway.real_time_chunking import check_real_time_chunking
 
 MAX_SEED = 2**63 - 1
 # More than any robot meets between two requests; one that says more would spoil what is counted of all.
@@ -39,6 +41,8 @@ class CheckedRequest:
     num_inference_steps: int
     # 0 when the robot does not say.
     num_underruns: int
+    # None when the chunk need not continue another.
+    real_time_chunking: RealTimeChunking | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +99,7 @@ class RequestValidator:
             seed=_seed(request),
             num_inference_steps=self._num_inference_steps(request),
             num_underruns=_num_underruns(request),
+            real_time_chunking=check_real_time_chunking(request, self._description, action_dim=body.action_dim),
         )
 
     def _body(self, name: str) -> _Body:

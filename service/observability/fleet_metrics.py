@@ -5,6 +5,7 @@ Owns their names. Does not own the facts: they are the served policies' and the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -23,6 +24,9 @@ class FollowsRegistry(Protocol):
 
     @property
     def reachable(self) -> bool: ...
+
+    @property
+    def lease_s(self) -> float | None: ...
 
 
 class FleetMetrics(Collector):
@@ -47,6 +51,12 @@ class FleetMetrics(Collector):
             "premotor_registry_reachable",
             "1 while the registry's database answers; what is served is served on without it.",
             value=float(self._follower.reachable),
+        )
+        lease_s = self._follower.lease_s
+        yield GaugeMetricFamily(
+            "premotor_registry_lease_seconds",
+            "For how long this gateway begins episodes if its registry stays away; infinite for one that is alone.",
+            value=math.inf if lease_s is None else lease_s,
         )
         fleet = self._follower.fleet
         yield GaugeMetricFamily(

@@ -26,6 +26,10 @@ class Authenticator(Protocol):
         """Asked anew for each frame, so that a key ends where it is revoked; held until the reply is made."""
         ...
 
+    def still_counts(self, authorization: Sequence[str]) -> None:
+        """Asked while a robot says nothing. Raises AuthenticationError once the key has ended."""
+        ...
+
 
 class OpenAccess:
     """Lets everybody in: for a service that has no credentials, which listens on loopback."""
@@ -35,6 +39,8 @@ class OpenAccess:
 
     def request(self, authorization: Sequence[str], policy: str) -> AbstractContextManager[None]:
         return nullcontext()
+
+    def still_counts(self, authorization: Sequence[str]) -> None: ...
 
 
 class TokenAuthenticator:
@@ -56,3 +62,6 @@ class TokenAuthenticator:
         self._access.require(caller, (Scope.INFER,), policy=policy)
         with self._access.request(caller):
             yield
+
+    def still_counts(self, authorization: Sequence[str]) -> None:
+        self._access.caller(authorization)

@@ -20,7 +20,7 @@ from websockets.exceptions import ConnectionClosed
 
 from premotor.v1 import policy_pb2
 from premotor.wire import decode_duration, decode_tensor
-from service.errors import InvalidRequestError
+from service.errors import AuthenticationError, InvalidRequestError
 from service.openpi.dialects import (
     VLLM_OMNI_PATH,
     Addressee,
@@ -69,15 +69,21 @@ class OpenpiConnection:
         observation_map: ObservationMap,
         answerer: Answerer,
         admit: Callable[[], AbstractContextManager[None]],
+        check_key: Callable[[], None],
+        check_interval_s: float,
         limits: OpenpiLimits,
         decode_threads: Executor,
     ) -> None:
-        """`admit` is asked for each frame and raises a ServiceError to refuse it."""
+        """`admit` is asked for each frame and raises a ServiceError to refuse it.
+
+        `check_key` is asked every `check_interval_s` and raises AuthenticationError once the robot's key has ended.
+        """
         self._websocket = websocket
         self._path = path
         self._map = observation_map
         self._answerer = answerer
         self._admit = admit
+        self._check_key, self._check_interval_s = check_key, check_interval_s
         self._limits = limits
         self._decode_threads = decode_threads
         # Whom to answer what cannot be read: the one who spoke last.
@@ -92,6 +98,7 @@ class OpenpiConnection:
     async def run(self, greeting: bytes) -> None:
         """Returns once the connection is closed, by whomever."""
         left = asyncio.create_task(self._websocket.wait_closed())
+        watching = asyncio.create_task(self._until_key_ends())
         try:
             await self._send(greeting)
             while True:
@@ -107,7 +114,8 @@ class OpenpiConnection:
             return
         finally:
             left.cancel()
-            await asyncio.gather(left, return_exceptions=True)
+            watching.cancel()
+            await asyncio.gather(left, watching, return_exceptions=True)
 
     async def close(self, *, grace_s: float) -> None:
         """Says that the service leaves, after the reply that is being made if that comes within `grace_s`."""
@@ -117,6 +125,18 @@ class OpenpiConnection:
         except TimeoutError:
             pass
         await self._websocket.close(1001, "the gateway is stopping")
+
+    async def _until_key_ends(self) -> None:
+        """Ends the connection then, after the reply that is being made: a silent robot would keep it for ever."""
+        while True:
+            await asyncio.sleep(self._check_interval_s)
+            try:
+                self._check_key()
+            except AuthenticationError as error:
+                async with self._exchange:
+                    # 1008 is what websockets have for a peer that may not go on.
+                    await self._websocket.close(1008, f"UNAUTHENTICATED: {error.message}")
+                return
 
     async def _reply(self, frame: bytes | str, arrived_s: float) -> bytes | str:
         """A refusal as well is a reply, and the connection goes on."""

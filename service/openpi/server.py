@@ -10,7 +10,7 @@ import asyncio
 import logging
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -20,6 +20,7 @@ import grpc
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.http11 import Request, Response
 
+from premotor.v1 import policy_pb2
 from service.backend import Backend
 from service.errors import (
     DrainingError,
@@ -68,15 +69,21 @@ class OpenpiServer:
         gateway_limits: GatewayLimits,
         limits: OpenpiLimits | None = None,
         observation_map: ObservationMap | None = None,
+        stored_map: Callable[[str], Mapping[str, Any]] = lambda policy: {},
         authenticator: Authenticator | None = None,
     ) -> None:
-        """Without a map, robots use our names for the one policy and body that is served."""
+        """`stored_map` finds the map that is kept with a policy, as JSON, empty for none; it is asked for every robot.
+
+        `observation_map` is for its policy while none is kept with it. Without either, robots use our names for the one
+        policy and body that is served.
+        """
         self._policies = policies
         self._backend = backend
         self._answerer = answerer
         self._gateway_limits = gateway_limits
         self._limits = limits or OpenpiLimits()
         self._given_map = observation_map
+        self._stored_map = stored_map
         self._authenticator = authenticator or OpenAccess()
         self._decode_threads = ThreadPoolExecutor(gateway_limits.num_decode_threads, thread_name_prefix="openpi-decode")
         self._num_places_taken = 0
@@ -118,13 +125,13 @@ class OpenpiServer:
 
         A policy that is not served yet is looked at when a robot connects.
         """
-        if self._given_map is None and len(self._policies.names) > 1:
+        if self._given_map is None and len(self._policies.names) > 1 and len(self._meant()) != 1:
             raise ObservationMapError(f"no observation map says which of {list(self._policies.names)} is meant")
         try:
             description = self._policies.serving(self._policy()).description
         except (UnknownPolicyError, NotReadyError):
             return
-        check_fits(self._given_map or matching_map(description), description)
+        check_fits(self._map_for(description), description)
 
     async def stop(self, *, grace_s: float = 1.0) -> None:
         """Sends the replies that are ready within `grace_s`, then closes. The answerer is drained before."""
@@ -173,6 +180,8 @@ class OpenpiServer:
         ready = await revision_ready(self._backend, revision, timeout_s=self._gateway_limits.readiness_timeout_s)
         if self._answerer.draining.is_set():
             return websocket.respond(503, "stopping\n")
+        if not self._policies.begins_episodes:
+            return websocket.respond(503, "cut off from the fleet\n")
         return websocket.respond(200, "ok\n") if ready else websocket.respond(503, "the policy is not ready\n")
 
     async def _serve(self, websocket: ServerConnection) -> None:
@@ -185,6 +194,8 @@ class OpenpiServer:
             observation_map=observation_map,
             answerer=self._answerer,
             admit=partial(self._authenticator.request, websocket.authorization, observation_map.policy),
+            check_key=partial(self._authenticator.still_counts, websocket.authorization),
+            check_interval_s=self._gateway_limits.credential_check_s,
             limits=self._limits,
             decode_threads=self._decode_threads,
         )
@@ -197,21 +208,33 @@ class OpenpiServer:
     def _greeting(self) -> tuple[ObservationMap, bytes]:
         """The map and the first frame, as things stand now. Raises ServiceError, ObservationMapError."""
         description = self._policies.serving(self._policy()).description
-        observation_map = self._given_map or matching_map(description)
+        observation_map = self._map_for(description)
         metadata: dict[str, Any] = describe(
             description, observation_map, gateway_limits=self._gateway_limits, limits=self._limits
         )
         return observation_map, pack(metadata)
 
     def _policy(self) -> str:
+        """Which one robots of this port ask. Raises NotReadyError when nobody says it."""
         if self._given_map is not None:
             return self._given_map.policy
-        names = self._policies.names
-        if len(names) != 1:
+        meant = self._meant()
+        if len(meant) != 1:
             raise NotReadyError(
-                f"{len(names)} policies are served, and no observation map says which of them robots ask"
+                f"{len(self._policies.names)} policies are served, and no observation map says which of them robots ask"
             )
-        return names[0]
+        return meant[0]
+
+    def _meant(self) -> list[str]:
+        """The one policy, or those that a map is kept with."""
+        names = self._policies.names
+        return [name for name in names if len(names) == 1 or self._stored_map(name)]
+
+    def _map_for(self, description: policy_pb2.Policy) -> ObservationMap:
+        """Raises ObservationMapError."""
+        if stored := self._stored_map(description.name):
+            return ObservationMap.from_json(dict(stored))
+        return self._given_map or matching_map(description)
 
 
 class _Websocket(ServerConnection):

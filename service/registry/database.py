@@ -77,6 +77,8 @@ def _engine(url: str) -> Engine:
             parsed.set(drivername="postgresql+psycopg"),
             connect_args={
                 "connect_timeout": _WAIT_S,
+                # A network that swallows what is sent to it says nothing either.
+                "tcp_user_timeout": milliseconds,
                 "options": f"-c statement_timeout={milliseconds} -c lock_timeout={milliseconds}",
             },
             pool_size=4,

@@ -71,6 +71,8 @@ class Route:
     watched: bool = True
     # Raised by every change of shares, so that watching starts again.
     changes: int = 0
+    # Another route is about to take its place: a gateway that is cut off meanwhile begins no episode by this one.
+    switching: bool = False
 
     def __post_init__(self) -> None:
         names = [revision for revision, _ in self.shares]
@@ -133,6 +135,11 @@ class Fleet:
     generation: int
     policies: Mapping[str, PolicyRecord]
 
+    @property
+    def switching(self) -> bool:
+        """Whether a route is about to change."""
+        return any(policy.route is not None and policy.route.switching for policy in self.policies.values())
+
 
 @dataclass(frozen=True, kw_only=True)
 class Gateway:
@@ -144,6 +151,16 @@ class Gateway:
     # The fleet's generation that it routes by.
     generation: int
     started_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heard:
+    """What a gateway that says that it lives is told."""
+
+    # The fleet's.
+    generation: int
+    # Itself among them, and those that died without a word not long ago.
+    num_gateways: int
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ from service.registry.records import (
     Fleet,
     Gateway,
     Guard,
+    Heard,
     Operation,
     OperationState,
     Placement,
@@ -124,7 +125,7 @@ class Registry(TokenTransactions):
         """
         with self._changing() as session:
             before = _known(self._fleet(session), policy)
-            route = change(before)
+            route = replace(change(before), switching=False)
             if before.route is not None and route.shares != before.route.shares:
                 route = replace(route, changes=before.route.changes + 1)
             taking = set(route.revisions)
@@ -141,9 +142,18 @@ class Registry(TokenTransactions):
             assert policy_row is not None
             policy_row.route = _route_json(route)
             stable = before.route.stable if before.route else ""
-            self._note(session, actor, action, policy, stable, route.stable, dict(detail or {}))
+            noted = {**(detail or {}), **_changed(before.route, route)}
+            self._note(session, actor, action, policy, stable, route.stable, noted)
             session.flush()
             return _known(self._fleet(session), policy)
+
+    def announce(self, policy: str, *, switching: bool) -> int:
+        """Says that a policy's route is about to change, or is not after all. Returns the fleet's generation."""
+        with self._changing() as session:
+            row = session.get(PolicyRow, policy)
+            if row is not None and row.route:
+                row.route = {**row.route, "switching": switching}
+            return session.scalars(select(FleetRow.generation)).one()
 
     def set_observation_map(self, policy: str, observation_map: Mapping[str, Any], *, actor: str) -> None:
         with self._changing() as session:
@@ -250,8 +260,8 @@ class Registry(TokenTransactions):
 
     # Gateways.
 
-    def beat(self, gateway_id: str, *, address: str, generation: int, placements: Sequence[Placement]) -> int:
-        """A gateway says that it lives, which generation it routes by and how far it is. Returns the fleet's."""
+    def beat(self, gateway_id: str, *, address: str, generation: int, placements: Sequence[Placement]) -> Heard:
+        """A gateway says that it lives, which generation it routes by and how far it is."""
         with self._changing(bump=False) as session:
             row = session.get(GatewayRow, gateway_id)
             if row is None:
@@ -275,7 +285,10 @@ class Registry(TokenTransactions):
                 )
             for gone in known.values():
                 session.delete(gone)
-            return session.scalars(select(FleetRow.generation)).one()
+            return Heard(
+                generation=session.scalars(select(FleetRow.generation)).one(),
+                num_gateways=session.scalars(select(func.count()).select_from(GatewayRow)).one(),
+            )
 
     def leave(self, gateway_id: str) -> None:
         """A gateway has stopped, or an operator says that it is dead."""
@@ -406,6 +419,16 @@ def _entry(row: AuditRow) -> AuditEntry:
         outcome=row.outcome,
         detail=row.detail,
     )
+
+
+def _changed(before: Route | None, after: Route) -> dict[str, Any]:
+    """What an audit entry cannot say by two revisions: the shares of a split, one's end included, and of a shadow."""
+    changed: dict[str, Any] = {}
+    if before is not None and before.shares != after.shares and max(len(before.shares), len(after.shares)) > 1:
+        changed["shares"] = dict(after.shares)
+    if after.shadow != (before.shadow if before is not None else None):
+        changed["shadow"] = {after.shadow.revision: after.shadow.share} if after.shadow is not None else {}
+    return changed
 
 
 def _route_json(route: Route) -> dict[str, Any]:

@@ -1,16 +1,18 @@
 """Keeps this process in step with the registry: loads what the fleet wants, routes by it, reports how far it is.
 
 Owns the backend's revisions and the served policies of one gateway. Changes nothing in the registry but this gateway's
-own heartbeat and placements. A registry that does not answer changes nothing here: what was served is served on.
+own heartbeat and placements. A registry that does not answer changes nothing here: what was served is served on, until
+the lease on beginning episodes has run out (lease.py).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol, TypeVar
 
@@ -30,6 +32,7 @@ from service.registry import (
     Route,
 )
 from service.revision import Revision, RevisionError
+from service.rollout.lease import Lease, LeaseSettings
 
 _logger = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
@@ -59,6 +62,7 @@ class FollowerSettings:
     retry_s: float = 2.0
     # What all models together may take; None is what the machine has.
     memory_budget_bytes: int | None = None
+    lease: LeaseSettings = field(default_factory=LeaseSettings)
 
 
 @dataclass
@@ -105,6 +109,8 @@ class Follower:
         self._loading = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
         self._reachable = True
+        self._lease = Lease(policies, self._settings.lease)
+        self._num_gateways = 1
         # What the last heartbeat said, and when the next is due.
         self._said: tuple[int, list[Placement]] | None = None
         self._next_beat_s = 0.0
@@ -118,6 +124,11 @@ class Follower:
     def reachable(self) -> bool:
         """Whether the registry answered when it was last asked."""
         return self._reachable
+
+    @property
+    def lease_s(self) -> float | None:
+        """For how long it begins episodes if it hears nothing more; None for as long as it likes."""
+        return self._lease.left_s
 
     def listen(self, listener: Listener) -> None:
         """`listener` gets every new state of the fleet, before this process says that it routes by it."""
@@ -157,6 +168,7 @@ class Follower:
 
     async def stop(self) -> None:
         """Leaves the fleet. The backend keeps what it has: whoever owns it closes it."""
+        self._lease.stop()
         tasks = [held.task for held in self._held.values() if held.task is not None]
         tasks += [*self._unloading, *([self._task] if self._task is not None else [])]
         for task in tasks:
@@ -188,7 +200,7 @@ class Follower:
                 _logger.exception("following the registry failed")
 
     async def _follow(self) -> None:
-        known = self._fleet.generation if self._fleet else -1
+        known, asked_s = self._fleet.generation if self._fleet else -1, time.monotonic()
         generation = await self._beat(known)
         self._note_reachable(True)
         if generation != known:
@@ -201,6 +213,8 @@ class Follower:
                 self._applied.notify_all()
             # Said at once: others wait for this gateway to route by it.
             self._woken.set()
+        assert self._fleet is not None
+        self._lease.renew(asked_s, num_gateways=self._num_gateways, switching=self._fleet.switching)
 
     async def _beat(self, known: int) -> int:
         """The fleet's generation. Only looks, while there is nothing to say and the last heartbeat is young."""
@@ -212,9 +226,10 @@ class Follower:
         beat = partial(
             self._registry.beat, self.gateway_id, address=self.address, generation=known, placements=placements
         )
-        generation = await self.ask(beat)
+        heard = await self.ask(beat)
         self._said, self._next_beat_s = said, now_s + self._settings.beat_s
-        return generation
+        self._num_gateways = heard.num_gateways
+        return heard.generation
 
     def _note_reachable(self, reachable: bool, error: str = "") -> None:
         if reachable is not self._reachable:

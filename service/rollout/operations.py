@@ -1,14 +1,14 @@
 """The operations of an operator: load, promote, roll back, split, shadow, drain, unload, and their end.
 
-Owns their order and what makes each safe: the new revision is ready on every gateway before the route names it, and a
-failure on the way leaves the route as it was. Does not own the database's rules (registry/) nor loading in a process
-(follower.py). An operation belongs to the process it was started in and ends with it.
+Owns their order and what makes each safe: the new revision is ready on every gateway before the route names it, no
+gateway that cannot see the change contradicts it for longer than a second (lease.py), and a failure on the way leaves
+the route as it was. Does not own the database's rules (registry/), loading in a process (follower.py), nor what happens
+unasked (tending.py). An operation belongs to the process it was started in and ends with it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
@@ -20,13 +20,11 @@ from typing import Any, TypeVar
 from service.artifacts import ArtifactStore, manifest_digest
 from service.errors import ConflictError, InvalidRequestError, ServiceError
 from service.registry import (
-    Gateway,
     Guard,
     Operation,
     PolicyRecord,
     Registry,
     RegistryUnavailableError,
-    RevisionRecord,
     RevisionState,
     Route,
     Shadow,
@@ -34,18 +32,14 @@ from service.registry import (
 from service.registry.registry import REGISTER
 from service.revision import Revision, RevisionError
 from service.rollout.follower import Follower
+from service.rollout.gateways import LOADING_ORDER, LiveGateways, OperationFailedError
+from service.rollout.tending import SERVICE_ACTOR, Tending
 
 _logger = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
-_ORDER = (RevisionState.LOADING, RevisionState.WARMING, RevisionState.READY)
-SERVICE_ACTOR = "service"
 ROLL_BACK = "roll back"
-# Of the looks at what drains: a dead process is no hurry.
-_ORPHANS_EVERY = 5
-
-
-class OperationFailedError(Exception):
-    """An operation could not be carried out; what served goes on serving."""
+# What makes a revision stop serving is not kept waiting by a gateway that is silent.
+_HURRY_S = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,18 +78,26 @@ class Rollout:
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._registry, self._follower, self._artifacts = registry, follower, artifacts
-        self._settings = settings or RolloutSettings()
-        self._now = now
+        self._settings = settings = settings or RolloutSettings()
         self._running: dict[str, asyncio.Task[None]] = {}
-        self._tending: asyncio.Task[None] | None = None
-        self._seen: dict[str, tuple[int, float]] = {}
+        self._gateways = LiveGateways(
+            registry, follower, lost_s=settings.gateway_lost_s, poll_interval_s=settings.poll_interval_s
+        )
+        self._tending = Tending(
+            registry=registry,
+            follower=follower,
+            gateways=self._gateways,
+            drain_timeout_s=settings.drain_timeout_s,
+            interval_s=settings.poll_interval_s * 10,
+            now=now,
+        )
 
     async def start(self) -> None:
-        await self._end_orphans()
-        self._tending = asyncio.create_task(self._tend(), name="rollout")
+        await self._tending.start()
 
     async def stop(self) -> None:
-        tasks = [*self._running.values(), *([self._tending] if self._tending is not None else [])]
+        await self._tending.stop()
+        tasks = [*self._running.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -251,13 +253,13 @@ class Rollout:
         if record.state.answers:
             return
         actor = SERVICE_ACTOR
-        if record.state not in _ORDER:
+        if record.state not in LOADING_ORDER:
             await self._set(policy, revision, RevisionState.LOADING, actor)
         await self._step(operation_id, "loading")
         try:
             async with asyncio.timeout(self._settings.load_timeout_s):
                 for state in (RevisionState.WARMING, RevisionState.READY):
-                    await self._all_reached(policy, revision, state)
+                    await self._gateways.reached(policy, revision, state)
                     await self._set(policy, revision, state, actor)
                     await self._step(operation_id, "warming" if state is RevisionState.WARMING else "probed, ready")
         except TimeoutError:
@@ -357,105 +359,47 @@ class Rollout:
         operation_id: str,
         reason: str = "",
     ) -> None:
-        """Changes the route, and returns once every gateway routes by it."""
-        detail = {"reason": reason} if reason else {}
-        await self._ask(partial(self._registry.change_route, policy, change, actor=actor, action=action, detail=detail))
+        """Changes the route, and returns once every gateway that lives routes by it; the others begin no episode."""
+        # A gateway that is alone has nobody to agree with.
+        announced, lost = len(await self._gateways.alive()) > 1, list[str]()
+        try:
+            if announced:
+                lost += await self._announce(policy, operation_id, hurry=action == ROLL_BACK)
+            detail = {"reason": reason} if reason else {}
+            work = partial(self._registry.change_route, policy, change, actor=actor, action=action, detail=detail)
+            await self._ask(work)
+        except BaseException:
+            if announced:
+                with suppress(RegistryUnavailableError):  # tending takes it back later
+                    await self._ask(partial(self._registry.announce, policy, switching=False))
+            raise
         generation = await self._ask(self._registry.generation)
         await self._follower.applied(generation, timeout_s=self._settings.apply_timeout_s)
-        async with asyncio.timeout(self._settings.apply_timeout_s + self._settings.gateway_lost_s):
-            while any(gateway.generation < generation for gateway in await self._gateways()):  # noqa: ASYNC110
-                await asyncio.sleep(self._settings.poll_interval_s)
-        await self._step(operation_id, "every gateway routes by it")
+        say = partial(self._step, operation_id)
+        lost += await self._gateways.follow(generation, within_s=self._patience_s, say=say)
+        others = f"; {', '.join(lost)} has left, or is cut off and begins no episode" if lost else ""
+        await self._step(operation_id, f"every gateway routes by it{others}")
 
-    async def _all_reached(self, policy: str, revision: str, state: RevisionState) -> None:
-        """Waits until every gateway is as far. Raises OperationFailedError with the first reason of one that failed."""
-        reached = _ORDER[_ORDER.index(state) :]
-        while True:
-            self._follower.wake()
-            gateways = {gateway.gateway_id for gateway in await self._gateways()}
-            placements = await self._ask(partial(self._registry.placements, policy, revision))
-            for placement in placements:
-                if placement.state is RevisionState.FAILED:
-                    raise OperationFailedError(placement.error)
-            if gateways <= {each.gateway_id for each in placements if each.state in reached}:
-                return
-            await asyncio.sleep(self._settings.poll_interval_s)
+    async def _announce(self, policy: str, operation_id: str, *, hurry: bool) -> list[str]:
+        """Has every gateway know that a change comes, from when on one that is cut off begins no episode for long.
 
-    async def _gateways(self) -> list[Gateway]:
-        """Those that live. Judged by whether heartbeats go on, so that no two clocks are compared."""
-        now_s = asyncio.get_running_loop().time()
-        alive = []
-        for gateway in await self._ask(self._registry.gateways):
-            beats, since_s = self._seen.get(gateway.gateway_id, (-1, now_s))
-            if beats != gateway.beats:
-                since_s = now_s
-            self._seen[gateway.gateway_id] = gateway.beats, since_s
-            if now_s - since_s < self._settings.gateway_lost_s:
-                alive.append(gateway)
-            else:
-                _logger.error("gateway lost", extra={"fields": {"gateway": gateway.gateway_id}})
-                await self._ask(partial(self._registry.leave, gateway.gateway_id))
-                self._seen.pop(gateway.gateway_id, None)
-        return alive
+        Waits for one that is silent until it counts as lost, and its own lease has run out; in a hurry, not. Returns
+        the names of those.
+        """
+        generation = await self._ask(partial(self._registry.announce, policy, switching=True))
+        self._follower.wake()
+        within_s = _HURRY_S if hurry else self._patience_s
+        try:
+            return await self._gateways.follow(generation, within_s=within_s, say=partial(self._step, operation_id))
+        except TimeoutError:
+            if not hurry:
+                raise
+            await self._step(operation_id, "does not wait for a gateway that is silent")
+            return []
 
-    async def _tend(self) -> None:
-        """What nobody asks for: revisions that have drained go, and operations whose process died end."""
-        for round_ in itertools.count(1):
-            await asyncio.sleep(self._settings.poll_interval_s * 10)
-            try:
-                await self._end_drains()
-                if round_ % _ORPHANS_EVERY == 0:
-                    await self._end_orphans()
-            except RegistryUnavailableError:
-                continue
-            except Exception:  # the edge: tending goes on
-                _logger.exception("tending failed")
-
-    async def _end_drains(self) -> None:
-        fleet = self._follower.fleet
-        for policy in fleet.policies.values() if fleet is not None else ():
-            for record in policy.revisions.values():
-                if record.state is RevisionState.DRAINING and policy.route is not None:
-                    # Another gateway may have been first.
-                    with suppress(ConflictError):
-                        await self._end_drain(policy, policy.route, record)
-
-    async def _end_drain(self, policy: PolicyRecord, route: Route, record: RevisionRecord) -> None:
-        waited_s = (self._now() - record.changed_at).total_seconds()
-        placements = await self._ask(partial(self._registry.placements, policy.name, record.revision))
-        busy = sum(placement.num_in_progress for placement in placements)
-        if busy and not route.move_episodes and waited_s < self._settings.drain_timeout_s:
-            return
-        is_previous = record.revision == route.previous
-        watched = is_previous and route.guard.watches and waited_s < route.guard.watch_s
-        shadowed = route.shadow is not None and route.shadow.revision == record.revision
-        keep = shadowed or watched or (is_previous and route.keep_previous)
-        await self._set(
-            policy.name,
-            record.revision,
-            RevisionState.READY if keep else RevisionState.UNLOADED,
-            SERVICE_ACTOR,
-        )
-
-    async def _end_orphans(self) -> None:
-        alive = {gateway.gateway_id for gateway in await self._gateways()}
-        for operation in await self._ask(partial(self._registry.operations, running=True)):
-            if operation.gateway_id in alive:
-                continue
-            error = "the process that carried it out ended"
-            await self._ask(partial(self._registry.end_operation, operation.operation_id, error=error))
-        running = {each.policy for each in await self._ask(partial(self._registry.operations, running=True))}
-        fleet = await self._ask(self._registry.fleet)
-        for policy in fleet.policies.values():
-            for record in policy.revisions.values():
-                stuck = record.state in (RevisionState.LOADING, RevisionState.WARMING)
-                if stuck and policy.name not in running:
-                    await self._ask(
-                        partial(
-                            self._registry.set_state, policy.name, record.revision, RevisionState.FAILED,
-                            error="the process that loaded it ended", actor=SERVICE_ACTOR,
-                        )
-                    )  # fmt: skip
+    @property
+    def _patience_s(self) -> float:
+        return self._settings.apply_timeout_s + self._settings.gateway_lost_s
 
     async def _set(self, policy: str, revision: str, state: RevisionState, actor: str) -> None:
         await self._ask(partial(self._registry.set_state, policy, revision, state, actor=actor))

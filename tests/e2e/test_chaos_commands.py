@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import random
 from collections.abc import Iterator
@@ -19,8 +20,10 @@ def chaos(toy_checkpoint: Path, tmp_path: Path, *arguments: str, backend: str = 
     written = tmp_path / "result.json"
     command = ["--log-level", "warning", "chaos", *arguments, "--robots", "2"]
     command += ["--backend", backend] if backend else []
-    assert main([*command, "--policy", str(toy_checkpoint), "--json", str(written)]) == 0
-    return json.loads(written.read_text())
+    status = main([*command, "--policy", str(toy_checkpoint), "--json", str(written)])
+    result = json.loads(written.read_text())
+    assert status == (1 if result["missed_goals"] else 0)
+    return result
 
 
 def test_swaps_under_load_lose_no_request_and_mix_no_revisions(toy_checkpoint, tmp_path):
@@ -86,6 +89,106 @@ def test_a_gateway_that_forgets_deadlines_is_reported(toy_checkpoint, tmp_path, 
     monkeypatch.setattr(ChunkAnswerer, "answer", forgetful)
     result = chaos(toy_checkpoint, tmp_path, "deadline", "--rounds", "1", "--deadline-s", "0.3", backend="")
     assert (result["reached_after_first"], result["expired"], result["late"]) == (2, 0, 2), result
+
+
+def test_a_goal_that_is_met_exits_0_and_one_that_is_missed_exits_1_and_says_which(
+    toy_checkpoint, tmp_path, monkeypatch, capsys
+):
+    from service.chaos import deadline
+
+    arguments = ["--log-level", "warning", "chaos", "deadline", "--rounds", "1", "--robots", "2", "--deadline-s", "0.3"]
+    assert main([*arguments, "--policy", str(toy_checkpoint)]) == 0
+    assert "goal missed" not in capsys.readouterr().err
+    monkeypatch.setattr(deadline, "_LATE_S", -60.0)
+    assert main([*arguments, "--policy", str(toy_checkpoint)]) == 1
+    said = capsys.readouterr()
+    assert said.err.startswith("goal missed: 2 answers came late") and "ended as EXPIRED" in said.out
+
+
+RESULTS: dict[str, tuple[dict[str, Any], dict[str, tuple[Any, str]]]] = {
+    # What a run that met its goal says, and for each figure one that misses it.
+    "swap": (
+        {"failed": 0, "failures": {}, "wrong_revision": 0, "wrong_revision_examples": [], "latency_max_over_p50": 4.0},
+        {
+            "failed": (1, "1 requests failed"),
+            "wrong_revision": (2, "2 answers of a wrong revision"),
+            "latency_max_over_p50": (4.1, "4.1 times p50, at most 4"),
+        },
+    ),
+    "kill": (
+        {
+            "recovered": True, "typed_errors": {"UNAVAILABLE": 9}, "late": 0, "wrong_revision": 0,
+            "registry_intact": True,
+        },
+        {
+            "recovered": (False, "no chunk for 120 s"),
+            "typed_errors": ({"UNKNOWN": 1}, "{'UNKNOWN': 1}"),
+            "late": (1, "late is 1"),
+            "wrong_revision": (1, "wrong_revision is 1"),
+            "registry_intact": (False, "the registry is not as it was"),
+        },
+    ),
+    "load": (
+        {"attempts": {"NaN weights": {"error": ""}}, "not_as_expected": [], "failed": 0, "wrong_revision": 0},
+        {
+            "not_as_expected": (["NaN weights"], "NaN weights: promoted"),
+            "failed": (3, "failed is 3"),
+            "wrong_revision": (1, "wrong_revision is 1"),
+        },
+    ),
+    "canary": (
+        {
+            "within_interval": True, "canary_episodes": 40, "interval_low": 29, "interval_high": 51, "failed": 0,
+            "split_episodes_or_wrong_answers": 0, "shadow_failed": 0, "shadow_changed_answers": 0, "shadow_alert": True,
+        },
+        {
+            "within_interval": (False, "expected 29 to 51"),
+            "failed": (1, "failed is 1"),
+            "split_episodes_or_wrong_answers": (1, "split_episodes_or_wrong_answers is 1"),
+            "shadow_failed": (1, "shadow_failed is 1"),
+            "shadow_changed_answers": (1, "shadow_changed_answers is 1"),
+            "shadow_alert": (False, "no alert"),
+        },
+    ),
+    "deadline": (
+        {
+            "requests": 6, "reached_after_first": 0, "expired": 6, "reasons": {"EXPIRED": 6}, "late": 0,
+            "worst_late_ms": 1.0,
+        },
+        {
+            "reached_after_first": (1, "1 expired requests reached the model"),
+            "expired": (5, "of 6 requests 5"),
+            "late": (1, "1 answers came late"),
+        },
+    ),
+    "fairness": (
+        {"ratio": 1.2, "steady_failures": {}},
+        {"ratio": (1.21, "1.21 times"), "steady_failures": ({"OVERLOADED": 1}, "{'OVERLOADED': 1}")},
+    ),
+    "fuzz": (
+        {"crashes": 0, "hangs": 0, "untyped": 0, "valid_refused": 0, "rss_growth": 0.05},
+        {
+            "crashes": (1, "crashes is 1"),
+            "hangs": (1, "hangs is 1"),
+            "untyped": (1, "untyped is 1"),
+            "valid_refused": (1, "valid_refused is 1"),
+            "rss_growth": (0.06, "grew by 6.0%"),
+        },
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", RESULTS)
+def test_every_figure_of_a_goal_can_miss_it(what, subtests):
+    missed_goals = importlib.import_module(f"service.chaos.{what}").missed_goals
+    met, missing = RESULTS[what]
+    assert missed_goals(met) == []
+    for name, (value, said) in missing.items():
+        with subtests.test(figure=name):
+            (missed,) = missed_goals(met | {name: value})
+            assert said in missed
+    if what == "fuzz":
+        assert missed_goals(met | {"rss_growth": None}) == ["resident memory is not known, at most 5%"]
 
 
 def test_a_fast_robot_supersedes_itself_and_the_others_get_all_their_chunks(toy_checkpoint, tmp_path):

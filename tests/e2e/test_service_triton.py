@@ -24,7 +24,15 @@ from safetensors.torch import load_file, save_file
 from policy.checkpoint import load_probe
 from policy.policy import Policy
 from policy.request import ChunkRequest
-from service.backend import BackendChunk, BackendError, BackendFailedError, BackendRequest, BackendUnavailableError
+from service.backend import (
+    BackendChunk,
+    BackendError,
+    BackendFailedError,
+    BackendRequest,
+    BackendUnavailableError,
+    RealTimeChunking,
+)
+from service.local import to_chunk_request
 from service.model_settings import ModelSettings
 from service.probe import ProbeCase, read_probe
 from service.revision import Revision, RevisionError, read_revision
@@ -64,6 +72,7 @@ class Running:
             history_actions=torch.tensor(request.history_actions),
             seed=request.seed,
             num_inference_steps=request.num_inference_steps,
+            real_time_chunking=to_chunk_request(list(self.policy.embodiments.values()), request).real_time_chunking,
         )
         return self.policy.predict_chunk([asked])[0].numpy()
 
@@ -95,7 +104,7 @@ async def running(toy_checkpoint: Path) -> AsyncIterator[Running]:
 
 
 def requests_of_all_kinds(cases: tuple[ProbeCase, ...]) -> list[BackendRequest]:
-    """Every body at three resolutions, with and without history, of several seeds and step counts."""
+    """Every body at three resolutions, with and without history and a chunk to continue, of several seeds and steps."""
     rng = np.random.default_rng(0)
     requests = []
     for number, (height, width) in enumerate(((32, 32), (48, 64), (17, 33))):
@@ -105,11 +114,19 @@ def requests_of_all_kinds(cases: tuple[ProbeCase, ...]) -> list[BackendRequest]:
                 case.request, images=frames, seed=2**40 * number, num_inference_steps=1 + number, instruction="é" * 9
             )
             keep = number % 2
+            chunking = RealTimeChunking(
+                previous_actions=-case.expected[number:],
+                inference_delay=number,
+                execution_horizon=2,
+                method="guidance",
+                max_guidance_weight=2.5,
+            )
             requests.append(
                 replace(
                     request,
                     history_states=request.history_states[: keep * 9],
                     history_actions=request.history_actions[: keep * 9],
+                    real_time_chunking=chunking if number else None,
                 )
             )
     return requests

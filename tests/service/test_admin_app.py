@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -15,12 +16,22 @@ from service.policies import ServedPolicies
 from service.revision import read_revision
 
 
-async def get(kit, path: str, *, backend: Backend | None = None, policies: ServedPolicies | None = None, registry=None):
+async def get(
+    kit,
+    path: str,
+    *,
+    backend: Backend | None = None,
+    policies: ServedPolicies | None = None,
+    registry=None,
+    reachable: bool = True,
+    lease_s: float | None = None,
+):
+    follower = SimpleNamespace(reachable=reachable, lease_s=lease_s)
     app = create_admin_app(
         policies=policies or kit.policies,
         backend=backend or kit.backend(),
         metrics_registry=registry or CollectorRegistry(),
-        fleet=None,  # None of these routes asks it.
+        fleet=SimpleNamespace(follower=follower),  # These routes ask nothing more of it.
     )
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://admin") as client:
         return await client.get(path)
@@ -48,6 +59,8 @@ def test_readiness_needs_every_policy_and_says_which_are_missing(kit, fetch, tmp
     assert answer.status_code == 503
     assert answer.json() == {
         "ready": False,
+        "registry": "reachable",
+        "lease_s": None,
         "policies": [
             {"policy": "second", "revision": second.revision, "ready": False},
             {"policy": "tabletop", "revision": kit.revision.revision, "ready": True},
@@ -55,6 +68,17 @@ def test_readiness_needs_every_policy_and_says_which_are_missing(kit, fetch, tmp
     }
     ready = fetch("/readyz", policies=policies)
     assert ready.status_code == 200 and ready.json()["ready"] is True
+
+
+def test_a_gateway_without_its_registry_says_so_and_is_not_ready_once_it_is_cut_off(kit, fetch):
+    policies = ServedPolicies.fixed({"tabletop": [kit.revision]})
+    lost = fetch("/readyz", policies=policies, reachable=False, lease_s=3.5)
+    assert lost.status_code == 200
+    assert (lost.json()["ready"], lost.json()["registry"], lost.json()["lease_s"]) == (True, "lost", 3.5)
+    policies.begin_episodes_until(0.0)
+    cut_off = fetch("/readyz", policies=policies, reachable=False, lease_s=0.0)
+    assert cut_off.status_code == 503
+    assert (cut_off.json()["ready"], cut_off.json()["registry"], cut_off.json()["lease_s"]) == (False, "cut off", 0.0)
 
 
 def test_the_policies_are_what_the_gateway_publishes(kit, fetch):

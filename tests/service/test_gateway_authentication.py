@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 
 import grpc
 import pytest
@@ -10,7 +11,7 @@ from prometheus_client import CollectorRegistry
 
 from premotor.v1 import policy_pb2, policy_pb2_grpc
 from premotor.wire import decode_duration, read_error_metadata
-from service.credentials import Caps, TlsFiles, read_tls
+from service.credentials import Caps, ServingTls, TlsFiles, read_tls
 from service.gateway import GatewayLimits, GatewayServer
 
 TIMEOUT_S = 10.0
@@ -113,6 +114,23 @@ async def test_a_revoked_tokens_stream_gets_what_it_was_promised_and_ends(kit, d
     assert len(backend.requests) == 1
 
 
+@pytest.mark.parametrize("how", ["revoked", "expired"])
+async def test_a_silent_stream_ends_soon_after_its_token(kit, desk, how):
+    token = desk.give("infer", expires_at=desk.now + timedelta(hours=1))
+    limits = GatewayLimits(credential_check_s=0.02)
+    async with kit.serve(credentials=desk.credentials, limits=limits) as gateway:
+        stream = await opened(gateway.stub.StreamChunks(timeout=TIMEOUT_S, metadata=bearer(token)), kit)
+        if how == "revoked":
+            desk.revoke(token)
+        else:
+            desk.now += timedelta(hours=2)
+        with pytest.raises(grpc.aio.AioRpcError) as ended:
+            await stream.read()
+        assert refused_calls(gateway, how) == 1
+    assert ended.value.code() is grpc.StatusCode.UNAUTHENTICATED
+    assert details_of(ended.value).reason == policy_pb2.RequestError.REASON_UNAUTHENTICATED
+
+
 async def test_each_request_of_a_stream_is_for_a_policy_of_the_token_and_the_stream_goes_on(kit, desk):
     elsewhere = kit.request(request_id="elsewhere")
     elsewhere.policy = "kitchen"
@@ -190,7 +208,10 @@ async def test_the_port_is_encrypted_and_asks_for_a_certificate_where_told(kit, 
         client_ca=certificates.ca if mutual else None,
     )
     server = GatewayServer(
-        policies=kit.policies, backend=kit.backend(), metrics_registry=CollectorRegistry(), tls=read_tls(files)
+        policies=kit.policies,
+        backend=kit.backend(),
+        metrics_registry=CollectorRegistry(),
+        tls=ServingTls(read_tls(files)),
     )
     address = f"127.0.0.1:{await server.start()}"
     ca = certificates.ca.read_bytes()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 
 import grpc
 import pytest
@@ -76,6 +77,34 @@ async def test_a_drain_reports_not_serving_and_ends_the_watches(kit):
         backend.holds[1].set()
         await held
         await stopping
+
+
+@pytest.mark.asyncio
+async def test_where_no_episode_may_begin_balancers_send_them_elsewhere_and_those_in_progress_go_on(kit):
+    own = type(kit)(kit.revision)
+    async with own.serve(limits=FAST) as gateway:
+        watch = health_of(gateway).Watch(asked_about(""), timeout=TIMEOUT_S)
+        assert (await watch.read()).status == SERVING
+        begun = kit.request()
+        await gateway.stub.PredictChunk(begun, timeout=TIMEOUT_S)
+        own.policies.begin_episodes_until(0.0)
+        assert (await watch.read()).status == NOT_SERVING
+        await gateway.stub.PredictChunk(begun, timeout=TIMEOUT_S)
+        pinned = kit.request()
+        pinned.episode_id, pinned.revision = "pinned", kit.revision.revision
+        await gateway.stub.PredictChunk(pinned, timeout=TIMEOUT_S)
+        new = kit.request()
+        new.episode_id = "new"
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await gateway.stub.PredictChunk(new, timeout=TIMEOUT_S)
+        own.policies.begin_episodes_until(math.inf)
+        assert (await watch.read()).status == SERVING
+        await gateway.stub.PredictChunk(new, timeout=TIMEOUT_S)
+        watch.cancel()
+    error = read_error_metadata(refused.value.trailing_metadata())
+    assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert error is not None and error.reason == policy_pb2.RequestError.REASON_NOT_READY
+    assert error.HasField("retry_delay")
 
 
 class SilentBackend:

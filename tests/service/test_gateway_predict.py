@@ -297,6 +297,36 @@ async def test_a_caller_who_leaves_frees_its_place(kit):
         await gateway.stub.PredictChunk(kit.request(seed=2), timeout=TIMEOUT_S)
 
 
+def judged(gateway, kit) -> tuple[int, float]:
+    """How many requests a guard would judge the revision by, and how many of them failed."""
+    record = gateway.server.outcomes.record("tabletop", kit.revision.revision, since_s=0.0, window_s=60.0)
+    return record.num_requests, record.error_rate
+
+
+@pytest.mark.asyncio
+async def test_a_robot_that_hangs_up_is_counted_as_cancelled_and_held_against_no_revision(kit):
+    backend = kit.backend(holds={1: asyncio.Event()})
+    async with kit.serve(backend=backend) as gateway:
+        call = gateway.stub.PredictChunk(kit.request(seed=1), timeout=TIMEOUT_S)
+        await backend.wait_for_requests(1)
+        call.cancel()
+        await asyncio.wait_for(backend.cancelled.wait(), 5)
+        await gateway.until(lambda: gateway.count(policy="tabletop", status="CANCELLED") == 1)
+        assert judged(gateway, kit) == (0, 0.0)
+
+
+@pytest.mark.asyncio
+async def test_a_model_too_slow_for_a_deadline_is_held_against_its_revision(kit):
+    backend = kit.backend(holds={1: asyncio.Event()})
+    async with kit.serve(backend=backend) as gateway:
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await gateway.stub.PredictChunk(kit.request(seed=1), timeout=0.2)
+        await asyncio.wait_for(backend.cancelled.wait(), 5)
+        await gateway.until(lambda: judged(gateway, kit) == (1, 1.0))
+        assert gateway.count(policy="tabletop", status="DEADLINE_EXCEEDED") == 1
+    assert failed.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
 @pytest.mark.asyncio
 async def test_a_drain_refuses_new_requests_and_lets_those_in_flight_end(kit):
     backend = kit.backend(holds={1: asyncio.Event()})

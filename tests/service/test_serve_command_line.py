@@ -8,10 +8,12 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 import torch
 
 from service.__main__ import main
+from service.serve import ServeConfig, Service
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +42,7 @@ def logging_as_before() -> Iterator[None]:
         (["bench", "overhead", "--policy", "a", "--iterations", "0"], "iterations is 0"),
         (["bench", "batching", "--policy", "a", "--concurrency", "0"], "concurrency is 0"),
         (["bench", "device", "--policy", "a", "--iterations", "0"], "iterations is 0"),
+        (["bench", "real-time-chunking", "--policy", "a", "--rounds", "0"], "rounds is 0"),
         ([], "VERB"),
     ],
 )
@@ -70,6 +73,28 @@ def test_serving_what_is_no_checkpoint_fails_at_once(
     captured = capsys.readouterr()
     assert "cannot serve: manifest.json is missing" in captured.err
     assert captured.out == ""
+
+
+@pytest.mark.parametrize(("flags", "fenced"), [([], False), (["--fence", "on"], True), (["--fence", "off"], False)])
+def test_a_service_that_is_alone_is_fenced_where_told(
+    flags: list[str], fenced: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def look(config: ServeConfig) -> None:
+        service = Service(config)
+        try:
+            announced = await service.start()
+            async with httpx.AsyncClient(base_url=announced["admin"]) as http:
+                ready = (await http.get("/readyz")).json()
+                metrics = (await http.get("/metrics")).text
+            said.append((ready["registry"], ready["lease_s"] is not None, "lease_seconds +Inf" not in metrics))
+        finally:
+            await service.stop()
+
+    said: list[tuple[str, bool, bool]] = []
+    monkeypatch.setattr("service.serve.serve", look)
+    ports = ("--port", "0", "--admin-port", "0", "--drain-s", "0")
+    assert main(["serve", "--state", str(tmp_path), "--backend", "local", *ports, *flags]) == 0
+    assert said == [("reachable", fenced, fenced)]
 
 
 def test_check_prints_the_revision_of_a_good_checkpoint(

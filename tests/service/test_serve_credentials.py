@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 import ssl
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial, partialmethod
 from pathlib import Path
 
 import grpc
@@ -19,7 +21,7 @@ from websockets.exceptions import InvalidStatus
 
 from premotor.v1 import policy_pb2, policy_pb2_grpc
 from service.__main__ import main
-from service.credentials import Scope, TlsFiles, TokenSpec, read_tls
+from service.credentials import Scope, ServingTls, TlsFiles, TokenSpec, read_tls
 from service.credentials.exposure import ExposedError
 from service.credentials.issuing import create_token
 from service.model_settings import ModelSettings
@@ -156,6 +158,32 @@ async def test_every_port_encrypts_and_asks_for_a_certificate_where_told(tmp_pat
                     await http.get(f"{announced['admin']}/healthz")
             else:
                 assert (await http.get(f"{announced['admin']}/healthz")).status_code == 200
+
+
+async def test_every_port_shows_a_new_certificate_without_a_restart(tmp_path, certificates, monkeypatch):
+    monkeypatch.setattr(ServingTls, "follow", partialmethod(ServingTls.follow, interval_s=0.02))
+    files = TlsFiles(certificate=tmp_path / "cert.pem", key=tmp_path / "key.pem")
+    shutil.copy(certificates.server, files.certificate)
+    shutil.copy(certificates.server_key, files.key)
+    async with running(config(tmp_path / "state", tls=read_tls(files), openpi_port=0)) as announced:
+        ports = [int(announced[name].rsplit(":", 1)[1]) for name in ("grpc", "admin", "openpi")]
+
+        async def shown() -> list[str]:
+            ask = partial(asyncio.to_thread, ssl.get_server_certificate, timeout=5)
+            return [await ask(("127.0.0.1", port)) for port in ports]
+
+        assert await shown() == [certificates.server.read_text()] * 3
+        shutil.copy(certificates.client, files.certificate)
+        shutil.copy(certificates.client_key, files.key)
+        async with asyncio.timeout(10):
+            while await shown() != [certificates.client.read_text()] * 3:  # noqa: ASYNC110  # nobody says so
+                await asyncio.sleep(0.02)
+
+
+async def test_while_nobody_needs_a_token_only_loopbacks_names_are_answered(tmp_path):
+    async with running(config(tmp_path)) as announced, httpx.AsyncClient(base_url=announced["admin"]) as http:
+        assert (await http.get("/")).status_code == 200
+        assert (await http.get("/", headers={"host": "evil.example"})).status_code == 403
 
 
 async def test_an_exposed_service_starts_only_when_told_to_and_says_so(tmp_path, caplog):

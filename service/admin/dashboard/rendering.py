@@ -7,6 +7,7 @@ own what is on a page.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,13 @@ def percent(share: float) -> str:
     return f"{round(100 * share, 1):g} %"
 
 
+def detail(value: Any) -> str:
+    """What an audit entry adds: shares by revision, or a text."""
+    if isinstance(value, Mapping) and all(isinstance(share, float) for share in value.values()):
+        return ", ".join(f"{revision} {percent(share)}" for revision, share in value.items())
+    return str(value)
+
+
 def size(num_bytes: int) -> str:
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if num_bytes >= scale:
@@ -115,7 +123,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         auto_reload=False,
     )
-    for show in (milliseconds, percent, size, rate, moment, clock, segment, counted):
+    for show in (milliseconds, percent, detail, size, rate, moment, clock, segment, counted):
         environment.filters[show.__name__] = show
     environment.globals["static"] = lambda name: f"/static/{_NAMES[name]}"
     return environment

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+
 import pytest
 
 from service.admin.app import MAX_BODY_BYTES
@@ -117,3 +120,26 @@ async def test_a_body_is_not_read_beyond_its_cap_whatever_length_was_announced(h
             yield b"x" * 65536
 
     assert (await http.post("/v1/tokens", content=endless())).status_code == 413
+
+
+async def test_the_stream_of_an_operation_ends_soon_after_its_token(http, registry, monkeypatch):
+    admin = bearer((await created(http))["token"])
+    watcher = await created(http, headers=admin, name="screen", scopes=["observe"])
+    operation = registry.start_operation(kind="load", policy="tabletop", revision="a", actor="ada", gateway_id="a")
+    path = f"/v1/operations/{operation.operation_id}/events"
+    look, looked = registry.operation, threading.Event()
+
+    def looking(operation_id: str):
+        looked.set()
+        return look(operation_id)
+
+    monkeypatch.setattr(registry, "operation", looking)
+    # The transport of these tests gives an answer when it is whole.
+    watching = asyncio.create_task(http.get(path, headers=bearer(watcher["token"])))
+    assert await asyncio.to_thread(looked.wait, 5)
+    answer = await http.post(f"/v1/tokens/{watcher['description']['token_id']}:revoke", headers=admin)
+    assert answer.status_code == 200
+    async with asyncio.timeout(5):
+        seen = await watching
+    assert seen.status_code == 200 and seen.text.startswith("event: progress") and "ended" not in seen.text
+    assert (await http.get(path, headers=bearer(watcher["token"]))).status_code == 401

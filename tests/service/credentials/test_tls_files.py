@@ -17,10 +17,10 @@ def files(certificates, **changes) -> TlsFiles:
 
 
 def test_what_is_good_becomes_a_context_that_demands_certificates_only_when_told(certificates):
-    assert read_tls(files(certificates)).context().verify_mode is ssl.CERT_NONE
+    assert read_tls(files(certificates)).context.verify_mode is ssl.CERT_NONE
     mutual = read_tls(files(certificates, client_ca=certificates.ca))
-    assert mutual.context().verify_mode is ssl.CERT_REQUIRED
-    assert mutual.context().minimum_version >= ssl.TLSVersion.TLSv1_2
+    assert mutual.context.verify_mode is ssl.CERT_REQUIRED
+    assert mutual.context.minimum_version >= ssl.TLSVersion.TLSv1_2
 
 
 def test_the_key_is_not_printed(certificates):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import pytest
@@ -17,6 +18,7 @@ from service.registry import Fleet
 class Follower:
     fleet: Fleet | None = None
     reachable: bool = True
+    lease_s: float | None = None
 
 
 @pytest.fixture
@@ -40,7 +42,9 @@ def test_a_registry_that_is_lost_and_the_generation_that_is_routed_by_are_told(k
     registry.register(FleetMetrics(policies=ServedPolicies(), follower=follower))
     assert registry.get_sample_value("premotor_registry_reachable") == 1
     assert registry.get_sample_value("premotor_fleet_generation") == 0
-    follower.reachable, follower.fleet = False, Fleet(generation=7, policies={})
+    assert registry.get_sample_value("premotor_registry_lease_seconds") == math.inf
+    follower.reachable, follower.lease_s, follower.fleet = False, 2.5, Fleet(generation=7, policies={})
     assert registry.get_sample_value("premotor_registry_reachable") == 0
+    assert registry.get_sample_value("premotor_registry_lease_seconds") == 2.5
     assert registry.get_sample_value("premotor_fleet_generation") == 7
     assert b"premotor_fleet_generation 7.0" in generate_latest(registry)

@@ -128,7 +128,7 @@ async def test_over_tls_it_is_the_same_wire(kit, openpi, certificates):
     trusting = ssl.create_default_context(cafile=certificates.ca)
     async with kit.serve() as gateway:
         server = openpi.server(kit, gateway)
-        port = await server.start(tls=tls.context())
+        port = await server.start(tls=tls.context)
         try:
             async with openpi.robot(port, scheme="wss", ssl=trusting) as robot:
                 assert (await robot.ask(openpi.observation(seed=7)))["seed"] == 7
@@ -197,6 +197,45 @@ async def test_without_a_map_no_policy_is_guessed(kit, openpi):
             assert (await refusal(openpi, port)).status_code == 503
         server = openpi.server(kit, gateway, policies=policies, observation_map=None)
         with pytest.raises(ObservationMapError, match=r"which of \['drawer', 'tabletop'\] is meant"):
+            server.check_map()
+        await server.stop()
+
+
+async def test_a_map_that_is_kept_with_the_policy_goes_before_the_given_one_for_robots_that_connect_from_then_on(
+    kit, openpi
+):
+    stored: dict[str, dict] = {}
+    kept = replace(openpi.panda_map, actions="deltas").to_json()
+
+    async def actions_key(robot) -> str:
+        reply = await robot.ask(openpi.observation(seed=7))
+        return next(name for name in ("actions", "deltas") if name in reply)
+
+    async with (
+        kit.serve() as gateway,
+        openpi.serve(kit, gateway, stored_map=lambda policy: stored.get(policy, {})) as port,
+        openpi.robot(port) as before,
+    ):
+        stored["tabletop"] = kept
+        async with openpi.robot(port) as after:
+            assert (after.metadata["actions_key"], await actions_key(after)) == ("deltas", "deltas")
+            assert await actions_key(before) == "actions"
+        stored["tabletop"] = {}
+        async with openpi.robot(port) as again:
+            assert await actions_key(again) == "actions"
+
+
+async def test_a_map_that_is_kept_with_one_of_several_policies_says_which_is_meant(kit, openpi):
+    policies = ServedPolicies.fixed({name: [one_body(kit, name)] for name in ("drawer", "tabletop")})
+    stored = {"drawer": {"policy": "drawer", "images": {"corner": "eye"}, "state": ["hand"]}}
+    options = {"policies": policies, "observation_map": None, "stored_map": lambda policy: stored.get(policy, {})}
+    async with kit.serve() as gateway:
+        async with openpi.serve(kit, gateway, **options) as port, openpi.robot(port) as robot:
+            assert robot.metadata["policy"] == "drawer"
+        server = openpi.server(kit, gateway, **options)
+        server.check_map()
+        stored["tabletop"] = stored["drawer"] | {"policy": "tabletop"}
+        with pytest.raises(ObservationMapError, match="is meant"):
             server.check_map()
         await server.stop()
 

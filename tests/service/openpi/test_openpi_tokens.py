@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 from prometheus_client import CollectorRegistry
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import ConnectionClosedError, InvalidStatus
 
 from service.credentials import Caps, Surface
+from service.gateway import GatewayLimits
 from service.openpi import TokenAuthenticator
 
 
@@ -45,6 +46,22 @@ async def test_a_key_is_a_token_of_scope_infer_for_the_policy(kit, openpi, desk,
         assert await refused_with(openpi, port, key(robot)) == 401
     assert statuses == [401, 401, 403, 403]
     assert len(gateway.backend.requests) == 1
+
+
+async def test_a_silent_connection_ends_soon_after_its_key(kit, openpi, desk, authenticator):
+    token = desk.give("infer")
+    limits = GatewayLimits(credential_check_s=0.02)
+    async with (
+        kit.serve(limits=limits) as gateway,
+        openpi.serve(kit, gateway, authenticator=authenticator) as port,
+        openpi.robot(port, additional_headers=key(token)) as robot,
+    ):
+        assert (await robot.ask(openpi.observation(seed=7)))["seed"] == 7
+        desk.revoke(token)
+        with pytest.raises(ConnectionClosedError) as ended:
+            await robot.hear()
+    assert ended.value.rcvd is not None
+    assert (ended.value.rcvd.code, ended.value.rcvd.reason) == (1008, "UNAUTHENTICATED: the token has been revoked")
 
 
 async def test_a_key_keeps_its_caps_on_connections_and_requests(kit, openpi, desk, authenticator):

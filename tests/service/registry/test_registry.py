@@ -13,6 +13,7 @@ from sqlalchemy.exc import DBAPIError
 
 from service.errors import ConflictError, UnknownOperationError, UnknownPolicyError, UnknownRevisionError
 from service.registry import (
+    Heard,
     OperationState,
     Placement,
     PolicyRecord,
@@ -244,8 +245,8 @@ def test_a_gateway_s_placements_are_what_it_last_said(registry: Registry) -> Non
     def placement(revision: str, state: RevisionState) -> Placement:
         return Placement(gateway_id="a", policy="tabletop", revision=revision, state=state, error="", num_in_progress=2)
 
-    generation = registry.beat("a", address="x:1", generation=0, placements=[placement(OLD, S.LOADING)])
-    assert generation == registry.generation()
+    heard = registry.beat("a", address="x:1", generation=0, placements=[placement(OLD, S.LOADING)])
+    assert heard == Heard(generation=registry.generation(), num_gateways=1)
     registry.beat("a", address="x:1", generation=7, placements=[placement(OLD, S.READY), placement(NEW, S.LOADING)])
     assert registry.placements("tabletop", OLD) == (placement(OLD, S.READY),)
     registry.beat("a", address="x:1", generation=7, placements=[placement(NEW, S.READY)])

@@ -15,7 +15,7 @@ from service.model_settings import ModelSettings
 from service.policies import ServedPolicies
 from service.registry import Registry, open_database
 from service.revision import Revision
-from service.rollout import Follower, FollowerSettings, Rollout, RolloutSettings
+from service.rollout import Follower, FollowerSettings, LeaseSettings, Rollout, RolloutSettings
 
 
 @dataclass
@@ -91,7 +91,9 @@ class FleetKit:
         self._write_checkpoint(self.store / name, **changes)
         return name
 
-    def process(self, name: str, *, models: FakeModels | None = None, **settings) -> Process:
+    def process(
+        self, name: str, *, models: FakeModels | None = None, lease: LeaseSettings | None = None, **settings
+    ) -> Process:
         registry = Registry(open_database(self.url))
         artifacts = ArtifactStore(root=self.store, cache=self._root / "cache")
         now_s = [0.0]
@@ -105,7 +107,7 @@ class FleetKit:
             model=ModelSettings(),
             gateway_id=name,
             own_process=False,
-            settings=FollowerSettings(interval_s=0.05, beat_s=0.1),
+            settings=FollowerSettings(interval_s=0.05, beat_s=0.1, lease=lease or LeaseSettings()),
         )
         defaults = {"poll_interval_s": 0.01, "gateway_lost_s": 2.0, "load_timeout_s": 10.0}
         rollout = Rollout(

@@ -162,3 +162,54 @@ async def test_a_registry_that_is_away_is_said_to_be(fleet, http, process, tmp_p
     answer = await http.get("/v1/fleet/policies")
     assert (answer.status_code, answer.json()["field"]) == (503, "")
     assert "goes on being served" in answer.json()["message"]
+
+
+async def test_the_audit_log_says_the_shares_of_splits_and_shadows(fleet, http):
+    old = await registered(http, fleet.checkpoint("old"))
+    new = await registered(http, fleet.checkpoint("new", variant="history-2"))
+    await carried_out(http, f"{POLICY}/revisions/{old}:promote")
+    await carried_out(http, f"{POLICY}:split", {"shares": {new: 0.25}})
+    await carried_out(http, f"{POLICY}:rollBack", {"reason": "it shakes"})
+    await carried_out(http, f"{POLICY}/revisions/{new}:shadow", {"share": 0.5})
+    await carried_out(http, f"{POLICY}/revisions/{new}:shadow", {"share": 0.0})
+    entries = (await http.get("/v1/audit", params={"policy": "tabletop"})).json()["entries"]
+    details = [entry["detail"] for entry in reversed(entries) if entry["action"] in ("split", "roll back", "shadow")]
+    assert details == [
+        {"shares": {old: 0.75, new: 0.25}},
+        {"reason": "it shakes", "shares": {old: 1.0}},
+        {"shadow": {new: 0.5}},
+        {"shadow": {}},
+    ]
+
+
+OBSERVATION_MAP = {
+    "policy": "tabletop",
+    "embodiment": "panda",
+    "images": {"front": "image/0", "wrist": "image/1"},
+    "state": ["joints"],
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"policy": "kitchen"}, "policy is 'kitchen', expected 'tabletop'"),
+        ({"images": {"front": "image/0"}}, "the cameras of 'panda' are ['front', 'wrist']"),
+        ({"embodiment": "pandas"}, "'pandas' is no body"),
+        ({"stat": ["joints"]}, "there is no 'stat'; the nearest name is 'state'"),
+    ],
+)
+async def test_an_observation_map_that_no_robot_could_use_is_refused(fleet, http, changes, said):
+    old = await registered(http, fleet.checkpoint("old"))
+    await carried_out(http, f"{POLICY}/revisions/{old}:promote")
+    answer = await http.put(f"{POLICY}/observationMap", json=OBSERVATION_MAP | changes)
+    assert (answer.status_code, answer.json()["field"]) == (400, "observation_map")
+    assert said in answer.json()["message"]
+    assert (await status(http))["observation_map"] == {}
+
+
+async def test_an_observation_map_is_kept_with_its_policy_and_taken_away_again(fleet, http):
+    await registered(http, fleet.checkpoint("old"))
+    for kept in (OBSERVATION_MAP, {}):
+        assert (await http.put(f"{POLICY}/observationMap", json=kept)).status_code == 200
+        assert (await status(http))["observation_map"] == kept

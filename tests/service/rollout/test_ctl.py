@@ -203,6 +203,16 @@ async def test_a_shadow_is_set_shown_and_ended(ctl, two):
     assert (await status(ctl))["shadow"] is None
 
 
+async def test_an_observation_map_is_set_from_a_file_and_taken_away(ctl, two, tmp_path):
+    file = tmp_path / "map.json"
+    observation_map = {"policy": "tabletop", "embodiment": "sawyer", "images": {"corner": "eye"}, "state": ["all"]}
+    for kept in (observation_map, {}):
+        file.write_text(json.dumps(kept))
+        await done(ctl, "observation-map", "tabletop", str(file))
+        assert (await status(ctl))["observation_map"] == kept
+    assert (await ctl("observation-map", "tabletop", str(tmp_path / "none.json"))).status == 2
+
+
 async def test_a_guard_is_set_by_flags_and_ended_without_any(ctl, two):
     await done(ctl, "guard", "tabletop", "--max-latency-p95-s", "0.2", "--max-violation-rate", "0.1")
     guard = (await status(ctl))["guard"]
