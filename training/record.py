@@ -333,14 +333,15 @@ def _features(simulation: Simulation, *, images: bool) -> dict[str, dict[str, An
         for camera in (spec.cameras if images else ())
     }
     for key, names in (
-        (STATE_KEY, _element_names(spec.state)),
-        (ACTION_KEY, _element_names(spec.action)),
-        (EXECUTED_ACTION_KEY, _element_names(spec.action)),
+        (STATE_KEY, element_names(spec.state)),
+        (ACTION_KEY, element_names(spec.action)),
+        (EXECUTED_ACTION_KEY, element_names(spec.action)),
         (ENVIRONMENT_STATE_KEY, list(simulation.environment_state_names)),
     ):
         features[key] = {"dtype": "float32", "shape": [len(names)], "names": names}
     return features
 
 
-def _element_names(groups: tuple[Group, ...]) -> list[str]:
+def element_names(groups: tuple[Group, ...]) -> list[str]:
+    """A name for each dimension of a state or action vector."""
     return [group.name if group.dim == 1 else f"{group.name}_{i}" for group in groups for i in range(group.dim)]

@@ -6,8 +6,10 @@ import json
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import pytest
 
 from training.__main__ import VERBS, main
@@ -102,6 +104,49 @@ def test_evaluating_a_gateway_that_is_not_there_says_whom_it_asked(
     videos = ["--videos", str(tmp_path / "videos")] if filmed else []
     assert evaluate(tmp_path, "--address", address, "--policy", "tabletop", *videos) == 1
     assert f"evaluate: policy 'tabletop' at {address}: UNAVAILABLE" in capsys.readouterr().err
+
+
+def test_evaluating_shows_the_token_to_the_gateway(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shown: list[object] = []
+
+    def refuse(_request: bytes, context: grpc.ServicerContext) -> bytes:
+        shown.append(dict(context.invocation_metadata()).get("authorization"))
+        context.abort(grpc.StatusCode.UNAUTHENTICATED, "the token has been revoked")
+        return b""
+
+    class RefusesAll(grpc.GenericRpcHandler):
+        def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+            return grpc.unary_unary_rpc_method_handler(refuse)
+
+    (tmp_path / "token").write_text("pm_0_secret\n")
+    server = grpc.server(ThreadPoolExecutor(1), handlers=(RefusesAll(),))
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    token = ("--token-file", str(tmp_path / "token"))
+    assert evaluate(tmp_path, "--address", address, "--policy", "tabletop", *token) == 1
+    server.stop(0).wait(5)
+    assert set(shown) == {"Bearer pm_0_secret"}
+    said = capsys.readouterr().err
+    assert "UNAUTHENTICATED" in said and "pm_0_secret" not in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--token-file", "TOKEN"), "came without --address"),
+        (("--address", "robots.example:1", "--token-file", "TOKEN"), "would go to robots.example:1 unencrypted"),
+        (("--address", "127.0.0.1:1", "--token-file", "none"), "none cannot be read"),
+        (("--address", "127.0.0.1:1", "--tls-cert", "TOKEN"), "certificate and key come together"),
+        (("--address", "127.0.0.1:1", "--tls-ca", "TOKEN"), "root_certificates hold no certificate"),
+    ],
+)
+def test_what_may_not_be_shown_to_a_gateway_is_a_wrong_call(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], said: str
+) -> None:
+    (tmp_path / "token").write_text("pm_0_secret")
+    given = [str(tmp_path / "token") if each == "TOKEN" else each for each in arguments]
+    assert evaluate(tmp_path, "--policy", "tabletop", *given) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_evaluating_an_unknown_task_suggests_the_nearest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

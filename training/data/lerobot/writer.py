@@ -133,6 +133,10 @@ class LeRobotWriter:
         self._num_frames += length
         return index
 
+    def side_file(self, path: str) -> Path:
+        """Where to write a file of one's own now, so that it becomes `root / path` with the rest."""
+        return self._create(path)
+
     def close(self) -> None:
         """Finish every file and give the dataset its name. Raises DatasetError when it holds no episode."""
         if not self._episodes:

@@ -31,31 +31,33 @@ def synthetic_arguments(
     rng: np.random.Generator,
 ) -> ChunkArguments:
     """What `predict_chunk` takes: every camera at its own resolution, already encoded, and a full history."""
-    frames = {camera.name: _frame(camera, rng) for camera in embodiment.cameras}
+    frames = {camera.name: synthetic_frame(camera, rng) for camera in embodiment.cameras}
     history = HistoryBuffer(description.history_steps, embodiment.state_dim, embodiment.action_dim)
     for _ in range(description.history_steps):
-        history.append(_vector(embodiment.state, rng), _vector(embodiment.action, rng))
+        history.append(synthetic_vector(embodiment.state, rng), synthetic_vector(embodiment.action, rng))
     return ChunkArguments(
         policy=description.name,
         robot_id=robot_id,
         episode_id=episode_id,
         embodiment=embodiment.name,
         images={name: encode_jpeg(frame) if image_encoding == "jpeg" else frame for name, frame in frames.items()},
-        state=_vector(embodiment.state, rng),
+        state=synthetic_vector(embodiment.state, rng),
         instruction=INSTRUCTION,
         history=history,
         image_encoding=image_encoding,
     )
 
 
-def _frame(camera: Camera, rng: np.random.Generator) -> np.ndarray:
+def synthetic_frame(camera: Camera, rng: np.random.Generator) -> np.ndarray:
+    """RGB pixels of the camera's own resolution: uint8 [height, width, 3]."""
     rows, columns = (math.ceil(extent / _PATCH_PIXELS) for extent in (camera.height, camera.width))
     patches = rng.integers(0, 256 - _NOISE_LEVELS, (rows, columns, 3), np.uint8)
     smooth = patches.repeat(_PATCH_PIXELS, 0).repeat(_PATCH_PIXELS, 1)[: camera.height, : camera.width]
     return smooth + rng.integers(0, _NOISE_LEVELS, smooth.shape, np.uint8)
 
 
-def _vector(groups: Sequence[Group], rng: np.random.Generator) -> np.ndarray:
+def synthetic_vector(groups: Sequence[Group], rng: np.random.Generator) -> np.ndarray:
+    """Values inside the groups' limits: float32 [sum of dims]."""
     bounds = [
         _finite_bounds(lower, upper)
         for group in groups

@@ -1,0 +1,61 @@
+"""Monotonic time and the control steps it is cut into.
+
+Owns the moments at which steps begin, and the count of those that went by. A clock is an argument wherever time is
+read, so that tests need not wait.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from typing import NamedTuple, Protocol
+
+
+class Clock(Protocol):
+    """Time that never jumps, in seconds from a moment of its own choice."""
+
+    def now_s(self) -> float: ...
+
+    def wait(self, event: threading.Event, timeout_s: float) -> bool:
+        """Returns when the event is set, True, or after `timeout_s`, False."""
+        ...
+
+
+class MonotonicClock:
+    """The computer's own."""
+
+    def now_s(self) -> float:
+        return time.monotonic()
+
+    def wait(self, event: threading.Event, timeout_s: float) -> bool:
+        return event.wait(timeout_s)
+
+
+class ControlStep(NamedTuple):
+    """A step that has just begun, and how many before it went by unused."""
+
+    step: int
+    num_skipped: int
+
+
+class ControlSteps:
+    """Step k begins at t0 + k / rate. No step begins late in a burst: those that went by are skipped and counted."""
+
+    def __init__(self, control_rate_hz: float, clock: Clock) -> None:
+        """Step 0 begins now."""
+        self._rate_hz, self._clock = control_rate_hz, clock
+        self._start_s = clock.now_s()
+        self._next_step = 0
+
+    def wait(self, stop: threading.Event) -> ControlStep | None:
+        """Waits for the next step to begin; None once `stop` is set."""
+        wait_s = self._start_s + self._next_step / self._rate_hz - self._clock.now_s()
+        if self._clock.wait(stop, wait_s) if wait_s > 0 else stop.is_set():
+            return None
+        # A step's own beginning must not fall to the step before by rounding.
+        current = math.floor((self._clock.now_s() - self._start_s) * self._rate_hz + 1e-6)
+        step = max(current, self._next_step)
+        num_skipped = step - self._next_step
+        self._next_step = step + 1
+        return ControlStep(step, num_skipped)

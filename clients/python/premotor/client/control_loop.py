@@ -1,0 +1,304 @@
+"""One episode of a robot that plays chunks, one control step at a time.
+
+Owns the order of things within a step: take what came, observe and ask when it is due, then play the action of this
+very step or hold. Owns no thread and never waits; player.py calls it when a step begins. Does not own the plan
+(playback.py), what holding means (hold.py), the estimate of latency (latency.py) or the connection (asker.py).
+"""
+
+from __future__ import annotations
+
+import copy
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from premotor.client.asking import Answer, Asking, News, Question
+from premotor.client.chunks import Chunk, ChunkArguments
+from premotor.client.control_clock import Clock
+from premotor.client.description import Embodiment, PolicyDescription
+from premotor.client.errors import DeadlineExceededError, OutputViolationError
+from premotor.client.events import (
+    ActionPlayed,
+    Asked,
+    AskingStopped,
+    ChunkArrived,
+    EpisodeBegan,
+    EpisodeEnded,
+    Failed,
+    Held,
+    HoldReason,
+    Observed,
+    Observer,
+    PeriodsSkipped,
+    PlayerEvent,
+    Reconnected,
+    Recovered,
+    SwapSeen,
+)
+from premotor.client.history import HistoryBuffer
+from premotor.client.hold import Hold
+from premotor.client.latency import LatencyEstimate
+from premotor.client.playback import ActionBuffer, PlaybackCounts, RealTimeChunkingRule
+from premotor.client.playback_settings import PlaybackSettings, check_settings
+from premotor.client.real_time_chunking import RealTimeChunking
+from premotor.client.robot import Robot, RobotObservation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What one episode is about: who does what."""
+
+    policy: str
+    robot_id: str
+    episode_id: str
+    instruction: str
+    revision: str = ""
+
+
+@dataclass(kw_only=True)
+class EpisodeReport:
+    """What an episode came to. Steps are those that a command was sent in."""
+
+    num_steps: int = 0
+    num_skipped_periods: int = 0
+    num_questions: int = 0
+    num_failures: int = 0
+    num_reconnections: int = 0
+    num_swaps: int = 0
+    counts: PlaybackCounts = field(default_factory=PlaybackCounts)
+
+
+class ControlLoop:
+    """The steps of one episode. `run_step` is called with growing step numbers, from one thread."""
+
+    def __init__(
+        self,
+        robot: Robot,
+        asker: Asking,
+        *,
+        description: PolicyDescription,
+        embodiment: Embodiment,
+        task: Task,
+        settings: PlaybackSettings,
+        latency: LatencyEstimate,
+        clock: Clock,
+        observer: Observer,
+    ) -> None:
+        """Raises ValueError where the settings do not fit the policy or the body."""
+        check_settings(description, embodiment, settings)
+        self._robot, self._asker, self._clock, self._observer = robot, asker, clock, observer
+        self._description, self._embodiment, self._task, self._settings = description, embodiment, task, settings
+        self._latency = latency
+        self._hold = Hold(embodiment, settings.hold)
+        self._buffer = ActionBuffer(embodiment.action, settings.rule)
+        self._history = HistoryBuffer(description.history_steps, embodiment.state_dim, embodiment.action_dim)
+        self._execution_horizon = settings.execution_horizon or description.execution_horizon
+        self._timeout_s = settings.timeout_s or description.action_horizon / embodiment.control_rate_hz
+        self._num_underruns_told = 0
+        self._num_held = 0
+        self._last_state: np.ndarray | None = None
+        self._last_action: np.ndarray | None = None
+        self._stopped: Exception | None = None
+        self.report = EpisodeReport(counts=self._buffer.counts)
+
+    def begin(self) -> None:
+        """Makes the robot ready."""
+        self._robot.reset()
+        self._emit(
+            EpisodeBegan(
+                step=0,
+                episode_id=self._task.episode_id,
+                robot_id=self._task.robot_id,
+                instruction=self._task.instruction,
+                description=self._description,
+                embodiment=self._embodiment,
+            )
+        )
+
+    def run_step(self, step: int, *, num_skipped: int = 0) -> None:
+        """Sends the command of this step. Raises what ended the asking, once the robot is held, and the robot's own."""
+        if num_skipped:
+            self.report.num_skipped_periods += num_skipped
+            self._emit(PeriodsSkipped(step=step, num_periods=num_skipped))
+        began_s = self._clock.now_s()
+        for news in self._asker.take():
+            self._read(news, step)
+        is_due = self._is_due(step) and self._stopped is None and self._asker.is_free()
+        if is_due or self._settings.observe_every_step:
+            observation = self._observe(step)
+            state = observation.state
+            if is_due:
+                self._ask(step, began_s, observation)
+        else:
+            state = self._robot.state()
+        self._play(step, np.asarray(state, np.float32))
+        if self._stopped is not None:
+            raise self._stopped
+
+    def end(self, step: int, *, completed: bool) -> None:
+        """Tells the robot to stay and says how it went. `step` is the one after the last."""
+        if completed:
+            self._stay()
+        else:
+            # Whatever ended it, a body that was told to move must not go on; what came first is what is raised.
+            with suppress(Exception):
+                self._stay()
+        self._emit(
+            EpisodeEnded(
+                step=step,
+                counts=self._buffer.counts,
+                num_skipped_periods=self.report.num_skipped_periods,
+                completed=completed,
+            )
+        )
+
+    def _stay(self) -> None:
+        if self._last_state is not None:
+            self._robot.act(self._hold.action(self._last_state, self._last_action))
+
+    def _is_due(self, step: int) -> bool:
+        """When the buffer would run out before an answer came, or the policy means to look again."""
+        if self._buffer.remaining(step) <= self._latency.threshold_steps:
+            return True
+        newest = self._buffer.newest_for_step
+        return newest is None or step - newest >= self._execution_horizon
+
+    def _observe(self, step: int) -> RobotObservation:
+        observation = self._robot.observe()
+        self._emit(
+            Observed(
+                step=step,
+                images=observation.images,
+                state=observation.state,
+                capture_time_s=observation.capture_time_s,
+            )
+        )
+        return observation
+
+    def _ask(self, step: int, began_s: float, observation: RobotObservation) -> None:
+        task, counts = self._task, self._buffer.counts
+        chunking = self._chunking(step)
+        arguments = ChunkArguments(
+            policy=task.policy,
+            revision=task.revision,
+            robot_id=task.robot_id,
+            episode_id=task.episode_id,
+            embodiment=self._embodiment.name,
+            images=observation.images,
+            state=observation.state,
+            instruction=task.instruction,
+            capture_time_s=observation.capture_time_s,
+            image_encoding=self._settings.image_encoding,
+            num_underruns=counts.num_underruns - self._num_underruns_told,
+            real_time_chunking=chunking,
+        )
+        if self._description.history_steps:
+            # The asker reads it in its own thread, after this one has gone on.
+            arguments["history"] = copy.deepcopy(self._history)
+        self._num_underruns_told = counts.num_underruns
+        self._asker.ask(
+            Question(owner=self, step=step, asked_s=began_s, expires_s=began_s + self._timeout_s, arguments=arguments)
+        )
+        self.report.num_questions += 1
+        self._emit(
+            Asked(
+                step=step,
+                remaining_steps=self._buffer.remaining(step),
+                threshold_steps=self._latency.threshold_steps,
+                inference_delay=chunking.inference_delay if chunking else None,
+            )
+        )
+
+    def _chunking(self, step: int) -> RealTimeChunking | None:
+        """What the server needs to continue the plan, None when there is none to continue."""
+        rule = self._settings.rule
+        if not isinstance(rule, RealTimeChunkingRule) or self._buffer.remaining(step) == 0:
+            return None
+        previous = self._buffer.planned(step)
+        horizon = self._description.action_horizon
+        delay = min(self._latency.delay_steps, len(previous), horizon - 1)
+        too_late_for_prefix = rule.method == "prefix" and delay > self._description.max_inference_delay
+        return RealTimeChunking(
+            previous_actions=previous,
+            inference_delay=delay,
+            # So many were played since the plan's own observation; the overlap is the rest.
+            execution_horizon=max(horizon - len(previous), 1),
+            method="auto" if too_late_for_prefix else rule.method,
+            max_guidance_weight=rule.max_guidance_weight,
+        )
+
+    def _read(self, news: News, step: int) -> None:
+        if isinstance(news, Answer):
+            if news.question.owner is self:
+                self._read_answer(news, step)
+            return
+        if isinstance(news, AskingStopped):
+            self._stopped = news.error
+            self._buffer.clear()
+        self.report.num_failures += isinstance(news, Failed)
+        self.report.num_reconnections += isinstance(news, Reconnected)
+        self.report.num_swaps += isinstance(news, SwapSeen)
+        self._emit(replace(news, step=step))
+
+    def _read_answer(self, answer: Answer, step: int) -> None:
+        question, outcome = answer.question, answer.outcome
+        latency_s = answer.arrived_s - question.asked_s
+        if isinstance(outcome, Chunk):
+            self._latency.add(latency_s)
+            self._insert(outcome, question.step, latency_s, step)
+        elif isinstance(outcome, DeadlineExceededError):
+            self._latency.add(latency_s)
+        elif isinstance(outcome, OutputViolationError):
+            # What the model wants here breaks a limit of the body; the plan that led here is not followed further.
+            self._buffer.clear()
+
+    def _insert(self, chunk: Chunk, for_step: int, latency_s: float, step: int) -> None:
+        insertion = self._buffer.insert(chunk.actions, for_step=for_step, now_step=step)
+        self._emit(
+            ChunkArrived(
+                step=step,
+                chunk=chunk,
+                for_step=for_step,
+                latency_s=latency_s,
+                num_late_rows=insertion.num_late_rows,
+                num_outrun_rows=insertion.num_outrun_rows,
+                num_replaced_rows=insertion.num_replaced_rows,
+            )
+        )
+
+    def _play(self, step: int, state: np.ndarray) -> None:
+        self._last_state = state
+        planned = self._buffer.action(step)
+        command = self._hold.action(state, self._last_action) if planned is None else planned.action
+        sent = np.array(self._robot.act(command), np.float32)
+        sent_s = self._clock.now_s()
+        # Steps that went by leave no row: what was measured then is not known.
+        self._history.append(state, sent)
+        self._last_action = sent
+        self.report.num_steps += 1
+        if planned is None:
+            self._num_held += 1
+            self._emit(Held(step=step, time_s=sent_s, state=state, action=sent, reason=self._hold_reason()))
+            return
+        if self._num_held and self._buffer.counts.num_underruns:
+            self._emit(Recovered(step=step, num_held_steps=self._num_held))
+        self._num_held = 0
+        self._emit(
+            ActionPlayed(
+                step=step,
+                time_s=sent_s,
+                state=state,
+                action=sent,
+                for_step=planned.for_step,
+                age_steps=planned.age_steps,
+            )
+        )
+
+    def _hold_reason(self) -> HoldReason:
+        if self._stopped is not None:
+            return "stopped"
+        return "underrun" if self._buffer.counts.num_chunks else "waiting"
+
+    def _emit(self, event: PlayerEvent) -> None:
+        self._observer(event)

@@ -1,0 +1,461 @@
+"""What a robot is told, step by step, whatever the network does: the action of that very step, or to stay."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from premotor.client import (
+    Chunk,
+    DeadlineExceededError,
+    FixRequestError,
+    LastPosition,
+    ObservationSupersededError,
+    OutputViolationError,
+    PolicyError,
+    RealTimeChunkingRule,
+    Replace,
+    RetryableError,
+    RobotObservation,
+    ServerTiming,
+    TemporalEnsemble,
+)
+from premotor.client.asker import SchemaChangedError
+from premotor.client.asking import Answer, News, Question
+from premotor.client.control_loop import ControlLoop, Task
+from premotor.client.description import Camera, Embodiment, Group, PolicyDescription
+from premotor.client.events import (
+    ActionPlayed,
+    Asked,
+    AskingStopped,
+    ChunkArrived,
+    EpisodeBegan,
+    EpisodeEnded,
+    Failed,
+    Held,
+    PeriodsSkipped,
+    PlayerEvent,
+    Recovered,
+    SwapSeen,
+)
+from premotor.client.latency import LatencyEstimate
+from premotor.client.playback_settings import PlaybackSettings
+
+RATE_HZ, HORIZON, EXECUTION_HORIZON = 10.0, 8, 4
+ARM = Embodiment(
+    name="arm",
+    cameras=(Camera(name="front", height=8, width=8),),
+    state=(Group(name="joints", dim=2, kind="joint_position", unit="rad", representation="absolute"),),
+    action=(Group(name="joints", dim=2, kind="joint_position", unit="rad", representation="absolute"),),
+    control_rate_hz=RATE_HZ,
+)
+DESCRIPTION = PolicyDescription(
+    name="tabletop",
+    revision="r0",
+    variant="",
+    embodiments=(ARM,),
+    history_steps=3,
+    action_horizon=HORIZON,
+    execution_horizon=EXECUTION_HORIZON,
+    num_inference_steps=4,
+    max_inference_steps=8,
+    schema_digest="digest",
+    real_time_chunking_methods=("guidance",),
+)
+# Steps encoded as actions: the first number is the step a row is for, the second the step of its observation.
+START_STATE = np.array([-1000.0, -1000.0], np.float32)
+
+
+class StepClock:
+    """Time is the control step that has begun, no more."""
+
+    step = 0
+
+    def now_s(self) -> float:
+        return self.step / RATE_HZ
+
+    def wait(self, event: threading.Event, timeout_s: float) -> bool:
+        return event.is_set()
+
+
+class FakeRobot:
+    """An ideal arm that goes no further than its limit and keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.limit = 1e6
+        self.position = START_STATE.copy()
+        self.told: list[np.ndarray] = []
+        self.num_resets = 0
+
+    def reset(self) -> None:
+        self.num_resets += 1
+
+    def observe(self) -> RobotObservation:
+        return RobotObservation(
+            images={"front": np.zeros((8, 8, 3), np.uint8)}, state=self.state(), capture_time_s=123.0
+        )
+
+    def state(self) -> np.ndarray:
+        return self.position.copy()
+
+    def act(self, action: np.ndarray) -> np.ndarray:
+        self.told.append(action.copy())
+        self.position = np.clip(action, -self.limit, self.limit).astype(np.float32)
+        return self.position
+
+
+@dataclass(frozen=True)
+class Fate:
+    """What becomes of one question: an answer or a failure after so many steps, or nothing for ever (a lost one)."""
+
+    delay_steps: int
+    error: PolicyError | None = None
+
+
+class FakeAsker:
+    """One question at a time, as the real one, with a fate for each."""
+
+    def __init__(self, clock: StepClock, fates: Iterator[Fate]) -> None:
+        self._clock, self._fates = clock, fates
+        self.questions: list[Question] = []
+        self.extra: list[News] = []
+        self._due: tuple[int, Answer] | None = None
+        self.free_from_step = 0
+
+    def is_free(self) -> bool:
+        return self._due is None and self._clock.step >= self.free_from_step
+
+    def ask(self, question: Question) -> None:
+        assert self.is_free(), "two questions in flight"
+        self.questions.append(question)
+        fate = next(self._fates)
+        outcome: Any = fate.error or chunk_for(question.step)
+        arrives = question.step + fate.delay_steps
+        self._due = arrives, Answer(question=question, outcome=outcome, arrived_s=arrives / RATE_HZ)
+
+    def take(self) -> list[News]:
+        news, self.extra = self.extra, []
+        if self._due is not None and self._due[0] <= self._clock.step:
+            news.append(self._due[1])
+            self._due = None
+        return news
+
+
+def chunk_for(step: int, revision: str = "r0") -> Chunk:
+    rows = np.stack([step + np.arange(HORIZON), np.full(HORIZON, step)], 1).astype(np.float32)
+    return Chunk(
+        actions=rows,
+        revision=revision,
+        seed=0,
+        timing=ServerTiming(decode_s=0, queue_s=0, inference_s=0, total_s=0),
+        robot_id="robot",
+        episode_id="episode",
+        request_id=f"request-{step}",
+        capture_time_s=123.0,
+        round_trip_s=0.0,
+    )
+
+
+class Stand:
+    """A loop with everything around it replaced by something that a test can see."""
+
+    def __init__(self, fates: Iterator[Fate], description: PolicyDescription = DESCRIPTION, **changed: Any) -> None:
+        self.clock, self.robot = StepClock(), FakeRobot()
+        self.asker = FakeAsker(self.clock, fates)
+        self.events: list[PlayerEvent] = []
+        self.latency = LatencyEstimate(RATE_HZ)
+        self.loop = ControlLoop(
+            self.robot,
+            self.asker,
+            description=description,
+            embodiment=ARM,
+            task=Task(policy="tabletop", robot_id="robot", episode_id="episode", instruction="reach"),
+            settings=PlaybackSettings(**{"rule": Replace(), "hold": LastPosition(), **changed}),
+            latency=self.latency,
+            clock=self.clock,
+            observer=self.events.append,
+        )
+        self.loop.begin()
+
+    def step(self, step: int, num_skipped: int = 0) -> None:
+        self.clock.step = step
+        self.loop.run_step(step, num_skipped=num_skipped)
+
+    def run(self, num_steps: int) -> None:
+        for step in range(num_steps):
+            self.step(step)
+
+    def of(self, kind: type) -> list[Any]:
+        return [event for event in self.events if isinstance(event, kind)]
+
+
+def always(delay_steps: int) -> Iterator[Fate]:
+    while True:
+        yield Fate(delay_steps)
+
+
+def in_turn(*fates: Fate, then: int = 1) -> Iterator[Fate]:
+    yield from fates
+    yield from always(then)
+
+
+def test_the_robot_is_held_where_it_is_until_the_first_chunk_and_then_plays_each_step_its_own() -> None:
+    stand = Stand(always(2))
+    stand.run(20)
+    np.testing.assert_array_equal(stand.robot.told[:2], [START_STATE, START_STATE])
+    assert [told[0] for told in stand.robot.told[2:]] == list(range(2, 20))
+    assert [event.reason for event in stand.of(Held)] == ["waiting", "waiting"]
+    assert stand.loop.report.counts.num_underruns == 0
+    assert stand.of(Recovered) == []
+
+
+def test_the_next_chunk_is_asked_for_when_the_policy_means_to_look_again() -> None:
+    stand = Stand(always(1))
+    stand.run(20)
+    assert [question.step for question in stand.asker.questions] == [0, 4, 8, 12, 16]
+
+
+def test_slow_answers_are_asked_for_early_enough_that_nothing_runs_out() -> None:
+    stand = Stand(always(4), execution_horizon=HORIZON)
+    stand.run(60)
+    assert stand.loop.report.counts.num_underruns == 0
+    assert stand.latency.threshold_steps == 5
+    # 4 actions are left when a chunk comes, so it asks again at once.
+    assert [question.step for question in stand.asker.questions][:4] == [0, 4, 8, 12]
+
+
+def test_fast_answers_are_not_asked_for_sooner_than_needed() -> None:
+    stand = Stand(always(1), execution_horizon=HORIZON)
+    stand.run(30)
+    asked = stand.of(Asked)
+    assert {(event.remaining_steps, event.threshold_steps) for event in asked[1:]} == {(2, 2)}
+    assert stand.loop.report.counts.num_underruns == 0
+
+
+def test_an_underrun_is_held_said_counted_and_recovered_from() -> None:
+    stand = Stand(in_turn(Fate(1), Fate(12)))
+    stand.run(24)
+    held = [event.step for event in stand.of(Held) if event.reason == "underrun"]
+    assert held == list(range(8, 17))
+    # The chunk asked for at step 4 came at 16, when all of its rows had passed.
+    assert stand.of(ChunkArrived)[1].num_late_rows == HORIZON
+    assert [event.num_held_steps for event in stand.of(Recovered)] == [len(stand.of(Held)) - 1]
+    np.testing.assert_array_equal([stand.robot.told[step][0] for step in held], np.full(len(held), 7))
+
+
+def test_underruns_are_told_to_the_service_once() -> None:
+    stand = Stand(in_turn(Fate(1), Fate(12)))
+    stand.run(30)
+    told = [question.arguments.get("num_underruns") for question in stand.asker.questions]
+    assert sum(told) == stand.loop.report.counts.num_underruns
+    assert told[:2] == [0, 0]
+    assert sorted(told)[-1] > 0
+
+
+def test_history_holds_what_was_really_sent_up_to_the_step_before_the_observation() -> None:
+    stand = Stand(always(1))
+    stand.run(9)
+    history = stand.asker.questions[2].arguments.get("history")
+    assert history is not None
+    states, actions, num_valid = history.window()
+    assert num_valid == 3
+    np.testing.assert_array_equal(actions[:, 0], [5, 6, 7])
+    np.testing.assert_array_equal(states[:, 0], [4, 5, 6])
+
+
+def test_history_holds_commands_as_the_robot_clipped_them() -> None:
+    stand = Stand(always(1))
+    stand.robot.limit = 5.5
+    stand.run(9)
+    history = stand.asker.questions[2].arguments.get("history")
+    assert history is not None
+    np.testing.assert_array_equal(history.window().actions[:, 0], [5, 5.5, 5.5])
+
+
+def test_a_policy_without_history_is_sent_none() -> None:
+    stand = Stand(always(1), replace(DESCRIPTION, history_steps=0))
+    stand.run(1)
+    assert "history" not in stand.asker.questions[0].arguments
+
+
+def test_periods_that_went_by_are_said_and_their_actions_are_not_played() -> None:
+    stand = Stand(always(1))
+    for step, num_skipped in ((0, 0), (1, 0), (5, 3), (6, 0)):
+        stand.step(step, num_skipped)
+    assert [told[0] for told in stand.robot.told[1:]] == [1, 5, 6]
+    assert [(event.step, event.num_periods) for event in stand.of(PeriodsSkipped)] == [(5, 3)]
+    assert stand.loop.report.num_skipped_periods == 3
+    assert stand.loop.report.counts.num_skipped_rows == 3
+
+
+def test_real_time_chunking_sends_the_plan_from_the_observation_on_and_the_measured_delay() -> None:
+    stand = Stand(always(2), rule=RealTimeChunkingRule(max_guidance_weight=3.0))
+    stand.run(20)
+    first, second = stand.asker.questions[0].arguments, stand.asker.questions[1].arguments
+    assert first.get("real_time_chunking") is None
+    chunking = second.get("real_time_chunking")
+    assert chunking is not None
+    np.testing.assert_array_equal(chunking.previous_actions[:, 0], np.arange(4, HORIZON))
+    assert chunking.inference_delay == 2
+    assert chunking.execution_horizon == HORIZON - 4
+    assert (chunking.method, chunking.max_guidance_weight) == ("auto", 3.0)
+    assert [event.inference_delay for event in stand.of(Asked)][:2] == [None, 2]
+
+
+def test_a_delay_that_the_policy_was_not_trained_for_leaves_the_method_to_the_server() -> None:
+    description = replace(DESCRIPTION, real_time_chunking_methods=("guidance", "prefix"), max_inference_delay=1)
+    for delay_steps, method in ((1, "prefix"), (2, "auto")):
+        stand = Stand(always(delay_steps), description, rule=RealTimeChunkingRule(method="prefix"))
+        stand.run(6)
+        chunking = stand.asker.questions[1].arguments.get("real_time_chunking")
+        assert chunking is not None and chunking.method == method
+
+
+def test_a_method_that_the_policy_lacks_is_refused_before_anything_moves() -> None:
+    with pytest.raises(FixRequestError, match=r"by 'prefix' was asked for, .* supports guidance"):
+        Stand(always(1), rule=RealTimeChunkingRule(method="prefix"))
+    with pytest.raises(ValueError, match="execution_horizon is 9, a chunk has 8 actions"):
+        Stand(always(1), execution_horizon=9)
+
+
+def test_a_chunk_that_broke_a_limit_ends_the_plan_it_would_have_continued() -> None:
+    error = OutputViolationError("joints moved too far", code=grpc.StatusCode.INTERNAL)
+    stand = Stand(in_turn(Fate(1), Fate(1, error)))
+    stand.run(8)
+    assert [event.step for event in stand.of(Held)] == [0, 5]
+    np.testing.assert_array_equal(stand.robot.told[5], stand.robot.told[4])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RetryableError("overloaded", code=grpc.StatusCode.RESOURCE_EXHAUSTED, retry_delay_s=0.1),
+        ObservationSupersededError("newer", code=grpc.StatusCode.ABORTED),
+        DeadlineExceededError("late"),
+    ],
+)
+def test_other_failures_leave_the_plan_to_be_played_on(error: PolicyError) -> None:
+    stand = Stand(in_turn(Fate(1), Fate(1, error)))
+    stand.run(12)
+    assert [event.step for event in stand.of(Held)] == [0]
+    assert [question.step for question in stand.asker.questions][:3] == [0, 4, 5]
+
+
+def test_a_time_out_counts_as_a_latency() -> None:
+    stand = Stand(in_turn(Fate(5, DeadlineExceededError("late"))))
+    stand.run(6)
+    assert stand.latency.delay_steps == 5
+
+
+def test_an_answer_to_a_question_of_an_earlier_episode_is_not_played() -> None:
+    stand = Stand(always(1))
+    question = Question(owner=object(), step=0, asked_s=0, expires_s=9, arguments={})  # pyright: ignore
+    stand.asker.extra.append(Answer(question=question, outcome=chunk_for(0), arrived_s=0.0))
+    stand.step(0)
+    assert stand.of(ChunkArrived) == []
+    assert len(stand.of(Held)) == 1
+
+
+def test_when_asking_stops_the_robot_is_held_and_the_error_raised() -> None:
+    stand = Stand(always(1))
+    stand.run(3)
+    stand.asker.extra.append(AskingStopped(step=0, error=SchemaChangedError("another schema")))
+    with pytest.raises(SchemaChangedError):
+        stand.step(3)
+    np.testing.assert_array_equal(stand.robot.told[3], stand.robot.told[2])
+    assert stand.of(Held)[-1].reason == "stopped"
+    assert stand.of(AskingStopped)[0].step == 3
+
+
+def test_what_the_asker_says_is_counted_and_passed_on_with_its_step() -> None:
+    stand = Stand(always(1))
+    stand.asker.extra += [
+        SwapSeen(step=0, previous_revision="r0", revision="r1"),
+        Failed(step=0, error=RetryableError("away"), retry_delay_s=0.5),
+    ]
+    stand.step(7)
+    assert [(event.step, event.revision) for event in stand.of(SwapSeen)] == [(7, "r1")]
+    report = stand.loop.report
+    assert (report.num_swaps, report.num_failures, report.num_questions) == (1, 1, 1)
+
+
+def test_an_episode_begins_with_a_reset_and_ends_with_a_command_to_stay() -> None:
+    stand = Stand(always(1))
+    stand.run(3)
+    stand.loop.end(3, completed=True)
+    assert stand.robot.num_resets == 1
+    np.testing.assert_array_equal(stand.robot.told[3], stand.robot.told[2])
+    assert isinstance(stand.events[0], EpisodeBegan)
+    assert isinstance(stand.events[-1], EpisodeEnded) and stand.events[-1].completed
+
+
+def test_frames_are_taken_at_every_step_only_where_that_is_asked_for() -> None:
+    for every_step, expected in ((False, 3), (True, 12)):
+        stand = Stand(always(1), observe_every_step=every_step)
+        stand.run(12)
+        assert sum(type(event).__name__ == "Observed" for event in stand.events) == expected
+
+
+ERRORS = st.sampled_from(
+    [
+        None,
+        None,
+        DeadlineExceededError("late"),
+        RetryableError("away", code=grpc.StatusCode.UNAVAILABLE),
+        ObservationSupersededError("newer"),
+        OutputViolationError("too far"),
+    ]
+)
+FATES = st.lists(st.builds(Fate, st.integers(0, 25), ERRORS), min_size=80, max_size=80)
+RULES = st.sampled_from([Replace(), TemporalEnsemble(), RealTimeChunkingRule()])
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(
+    fates=FATES,
+    rule=RULES,
+    skips=st.lists(st.sampled_from([0, 0, 0, 0, 1, 4, 11]), min_size=60, max_size=60),
+    busy_until=st.integers(0, 30),
+)
+def test_no_network_makes_a_robot_play_a_stale_action_or_leave_a_step_unsaid(
+    fates: list[Fate], rule: Any, skips: list[int], busy_until: int
+) -> None:
+    stand = Stand(iter(fates), rule=rule, execution_horizon=HORIZON)
+    stand.asker.free_from_step = busy_until
+    step = -1
+    for num_skipped in skips:
+        step += 1 + num_skipped
+        stand.step(step, num_skipped)
+        np.testing.assert_array_equal(stand.robot.told[-1], (stand.events[-1]).action)  # pyright: ignore
+
+    played = {event.step: event for event in stand.of(ActionPlayed)}
+    held = {event.step: event for event in stand.of(Held)}
+    skipped = {event.step - 1 - i for event in stand.of(PeriodsSkipped) for i in range(event.num_periods)}
+    assert sorted([*played, *held, *skipped]) == list(range(step + 1)), "each step is one of played, held, skipped"
+    assert len(stand.robot.told) == len(played) + len(held)
+    for event in played.values():
+        assert event.action[0] == pytest.approx(event.step), "an action is played at its own step"
+        assert event.age_steps == event.step - event.for_step <= HORIZON - 1
+    last = START_STATE
+    for event in sorted([*played.values(), *held.values()], key=lambda event: event.step):
+        if event.step in held:
+            np.testing.assert_array_equal(event.action, last)
+        last = event.action
+    counts = stand.loop.report.counts
+    assert (counts.num_played, counts.num_waited + counts.num_underruns) == (len(played), len(held))
+    assert sum(counts.ages.values()) == counts.num_played
+
+
+def test_an_observer_sees_one_command_a_step_in_order() -> None:
+    stand = Stand(always(3))
+    stand.run(15)
+    commands = [event.step for event in stand.events if isinstance(event, ActionPlayed | Held)]
+    assert commands == list(range(15))
