@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 EPISODES ?= 10
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check protos train-demo clean
+.PHONY: help setup demo test check protos train-demo peers clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 14
@@ -30,6 +30,9 @@ protos: $(VENV)/.ready-dev ## regenerate the code of protos/
 
 train-demo: $(VENV)/.ready ## train the demo's recipe from nothing (under 90 minutes on two cores)
 	$(BIN)/python -m training demo --recipe demo
+
+peers: $(VENV)/.ready-dev ## environments of openpi's and LeRobot's servers, for the comparison, in build/peers
+	PYTHON=$(BIN)/python scripts/make_peers.sh
 
 clean: ## remove build/ (not .venv)
 	rm -rf build

@@ -21,6 +21,8 @@ from premotor.client.channel import DEFAULT_TIMEOUT_S
 from premotor.client.chunks import Chunk
 from premotor.client.description import Embodiment, Group, PolicyDescription
 from premotor.client.errors import FixRequestError, PolicyError
+from premotor.client.fleet.command import add_fleet_flags, run_fleet_command
+from premotor.client.fleet.compare.command import add_compare_flags, run_compare_command
 from premotor.client.identity import TlsOptions
 from premotor.client.images import IMAGE_ENCODINGS
 from premotor.client.sync_client import PolicyClient
@@ -98,6 +100,14 @@ def _bench(parsed: argparse.Namespace) -> int:
     return 0 if report.num_chunks else 1
 
 
+def _fleet(parsed: argparse.Namespace) -> int:
+    try:
+        identity = _identity(parsed)
+    except ValueError as error:
+        raise FixRequestError(str(error)) from error
+    return run_fleet_command(parsed, identity)
+
+
 def _client(parsed: argparse.Namespace) -> PolicyClient:
     try:
         return PolicyClient(parsed.address, timeout_s=parsed.timeout_s, **_identity(parsed))
@@ -146,6 +156,14 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--warmup-s", type=float, default=2.0, help="time before it (default %(default)s)")
     bench.add_argument("--num-inference-steps", type=int, help="default: the policy's own")
     bench.add_argument("--image-encoding", choices=IMAGE_ENCODINGS, default="jpeg", help="default %(default)s")
+
+    add_fleet_flags(_verb(verbs, "fleet", _fleet, "measure what a fleet of simulated robots gets, open loop"))
+
+    summary = "one model behind this service and behind others, side by side"
+    compare = verbs.add_parser("compare", help=summary, description=summary)
+    compare.set_defaults(run=run_compare_command)
+    compare.add_argument("--json", type=_writable_file, metavar="FILE", help="also write the result there, as JSON")
+    add_compare_flags(compare)
     return parser
 
 

@@ -1,0 +1,1 @@
+"""Many simulated robots that ask whether or not answers come: what a served policy is worth to a fleet."""

@@ -1,0 +1,1 @@
+"""One model behind several servers, side by side in one run."""

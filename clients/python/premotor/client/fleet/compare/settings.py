@@ -1,0 +1,96 @@
+"""What a comparison is told, and the commands of what is compared.
+
+Owns the names of the ways, their commands and the bounds. Does not own the measuring.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from premotor.client.fleet.settings import EndpointKind
+from premotor.client.images import ImageEncoding
+
+Way = Literal["bare", "premotor-unary", "premotor", "openpi", "lerobot", "triton"]
+WAYS: tuple[Way, ...] = get_args(Way)
+# Those that robots ask over a network.
+SERVED_WAYS: tuple[EndpointKind, ...] = ("premotor-unary", "premotor", "openpi", "lerobot", "triton")
+POLICY = "measured"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareSettings:
+    """One comparison. `source` is a checkout of premotor, whose service and peers' servers are started."""
+
+    checkpoint: Path
+    size: Literal["", "tiny", "small"] = ""
+    embodiment: str
+    source: Path
+    python: str
+    peers: Path
+    ways: tuple[Way, ...] = WAYS
+    num_robots: int = 16
+    rate_hz: float = 2.0
+    # None plays a chunk in two periods: asked again half-way.
+    control_rate_hz: float | None = None
+    cameras: tuple[int, int, int] | None = None
+    # Of premotor's own wire; the others carry raw frames only.
+    image_encoding: ImageEncoding = "raw"
+    rounds: int = 8
+    block_s: float = 4.0
+    # Numbers of robots tried, ascending, until one is not supplied; none tries nothing.
+    robot_counts: tuple[int, ...] = (1, 2, 4, 6, 8, 10, 12, 14, 16)
+    capacity_rounds: int = 3
+    threads: int = 1
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    max_batch_size: int = 8
+    backend: Literal["triton", "local"] = "triton"
+    client_cpus: tuple[int, ...] = ()
+    server_cpus: tuple[int, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not (self.source / "service" / "__main__.py").is_file():
+            raise ValueError(f"{self.source} is no checkout of premotor: it has no service/__main__.py")
+        if self.rounds < 2 or self.capacity_rounds < 1 or self.block_s <= 0:
+            raise ValueError(f"{self.rounds} rounds of {self.block_s} s came, expected at least 2 of more than 0 s")
+        if "bare" not in self.ways or not set(self.ways) <= set(WAYS):
+            raise ValueError(f"ways {list(self.ways)} came, expected bare and others of {', '.join(WAYS)}")
+        if list(self.robot_counts) != sorted(set(self.robot_counts)) or min(self.robot_counts, default=1) < 1:
+            raise ValueError(f"robot counts {list(self.robot_counts)} came, expected ascending numbers from 1 on")
+
+    @property
+    def most_robots(self) -> int:
+        return max(self.num_robots, *self.robot_counts, 1)
+
+    def service_command(self, checkpoint: Path) -> tuple[str, ...]:
+        return (
+            *(self.python, "-m", "service", "--log-level", "warning", "serve"),
+            *("--policy", f"{POLICY}={checkpoint}", "--port", "0", "--admin-port", "0", "--backend", self.backend),
+            *("--threads", str(self.threads), "--dtype", self.dtype, "--max-batch-size", str(self.max_batch_size)),
+        )
+
+    def peer_command(self, way: Way, checkpoint: Path, height: int, width: int) -> tuple[str, ...]:
+        """Of `bare`, openpi, lerobot or triton."""
+        pythons = {"openpi": f"{self.peers}/openpi/bin/python", "lerobot": self.lerobot_python}
+        module = "service.bench.peers.bare" if way == "bare" else f"service.bench.peers.{way}_server"
+        command = (pythons.get(way, self.python), "-W", "ignore", "-m", module, "--checkpoint", str(checkpoint))
+        command += ("--threads", str(self.threads), "--dtype", self.dtype)
+        if way == "triton":
+            return (*command, "--max-batch-size", str(self.max_batch_size))
+        command += ("--embodiment", self.embodiment)
+        if way == "lerobot":
+            return (*command, "--robots", str(self.most_robots), "--height", str(height), "--width", str(width))
+        return command
+
+    @property
+    def lerobot_python(self) -> str:
+        return f"{self.peers}/lerobot/bin/python"
+
+    def untrained_command(self, directory: Path) -> tuple[str, ...]:
+        module = "service.bench.peers.untrained_checkpoint"
+        return (
+            *(self.python, "-m", module, "--checkpoint", str(self.checkpoint)),
+            *("--size", self.size, "--out", str(directory)),
+        )

@@ -1,0 +1,1 @@
+"""The wires that a fleet can ask over, behind one protocol."""

@@ -1,0 +1,258 @@
+"""premotor's own wire, one stream a robot or one call a question.
+
+Owns the calls and what is counted of them. Messages are made and read by chunks.py, as in the clients that robots use;
+those hide how many bytes a message has, which is why this is not one of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from premotor.client.channel import CHANNEL_OPTIONS
+from premotor.client.chunks import build_request, read_response
+from premotor.client.description import PolicyDescription
+from premotor.client.errors import FixRequestError, PolicyError, error_from_call, error_from_details
+from premotor.client.fleet.endpoint import Answer, AskError, Reconnection
+from premotor.client.fleet.questions import Question
+from premotor.client.identity import Metadata, TlsOptions
+from premotor.client.images import ImageEncoding
+from premotor.v1 import policy_pb2, policy_pb2_grpc
+from premotor.wire import encode_duration
+
+# What a stream may hold at the gateway; the same bound for calls, of which a robot has no more use for either.
+MAX_IN_FLIGHT = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class PremotorTarget:
+    """Where the gateway is, who asks, and what of the policy."""
+
+    address: str
+    description: PolicyDescription
+    embodiment: str
+    robot_id: str
+    image_encoding: ImageEncoding
+    num_inference_steps: int | None
+    metadata: Metadata
+    tls: TlsOptions | None
+
+
+class UnaryEndpoint:
+    """PredictChunk: as many calls at once as there are questions."""
+
+    max_in_flight = MAX_IN_FLIGHT
+
+    def __init__(self, target: PremotorTarget) -> None:
+        self._target = target
+        self._channel: grpc.aio.Channel | None = None
+        self._reconnection = Reconnection(random.Random(target.robot_id))
+
+    @property
+    def num_reconnections(self) -> int:
+        return self._reconnection.count
+
+    async def open(self, *, timeout_s: float) -> None:
+        self._channel = _channel(self._target)
+        try:
+            await asyncio.wait_for(self._channel.channel_ready(), timeout_s)
+        except asyncio.TimeoutError:
+            raise AskError("UNAVAILABLE", f"{self._target.address} cannot be reached") from None
+
+    async def ask(self, question: Question, *, timeout_s: float) -> Answer:
+        assert self._channel is not None
+        request = _request(self._target, question)
+        stub = policy_pb2_grpc.PolicyServiceStub(self._channel)
+        started_s = time.monotonic()
+        try:
+            response = await stub.PredictChunk(request, timeout=timeout_s, metadata=self._target.metadata)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.UNAVAILABLE:
+                self._reconnection.lost(time.monotonic())
+            raise _failure(error_from_call(error)) from None
+        # gRPC has its own back-off: a call is always tried.
+        self._reconnection.found()
+        return _answer(self._target, request, response, started_s)
+
+    async def close(self) -> None:
+        if self._channel is not None:
+            await self._channel.close()
+
+
+class StreamEndpoint:
+    """StreamChunks: one stream, opened again when it breaks; answers are matched by request id."""
+
+    max_in_flight = MAX_IN_FLIGHT
+
+    def __init__(self, target: PremotorTarget) -> None:
+        self._target = target
+        self._channel: grpc.aio.Channel | None = None
+        self._stream: _Stream | None = None
+        self._reconnection = Reconnection(random.Random(target.robot_id))
+
+    @property
+    def num_reconnections(self) -> int:
+        return self._reconnection.count
+
+    async def open(self, *, timeout_s: float) -> None:
+        self._channel = _channel(self._target)
+        try:
+            await asyncio.wait_for(self._channel.channel_ready(), timeout_s)
+        except asyncio.TimeoutError:
+            raise AskError("UNAVAILABLE", f"{self._target.address} cannot be reached") from None
+
+    async def ask(self, question: Question, *, timeout_s: float) -> Answer:
+        request = _request(self._target, question)
+        stream = await self._opened()
+        started_s = time.monotonic()
+        try:
+            response = await stream.ask(request, timeout_s)
+        except asyncio.TimeoutError:
+            raise AskError("DeadlineExceededError", f"no answer within {timeout_s:g} s") from None
+        except PolicyError as error:
+            raise _failure(error) from None
+        self._reconnection.found()
+        return _answer(self._target, request, response, started_s)
+
+    async def close(self) -> None:
+        if self._stream is not None:
+            await self._stream.close()
+        if self._channel is not None:
+            await self._channel.close()
+
+    async def _opened(self) -> _Stream:
+        """The stream, a new one in place of one that has ended. Raises AskError while it is too early to try."""
+        if self._stream is not None and self._stream.is_open:
+            return self._stream
+        if self._stream is not None:
+            lost, self._stream = self._stream, None
+            self._reconnection.lost(time.monotonic())
+            await lost.close()
+        if not self._reconnection.may_try(time.monotonic()):
+            raise AskError("Disconnected", "the stream was lost a moment ago")
+        assert self._channel is not None
+        stub = policy_pb2_grpc.PolicyServiceStub(self._channel)
+        self._stream = _Stream(lambda: stub.StreamChunks(metadata=self._target.metadata))
+        return self._stream
+
+
+class _Stream:
+    """One StreamChunks call with its two tasks."""
+
+    def __init__(self, open_call: Callable[[], Any]) -> None:
+        self._call = open_call()
+        self._outbox: asyncio.Queue[policy_pb2.StreamChunksRequest] = asyncio.Queue()
+        self._waiting: dict[str, asyncio.Future[policy_pb2.PredictChunkResponse]] = {}
+        self._tasks = (asyncio.create_task(self._write()), asyncio.create_task(self._read()))
+        self.is_open = True
+
+    async def ask(self, request: policy_pb2.PredictChunkRequest, timeout_s: float) -> policy_pb2.PredictChunkResponse:
+        answer: asyncio.Future[policy_pb2.PredictChunkResponse] = asyncio.get_running_loop().create_future()
+        self._waiting[request.request_id] = answer
+        self._outbox.put_nowait(policy_pb2.StreamChunksRequest(request=request, timeout=encode_duration(timeout_s)))
+        try:
+            return await asyncio.wait_for(answer, timeout_s)
+        finally:
+            self._waiting.pop(request.request_id, None)
+
+    async def close(self) -> None:
+        self.is_open = False
+        self._call.cancel()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _write(self) -> None:
+        try:
+            while True:
+                await self._call.write(await self._outbox.get())
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            # The reader sees the same, and says why.
+            return
+
+    async def _read(self) -> None:
+        reason: PolicyError = PolicyError("the server ended the stream", code=grpc.StatusCode.UNAVAILABLE)
+        try:
+            async for response in self._call:
+                self._enter(response)
+        except grpc.aio.AioRpcError as error:
+            reason = error_from_call(error)
+        finally:
+            self.is_open = False
+            for waiting in self._waiting.values():
+                if not waiting.done():
+                    waiting.set_exception(reason)
+
+    def _enter(self, response: policy_pb2.StreamChunksResponse) -> None:
+        is_chunk = response.WhichOneof("answer") == "chunk"
+        request_id = response.chunk.request_id if is_chunk else response.error.request_id
+        # One that nobody waits for any more came after its timeout.
+        waiting = self._waiting.get(request_id)
+        if waiting is None or waiting.done():
+            return
+        if is_chunk:
+            waiting.set_result(response.chunk)
+        else:
+            waiting.set_exception(error_from_details(response.error, request_id=request_id))
+
+
+def _channel(target: PremotorTarget) -> grpc.aio.Channel:
+    if target.tls is not None:
+        return grpc.aio.secure_channel(target.address, target.tls.credentials(), options=CHANNEL_OPTIONS)
+    return grpc.aio.insecure_channel(target.address, options=CHANNEL_OPTIONS)
+
+
+def _request(target: PremotorTarget, question: Question) -> policy_pb2.PredictChunkRequest:
+    return build_request(
+        policy=target.description.name,
+        robot_id=target.robot_id,
+        episode_id=f"fleet-{question.episode}",
+        embodiment=target.embodiment,
+        images=question.images,
+        state=question.state,
+        instruction=question.instruction,
+        history=question.history,
+        seed=question.seed,
+        num_inference_steps=target.num_inference_steps,
+        image_encoding=target.image_encoding,
+    )
+
+
+def _answer(
+    target: PremotorTarget,
+    request: policy_pb2.PredictChunkRequest,
+    response: policy_pb2.PredictChunkResponse,
+    started_s: float,
+) -> Answer:
+    received_s = time.monotonic()
+    try:
+        chunk = read_response(request, response, description=target.description, round_trip_s=received_s - started_s)
+    except PolicyError as error:
+        raise _failure(error) from None
+    timing = chunk.timing
+    server_s: Mapping[str, float] = {
+        "decode": timing.decode_s,
+        "queue": timing.queue_s,
+        "inference": timing.inference_s,
+        "total": timing.total_s,
+    }
+    return Answer(
+        actions=chunk.actions,
+        revision=chunk.revision,
+        server_s=server_s,
+        request_bytes=request.ByteSize(),
+        response_bytes=response.ByteSize(),
+        received_s=received_s,
+    )
+
+
+def _failure(error: PolicyError) -> AskError | FixRequestError:
+    if isinstance(error, FixRequestError):
+        return error
+    return AskError(type(error).__name__, str(error))

@@ -1,0 +1,102 @@
+"""What a figure was measured on and with. No host names: a figure is about a kind of machine.
+
+Owns the description, this process's CPUs, and the CPU time of another process's tree. /proc is read where there is one.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+_PROC = Path("/proc")
+_PACKAGES = ("premotor", "grpcio", "protobuf", "numpy", "websockets", "msgpack")
+
+
+def describe_machine() -> dict[str, Any]:
+    """Cores, processor, memory and load: of the kind of machine, not of this one."""
+    return {
+        "num_cpus": os.cpu_count(),
+        "processor": _processor(),
+        "memory_bytes": _memory_bytes(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "load_average": list(os.getloadavg()) if _PROC.exists() else None,
+        "pinned_to": sorted(_affinity()),
+    }
+
+
+def describe_versions() -> dict[str, str]:
+    """Of Python and of the packages that are on the way of a question."""
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def pin(cpus: Sequence[int]) -> None:
+    """Keeps this process, and what it starts, on these CPUs. Raises ValueError where that cannot be."""
+    if not cpus:
+        return
+    set_affinity = getattr(os, "sched_setaffinity", None)
+    if set_affinity is None:
+        raise ValueError("this system cannot pin a process to CPUs")
+    try:
+        set_affinity(0, cpus)
+    except OSError as error:
+        raise ValueError(f"CPUs {list(cpus)} cannot be had: {error.strerror}") from None
+
+
+def tree_cpu_s(pid: int) -> float | None:
+    """CPU seconds of a process and all below it that still live; None where there is no /proc.
+
+    Of one that has ended since only what its parent waited for counts, so compare moments between which none ended.
+    """
+    if not _PROC.exists():
+        return None
+    parents: dict[int, int] = {}
+    ticks: dict[int, int] = {}
+    for directory in _PROC.iterdir():
+        if not directory.name.isdigit():
+            continue
+        try:
+            # The name, in brackets, may hold anything, also brackets and blanks.
+            fields = (directory / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        process = int(directory.name)
+        parents[process] = int(fields[1])
+        ticks[process] = int(fields[11]) + int(fields[12])
+    total = 0
+    for process in ticks:
+        ancestor = process
+        while ancestor not in (0, pid):
+            ancestor = parents.get(ancestor, 0)
+        total += ticks[process] if ancestor == pid else 0
+    return total / os.sysconf("SC_CLK_TCK")
+
+
+def _affinity() -> set[int]:
+    affinity = getattr(os, "sched_getaffinity", None)
+    return affinity(0) if affinity is not None else set(range(os.cpu_count() or 1))
+
+
+def _processor() -> str:
+    try:
+        lines = (_PROC / "cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _memory_bytes() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return None

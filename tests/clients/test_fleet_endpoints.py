@@ -1,0 +1,393 @@
+"""Each wire against a real server on loopback that speaks it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import msgpack
+import numpy as np
+import pytest
+import websockets.asyncio.server
+
+from premotor.client.description import Camera, Embodiment, Group
+from premotor.client.errors import FixRequestError
+from premotor.client.fleet.endpoint import AskError, MissingPeerError, Reconnection
+from premotor.client.fleet.endpoints.openpi import OpenpiEndpoint, pack_observation, unpack
+from premotor.client.fleet.endpoints.premotor import PremotorTarget, StreamEndpoint, UnaryEndpoint
+from premotor.client.fleet.endpoints.triton import TritonEndpoint
+from premotor.client.fleet.pipe import PipeProgram
+from premotor.client.fleet.questions import Question
+from premotor.client.sync_client import PolicyClient
+from service.backend import BackendRequest
+from service.openpi.limits import OpenpiLimits
+from service.openpi.wire import unpack as service_unpack
+from service.triton.client import encode_request
+
+TIMEOUT_S = 10.0
+
+
+def question(instruction: str = "pick up the block", seed: int = 7) -> Question:
+    return Question(
+        images={"front": np.arange(24 * 32 * 3, dtype=np.uint8).reshape(24, 32, 3)},
+        state=np.array([0.5, 0.25, 0.125], np.float32),
+        instruction=instruction,
+        history=None,
+        seed=seed,
+        episode=2,
+        view=0,
+    )
+
+
+def target(address: str) -> PremotorTarget:
+    with PolicyClient(address) as client:
+        description = client.get_policy("tabletop")
+    return PremotorTarget(
+        address=address,
+        description=description,
+        embodiment="sawyer",
+        robot_id="robot-1",
+        image_encoding="raw",
+        num_inference_steps=None,
+        metadata=(),
+        tls=None,
+    )
+
+
+@pytest.mark.parametrize("endpoint_class", [UnaryEndpoint, StreamEndpoint])
+async def test_premotor_answers_with_a_chunk_its_timing_and_its_bytes(gateway, endpoint_class) -> None:
+    endpoint = endpoint_class(await asyncio.to_thread(target, gateway.address))
+    await endpoint.open(timeout_s=TIMEOUT_S)
+    try:
+        answer = await endpoint.ask(question(), timeout_s=TIMEOUT_S)
+    finally:
+        await endpoint.close()
+    (request,) = gateway.service.requests
+    np.testing.assert_array_equal(answer.actions[1], [1.5, 1.25, 1.125])
+    assert (answer.revision, request.seed, request.robot_id) == ("0123456789ab", 7, "robot-1")
+    assert request.episode_id == "fleet-2"
+    assert answer.server_s == {"decode": 0.001, "queue": 0.002, "inference": 0.003, "total": 0.0065}
+    assert answer.request_bytes == request.ByteSize() > 24 * 32 * 3
+    assert answer.response_bytes > answer.actions.nbytes
+
+
+@pytest.mark.parametrize("endpoint_class", [UnaryEndpoint, StreamEndpoint])
+async def test_premotor_failures_have_the_names_of_the_clients_errors(gateway, endpoint_class) -> None:
+    endpoint = endpoint_class(await asyncio.to_thread(target, gateway.address))
+    await endpoint.open(timeout_s=TIMEOUT_S)
+    try:
+        with pytest.raises(AskError) as overloaded:
+            await endpoint.ask(question("error RESOURCE_EXHAUSTED"), timeout_s=TIMEOUT_S)
+        with pytest.raises(FixRequestError):
+            await endpoint.ask(question("error INVALID_ARGUMENT"), timeout_s=TIMEOUT_S)
+        answer = await endpoint.ask(question(), timeout_s=TIMEOUT_S)
+    finally:
+        await endpoint.close()
+    assert overloaded.value.kind == "RetryableError"
+    assert answer.actions.shape == (4, 3)
+
+
+async def test_a_broken_stream_is_opened_again_and_counted(gateway) -> None:
+    endpoint = StreamEndpoint(await asyncio.to_thread(target, gateway.address))
+    await endpoint.open(timeout_s=TIMEOUT_S)
+    try:
+        with pytest.raises(AskError):
+            await endpoint.ask(question("break"), timeout_s=TIMEOUT_S)
+        answer = None
+        while answer is None:
+            try:
+                answer = await endpoint.ask(question(), timeout_s=TIMEOUT_S)
+            except AskError as error:
+                assert error.kind == "Disconnected"
+                await asyncio.sleep(0.01)
+        assert endpoint.num_reconnections == 1
+    finally:
+        await endpoint.close()
+
+
+async def test_a_gateway_that_is_not_there_is_said_so() -> None:
+    description = PremotorTarget(
+        address="127.0.0.1:1",
+        description=None,  # pyright: ignore[reportArgumentType]  # never asked
+        embodiment="",
+        robot_id="r",
+        image_encoding="raw",
+        num_inference_steps=None,
+        metadata=(),
+        tls=None,
+    )
+    endpoint = UnaryEndpoint(description)
+    with pytest.raises(AskError, match="cannot be reached"):
+        await endpoint.open(timeout_s=0.2)
+    await endpoint.close()
+
+
+Serve = Callable[[websockets.asyncio.server.ServerConnection], Awaitable[None]]
+
+
+async def openpi_server(handler: Serve) -> tuple[websockets.asyncio.server.Server, str]:
+    server = await websockets.asyncio.server.serve(handler, "127.0.0.1", 0, compression=None)
+    return server, f"127.0.0.1:{next(iter(server.sockets)).getsockname()[1]}"
+
+
+def packed(message: object) -> bytes:
+    def encode(value: object) -> object:
+        assert isinstance(value, np.ndarray)
+        return {b"__ndarray__": True, b"data": value.tobytes(), b"dtype": value.dtype.str, b"shape": value.shape}
+
+    frame = msgpack.packb(message, default=encode)
+    assert frame is not None
+    return frame
+
+
+async def test_openpi_sends_what_its_servers_read_and_reads_what_they_send() -> None:
+    seen = []
+
+    async def handler(connection: websockets.asyncio.server.ServerConnection) -> None:
+        await connection.send(packed({}))
+        async for frame in connection:
+            assert isinstance(frame, bytes)
+            seen.append(service_unpack(frame, OpenpiLimits()))
+            actions = np.ones((4, 3), np.float32)
+            await connection.send(packed({"actions": actions, "server_timing": {"infer_ms": 5.0}}))
+
+    server, address = await openpi_server(handler)
+    endpoint = OpenpiEndpoint(address, generator=random.Random(0))
+    try:
+        await endpoint.open(timeout_s=TIMEOUT_S)
+        answer = await endpoint.ask(question(), timeout_s=TIMEOUT_S)
+    finally:
+        await endpoint.close()
+        server.close()
+    (observation,) = seen
+    np.testing.assert_array_equal(observation["observation/front"], question().images["front"])
+    np.testing.assert_array_equal(observation["observation/state"], question().state)
+    assert (observation["prompt"], observation["seed"]) == ("pick up the block", 7)
+    assert answer.server_s == {"inference": 0.005}
+    assert answer.actions.shape == (4, 3)
+    assert answer.request_bytes == len(pack_observation(question()))
+
+
+async def test_openpi_never_takes_a_late_answer_for_the_next_ones() -> None:
+    numbers = []
+
+    async def handler(connection: websockets.asyncio.server.ServerConnection) -> None:
+        await connection.send(packed({}))
+        async for _ in connection:
+            numbers.append(len(numbers))
+            if numbers[-1] == 0:
+                await asyncio.sleep(0.2)
+            await connection.send(packed({"actions": np.full((1, 1), numbers[-1], np.float32)}))
+
+    server, address = await openpi_server(handler)
+    endpoint = OpenpiEndpoint(address, generator=random.Random(0))
+    try:
+        await endpoint.open(timeout_s=TIMEOUT_S)
+        with pytest.raises(AskError) as late:
+            await endpoint.ask(question(), timeout_s=0.05)
+        answer = None
+        while answer is None:
+            try:
+                answer = await endpoint.ask(question(), timeout_s=TIMEOUT_S)
+            except AskError as error:
+                assert error.kind == "Disconnected"
+                await asyncio.sleep(0.01)
+        assert late.value.kind == "DeadlineExceededError"
+        assert answer.actions[0, 0] == 1.0
+        assert endpoint.num_reconnections == 1
+    finally:
+        await endpoint.close()
+        server.close()
+
+
+async def test_an_openpi_traceback_is_a_failure_with_its_last_line() -> None:
+    async def handler(connection: websockets.asyncio.server.ServerConnection) -> None:
+        await connection.send(packed({}))
+        await connection.recv()
+        await connection.send("Traceback (most recent call last):\n  ...\nKeyError: 'state'\n")
+
+    server, address = await openpi_server(handler)
+    endpoint = OpenpiEndpoint(address, generator=random.Random(0))
+    try:
+        await endpoint.open(timeout_s=TIMEOUT_S)
+        with pytest.raises(AskError, match="KeyError: 'state'"):
+            await endpoint.ask(question(), timeout_s=TIMEOUT_S)
+    finally:
+        await endpoint.close()
+        server.close()
+
+
+def test_a_frame_with_objects_in_it_is_no_answer() -> None:
+    frame = msgpack.packb({b"__ndarray__": True, b"data": b"", b"dtype": "|O", b"shape": [1]})
+    assert frame is not None
+    with pytest.raises(AskError, match="expected numbers"):
+        unpack(frame)
+
+
+BODY = Embodiment(
+    name="sawyer",
+    cameras=(Camera(name="front", height=24, width=32),),
+    state=(Group(name="arm", dim=3, kind="other", unit="m", representation="absolute"),),
+    action=(Group(name="arm", dim=3, kind="other", unit="m", representation="absolute"),),
+    control_rate_hz=10.0,
+)
+
+
+async def triton_server(answers: list[bytes]) -> tuple[asyncio.Server, str, list[tuple[bytes, bytes]]]:
+    """Answers each request with the next of `answers`, and keeps head and body."""
+    seen: list[tuple[bytes, bytes]] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = next(line for line in head.split(b"\r\n") if line.lower().startswith(b"content-length"))
+                seen.append((head, await reader.readexactly(int(length.split(b":")[1]))))
+                writer.write(answers[len(seen) - 1])
+                await writer.drain()
+        except asyncio.IncompleteReadError:
+            writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    return server, f"127.0.0.1:{server.sockets[0].getsockname()[1]}", seen
+
+
+def triton_answer(actions: np.ndarray, inference_ns: int) -> bytes:
+    timing = np.array([inference_ns, 1], "<i8").tobytes()
+    outputs = [
+        {
+            "name": "ACTIONS",
+            "datatype": "FP32",
+            "shape": [1, *actions.shape],
+            "parameters": {"binary_data_size": actions.nbytes},
+        },
+        {"name": "TIMING", "datatype": "INT64", "shape": [1, 2], "parameters": {"binary_data_size": len(timing)}},
+    ]
+    described = json.dumps({"outputs": outputs}).encode()
+    body = described + actions.astype("<f4").tobytes() + timing
+    head = (
+        f"HTTP/1.1 200 OK\r\nInference-Header-Content-Length: {len(described)}\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    return head.encode() + body
+
+
+async def test_triton_is_asked_in_the_layout_of_the_services_own_model() -> None:
+    actions = np.arange(6, dtype=np.float32).reshape(2, 3)
+    server, address, seen = await triton_server([triton_answer(actions, 5_000_000)])
+    endpoint = TritonEndpoint(address, model="m", embodiment=BODY, embodiment_index=2, num_inference_steps=4)
+    try:
+        await endpoint.open(timeout_s=TIMEOUT_S)
+        answer = await endpoint.ask(question(), timeout_s=TIMEOUT_S)
+    finally:
+        await endpoint.close()
+        server.close()
+    np.testing.assert_array_equal(answer.actions, actions)
+    assert answer.server_s == {"inference": 0.005}
+    asked = question()
+    frame = asked.images["front"]
+    assert isinstance(frame, np.ndarray)
+    request = BackendRequest(
+        embodiment_index=2,
+        images=(frame,),
+        state=asked.state,
+        instruction=asked.instruction,
+        history_states=np.zeros((0, 3), np.float32),
+        history_actions=np.zeros((0, 3), np.float32),
+        seed=asked.seed,
+        num_inference_steps=4,
+    )
+    description, content = encode_request(request)
+    ((head, body),) = seen
+    length = int(next(line for line in head.split(b"\r\n") if line.startswith(b"inference-header")).split(b":")[1])
+    assert json.loads(body[:length])["inputs"] == json.loads(description)["inputs"]
+    assert body[length:] == content
+    assert head.startswith(b"POST /v2/models/m/infer HTTP/1.1\r\n")
+
+
+async def test_a_refusal_of_triton_leaves_the_connection_in_use() -> None:
+    refused = b'HTTP/1.1 400 Bad Request\r\nContent-Length: 9\r\n\r\n{"e": 1}\n'
+    server, address, seen = await triton_server([refused, triton_answer(np.ones((1, 3), np.float32), 1)])
+    endpoint = TritonEndpoint(address, model="m", embodiment=BODY, embodiment_index=0, num_inference_steps=4)
+    try:
+        await endpoint.open(timeout_s=TIMEOUT_S)
+        with pytest.raises(AskError) as refusal:
+            await endpoint.ask(question(), timeout_s=TIMEOUT_S)
+        answer = await endpoint.ask(question(), timeout_s=TIMEOUT_S)
+    finally:
+        await endpoint.close()
+        server.close()
+    assert refusal.value.kind == "HTTP 400"
+    assert answer.actions.shape == (1, 3) and len(seen) == 2
+
+
+PROGRAM = """
+import json, struct, sys
+lengths = struct.Struct("<II")
+def write(header, data=b""):
+    text = json.dumps(header).encode()
+    sys.stdout.buffer.write(lengths.pack(len(text), len(data)) + text + data)
+    sys.stdout.buffer.flush()
+write({"id": "ready"})
+while len(found := sys.stdin.buffer.read(8)) == 8:
+    header_bytes, data_bytes = lengths.unpack(found)
+    header = json.loads(sys.stdin.buffer.read(header_bytes))
+    data = sys.stdin.buffer.read(data_bytes)
+    if header["verb"] == "fail":
+        write({"id": header["id"], "kind": "Broken", "problem": "as asked"})
+    elif header["verb"] == "end":
+        sys.exit("the end")
+    else:
+        write({"id": header["id"], "verb": header["verb"]}, data)
+"""
+
+
+async def test_a_program_on_a_pipe_answers_fails_and_ends() -> None:
+    program = PipeProgram((sys.executable, "-c", PROGRAM), remedy="")
+    try:
+        await program.start([question().images])
+        told, content = await program.call({"verb": "echo"}, b"numbers", timeout_s=TIMEOUT_S)
+        assert (told["verb"], content) == ("echo", b"numbers")
+        with pytest.raises(AskError, match="as asked"):
+            await program.call({"verb": "fail"}, b"", timeout_s=TIMEOUT_S)
+        with pytest.raises(AskError, match="ended"):
+            await program.call({"verb": "end"}, b"", timeout_s=TIMEOUT_S)
+    finally:
+        await program.close()
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (("/nowhere/python",), "run `make peers`"),
+        ((sys.executable, "-c", "import sys; sys.exit('no lerobot')"), "no lerobot"),
+    ],
+)
+async def test_a_program_that_does_not_start_is_a_missing_peer(command: tuple[str, ...], said: str) -> None:
+    program = PipeProgram(command, remedy="run `make peers`")
+    with pytest.raises(MissingPeerError, match=said):
+        await program.start([])
+    await program.close()
+
+
+def test_a_lost_connection_is_left_alone_longer_each_time_and_counted_once() -> None:
+    reconnection = Reconnection(random.Random(0))
+    assert reconnection.may_try(0.0)
+    reconnection.lost(0.0)
+    assert not reconnection.may_try(0.04)
+    reconnection.lost(1.0)
+    reconnection.lost(2.0)
+    assert reconnection.may_try(3.1)
+    reconnection.found()
+    reconnection.found()
+    assert reconnection.count == 1
+    assert reconnection.may_try(0.0)
+
+
+def test_the_lerobot_driver_is_shipped_beside_its_endpoint() -> None:
+    from premotor.client.fleet.endpoints import lerobot
+
+    assert Path(lerobot._DRIVER).is_file()

@@ -1,0 +1,321 @@
+"""A fleet from its command to its report, against a gateway on loopback; and the figures by themselves."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import sys
+import time
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from premotor.client.__main__ import main
+from premotor.client.errors import FixRequestError
+from premotor.client.fleet.command import fleet_lines
+from premotor.client.fleet.endpoint import Answer, AskError
+from premotor.client.fleet.faults import Fault, FaultCommands, FaultEvent, carry_out, default_faults, read_faults
+from premotor.client.fleet.figures import fleet_figures, robot_figures
+from premotor.client.fleet.html_report import fleet_page
+from premotor.client.fleet.network import NONE
+from premotor.client.fleet.proxy import ShapingProxy
+from premotor.client.fleet.questions import Question, Questions
+from premotor.client.fleet.robot import Ask, Robot, RobotLog
+from premotor.client.fleet.run import FleetRun, run_fleet
+from premotor.client.fleet.settings import FleetSettings
+from premotor.client.fleet.svg import Axis, Plot
+from premotor.client.sync_client import PolicyClient
+
+CHUNK = np.zeros((4, 3), np.float32)
+
+
+@pytest.fixture
+def settings(gateway) -> FleetSettings:
+    """One second of three robots; chunks of 4 actions at 8 Hz, asked for four times a second."""
+    with PolicyClient(gateway.address) as client:
+        description = client.get_policy("tabletop")
+    return FleetSettings(
+        endpoint="premotor",
+        addresses=(gateway.address,),
+        description=description,
+        embodiment=description.embodiment(),
+        num_robots=3,
+        rate_hz=4.0,
+        duration_s=1.2,
+        settle_s=0.4,
+        control_rate_hz=8.0,
+    )
+
+
+def ask(intended_s: float, latency_s: float | None, *, revision: str = "a", lag_s: float = 0.0) -> Ask:
+    sent_s = intended_s + lag_s
+    asked = Ask(intended_s=intended_s, woke_s=sent_s, sent_s=sent_s)
+    if latency_s is None:
+        asked.ended_s, asked.failure = sent_s + 1.0, "DeadlineExceededError"
+        return asked
+    asked.ended_s = intended_s + latency_s
+    asked.answer = Answer(
+        actions=CHUNK,
+        revision=revision,
+        server_s={"inference": 0.01, "total": 0.02},
+        request_bytes=100,
+        response_bytes=10,
+        received_s=asked.ended_s,
+    )
+    return asked
+
+
+def figures(settings: FleetSettings, logs: list[RobotLog], faults: tuple[FaultEvent, ...] = ()) -> dict:
+    return fleet_figures(settings, [robot_figures(settings, log) for log in logs], faults)
+
+
+def test_the_command_measures_and_writes_both_reports(gateway, tmp_path: Path, capsys) -> None:
+    result, page = tmp_path / "fleet.json", tmp_path / "fleet.html"
+    command = ["fleet", "--address", gateway.address, "--policy", "tabletop", "--robots", "3", "--rate-hz", "4"]
+    command += ["--duration", "1200ms", "--settle", "400ms", "--control-rate-hz", "8", "--network", "lan"]
+    main([*command, "--json", str(result), "--html", str(page), "--processes", "2"])
+    report = json.loads(result.read_text())
+    fleet = report["fleet"]
+    assert fleet["num_questions"] == fleet["num_chunks"] > 6
+    assert fleet["num_control_steps"] == 3 * 6
+    assert fleet["revisions"] == ["0123456789ab"]
+    assert report["asserted"] == {"no_stale_action_played": True, "num_stale_actions": 0}
+    assert report["proxy_bytes"]["up"] > fleet["request_bytes"]
+    assert [robot["robot"] for robot in report["robots"]] == [0, 1, 2]
+    assert gateway.address not in result.read_text()
+    assert "control steps supplied" in capsys.readouterr().out
+    assert page.read_text().startswith("<!doctype html>")
+    assert {request.robot_id for request in gateway.service.requests} == {"fleet-0", "fleet-1", "fleet-2"}
+
+
+def test_a_fleet_whose_gateway_is_away_fails_and_says_so(settings: FleetSettings) -> None:
+    with pytest.raises(AskError, match="cannot be reached"):
+        run_fleet(replace(settings, addresses=("127.0.0.1:1",), open_timeout_s=0.3))
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--endpoint", "openpi"], "give --description"),
+        (["--policy", "tabletop", "--cameras", "3x224"], "3 cameras came"),
+        (["--policy", "tabletop", "--faults", "default", "--duration", "5s"], "30 s"),
+        ([], "needs --policy"),
+    ],
+)
+def test_a_wrong_call_is_refused_before_anything_is_asked(gateway, capsys, flags: list[str], said: str) -> None:
+    assert main(["fleet", "--address", gateway.address, *flags]) == 2
+    assert said in capsys.readouterr().err
+    assert gateway.service.requests == []
+
+
+class HeldEndpoint:
+    """Answers once the robot has no more times to wait for; one question at a time."""
+
+    max_in_flight = 1
+    num_reconnections = 0
+
+    def __init__(self) -> None:
+        self.asked: list[Question] = []
+        self.last_time_s = time.monotonic()
+
+    async def open(self, *, timeout_s: float) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def ask(self, question: Question, *, timeout_s: float) -> Answer:
+        self.asked.append(question)
+        # The loop wakes what is due earlier first, however late it is.
+        await asyncio.sleep(self.last_time_s - time.monotonic())
+        return Answer(actions=CHUNK, request_bytes=1, response_bytes=1, received_s=time.monotonic())
+
+
+async def test_where_a_wire_is_full_the_newest_question_waits_and_older_ones_are_never_sent(
+    settings: FleetSettings,
+) -> None:
+    questions = Questions(settings.description, settings.embodiment, image_encoding="raw", with_history=False, seed=0)
+    endpoint = HeldEndpoint()
+    start_s = time.monotonic()
+    endpoint.last_time_s = start_s + 1.0
+    log = await Robot(0, endpoint, questions, start_s=start_s, timeout_s=10.0).run(np.array([0.0, 0.1, 0.2, 0.3]))
+    assert [asked.sent_s is None for asked in log.asks] == [False, True, True, False]
+    first, newest = log.asks[0], log.asks[-1]
+    assert first.ended_s is not None and newest.sent_s is not None and newest.ended_s is not None
+    assert newest.sent_s >= first.ended_s
+    # From when it was meant to be asked, the wait included; which is the wire's and not this process's lag.
+    assert newest.latency_s == newest.ended_s - newest.intended_s
+    assert newest.lag_s == newest.woke_s - newest.intended_s < newest.sent_s - newest.intended_s
+    assert [question.seed for question in endpoint.asked] == [0, 3000]
+
+
+async def test_a_question_that_no_server_could_answer_ends_the_run(settings: FleetSettings) -> None:
+    class Refusing(HeldEndpoint):
+        async def ask(self, question: Question, *, timeout_s: float) -> Answer:
+            raise FixRequestError("state has 3 dimensions")
+
+    questions = Questions(settings.description, settings.embodiment, image_encoding="raw", with_history=False, seed=0)
+    robot = Robot(0, Refusing(), questions, start_s=time.monotonic(), timeout_s=1.0)
+    with pytest.raises(FixRequestError):
+        await robot.run(np.linspace(0.0, 0.05, 6))
+
+
+def test_latency_is_counted_from_the_intended_time_and_split(settings: FleetSettings) -> None:
+    log = RobotLog(robot=0, asks=[ask(0.5, 0.2, lag_s=0.05)])
+    found = figures(settings, [log])["fleet"]
+    assert found["latency_ms"]["p50"] == pytest.approx(200.0)
+    split = {name: span["p50"] for name, span in found["latency_split_ms"].items() if span is not None}
+    assert split == pytest.approx({"unsent": 50.0, "inference": 10.0, "total": 20.0, "wire": 130.0})
+
+
+def test_what_failed_or_was_late_missed_its_deadline(settings: FleetSettings) -> None:
+    # A chunk lasts 0.5 s, a period 0.25 s: the deadline is after 0.25 s.
+    log = RobotLog(robot=0, asks=[ask(0.5, 0.2), ask(0.75, 0.3), ask(1.0, None)])
+    found = figures(settings, [log])["fleet"]
+    assert (found["deadline_misses"], found["failures"]) == (2, {"DeadlineExceededError": 1})
+
+
+def test_a_run_that_could_not_keep_its_times_is_invalid(settings: FleetSettings) -> None:
+    on_time = figures(settings, [RobotLog(robot=0, asks=[ask(0.5, 0.2, lag_s=0.02)])])
+    late = figures(settings, [RobotLog(robot=0, asks=[ask(0.5, 0.2, lag_s=0.03)])])
+    assert (on_time["valid"], late["valid"]) == (True, False)
+    assert not figures(settings, [RobotLog(robot=0)])["valid"]
+    run = FleetRun(settings=settings, robots=(), report={**late, "in_flight": "", "began": ""})
+    assert next(iter(fleet_lines(run))).startswith("INVALID")
+
+
+def test_unequal_supply_shows_in_the_index(settings: FleetSettings) -> None:
+    served = RobotLog(robot=0, asks=[ask(0.25 * i, 0.01) for i in range(5)])
+    starved = RobotLog(robot=1, asks=[ask(0.25 * i, None) for i in range(5)])
+    found = figures(settings, [served, starved])
+    assert found["fleet"]["fairness"]["jain_index_of_supplied_steps"] == pytest.approx(0.5)
+    assert found["fleet"]["robots_supplied"] == 1
+    assert [robot["supplied_share"] for robot in found["robots"]] == [1.0, 0.0]
+
+
+def test_a_swap_is_seen_where_the_revision_changes(settings: FleetSettings) -> None:
+    log = RobotLog(robot=2, asks=[ask(0.5, 0.1), ask(0.7, 0.1), ask(0.9, 0.1, revision="b")])
+    (swap,) = figures(settings, [log])["fleet"]["swaps_seen"]
+    assert swap == {"robot": 2, "at_s": pytest.approx(1.0), "before": "a", "after": "b"}
+
+
+def test_a_hold_is_the_fault_that_began_last_before_it(settings: FleetSettings) -> None:
+    long = replace(settings, duration_s=12.0)
+    answered = [ask(0.25 * i, 0.01) for i in range(48) if not (8 <= i < 16 or 24 <= i < 36)]
+    faults = (
+        FaultEvent(kind="pause", start_s=1.9, end_s=3.0),
+        FaultEvent(kind="partition", start_s=5.9, end_s=8.0),
+        FaultEvent(kind="swap", start_s=11.0, end_s=11.1),
+    )
+    pause, partition, swap = figures(long, [RobotLog(robot=0, asks=answered)], faults)["faults"]
+    assert (pause["num_holds"], partition["num_holds"], swap["num_holds"]) == (1, 1, 0)
+    assert pause["recovery_s"]["max"] == pytest.approx(1.125)
+    assert partition["recovery_s"]["max"] == pytest.approx(1.125)
+    assert swap["recovery_s"] is None
+    assert partition["longest_hold_s"] == pytest.approx(2.875)
+
+
+def test_default_faults_leave_out_what_there_is_no_command_for() -> None:
+    kinds = [fault.kind for fault in default_faults(60.0, FaultCommands())]
+    assert kinds == ["pause", "pause", "pause", "loss", "partition"]
+    more = default_faults(60.0, FaultCommands(restart="r", swap="s"))
+    assert [fault.kind for fault in more][-2:] == ["restart", "swap"]
+    assert sum(fault.duration_s for fault in more if fault.kind == "partition") == 5.0
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ([{"kind": "quake", "at_s": 1}], "expected one of pause, loss, partition, restart, swap"),
+        ([{"kind": "pause", "at_s": 1}], "only cuts and losses last"),
+        ([{"kind": "swap", "at_s": 1}], "needs --swap-command"),
+        ([{"kind": "pause", "at_s": 1, "duration_s": 0.2, "why": 1}], "why"),
+        ({"kind": "pause"}, "no list of objects"),
+    ],
+)
+def test_a_schedule_that_cannot_be_is_refused(tmp_path: Path, content: object, said: str) -> None:
+    path = tmp_path / "faults.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=said):
+        read_faults(path, FaultCommands())
+
+
+async def test_commands_are_run_at_their_times_and_a_failure_is_kept() -> None:
+    swap = f"{sys.executable} -c \"import sys; sys.exit('no such revision')\""
+    commands = FaultCommands(restart=f"{sys.executable} -c pass", swap=swap)
+    faults = (
+        Fault(kind="swap", at_s=0.0),
+        Fault(kind="restart", at_s=0.0),
+        Fault(kind="pause", at_s=0.0, duration_s=0.1),
+    )
+    proxy = ShapingProxy(NONE, seed=0)
+    try:
+        events = await carry_out(faults, proxy, commands, start_s=time.monotonic())
+    finally:
+        await proxy.close()
+    problems = {event.kind: event.problem for event in events}
+    assert problems["restart"] == problems["pause"] == ""
+    assert "no such revision" in problems["swap"]
+    assert all(event.end_s > event.start_s for event in events)
+
+
+class Page(HTMLParser):
+    """Collects what a page would load, and its texts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loaded: list[str] = []
+        self.tags: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.loaded += [f"{tag} {name}" for name, _ in attrs if name in ("src", "href", "xlink:href", "data")]
+
+
+def test_the_page_is_one_file_that_loads_nothing_and_shows_faults(settings: FleetSettings) -> None:
+    asks = [ask(0.1 * i, 0.05 * (1 + i % 3), revision="a" if i < 6 else "b") for i in range(12)]
+    robots = tuple(robot_figures(settings, RobotLog(robot=i, asks=asks)) for i in range(3))
+    faults = (FaultEvent(kind="partition", start_s=0.5, end_s=0.7, problem="<script>"),)
+    report = {
+        **fleet_figures(settings, robots, faults),
+        "in_flight": "",
+        "began": "",
+        "settings": {},
+        "machine": {},
+        "versions": {},
+    }
+    text = fleet_page(FleetRun(settings=settings, robots=robots, report=report))
+    page = Page()
+    page.feed(text)
+    assert page.loaded == []
+    assert page.tags.count("svg") == 5
+    assert "script" not in page.tags and "url(" not in text and "@import" not in text
+    assert "prefers-color-scheme:dark" in text and "width=device-width" in text
+    assert "new revision" in text and "partition" in text
+
+
+def test_a_run_without_an_answer_still_has_a_page(settings: FleetSettings) -> None:
+    robots = (robot_figures(settings, RobotLog(robot=0, asks=[ask(0.5, None)])),)
+    report = {
+        **fleet_figures(settings, robots, ()),
+        "in_flight": "",
+        "began": "",
+        "settings": {},
+        "machine": {},
+        "versions": {},
+    }
+    assert "No answer came." in fleet_page(FleetRun(settings=settings, robots=robots, report=report))
+
+
+def test_a_plot_puts_values_where_its_axes_say() -> None:
+    plot = Plot("x", Axis(label="a", low=0.0, high=10.0), Axis(label="b", low=1.0, high=100.0, logarithmic=True))
+    plot.line(np.array([0.0, 5.0, 10.0]), np.array([1.0, 10.0, 1000.0]))
+    (points,) = re.findall(r'points="([^"]+)"', plot.svg())
+    (x0, y0), (x1, y1), (x2, y2) = (tuple(map(float, point.split(","))) for point in points.split())
+    assert x1 == pytest.approx((x0 + x2) / 2)
+    assert y1 == pytest.approx((y0 + y2) / 2, abs=0.1)
+    assert y2 < y1 < y0
+    with pytest.raises(ValueError, match="expected an increase"):
+        Axis(label="a", low=1.0, high=1.0)
