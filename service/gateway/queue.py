@@ -19,6 +19,8 @@ from service.errors import DeadlineExpiredError, OverloadedError, ServiceError, 
 
 # Longer than any robot plays one chunk.
 ALONE_AFTER_S = 10.0
+# Of the last request in the mean time inside a model: about ten requests are remembered.
+_NEWEST_WEIGHT = 0.1
 _PRUNED_FROM = 64
 
 
@@ -62,7 +64,7 @@ class _Robot:
 class _Place:
     """One request, waiting or inside."""
 
-    __slots__ = ("arrival", "deadline_s", "granted", "in_line", "is_inside", "revision", "robot")
+    __slots__ = ("arrival", "deadline_s", "entered_s", "granted", "in_line", "is_inside", "revision", "robot")
 
     def __init__(self, robot: _Robot, revision: str, deadline_s: float, arrival: int) -> None:
         self.robot = robot
@@ -70,6 +72,7 @@ class _Place:
         self.deadline_s = deadline_s
         self.arrival = arrival
         self.is_inside = False
+        self.entered_s = 0.0
         # Whether the model's line holds it: not while its robot has to finish something else first.
         self.in_line = False
         # None for a request that went in at once.
@@ -82,15 +85,28 @@ class _Place:
 
 
 class _Model:
-    """One revision: how many are inside, and the line of those who may follow."""
+    """One revision: how many are inside and for how long, and the line of those who may follow."""
 
-    __slots__ = ("line", "num_inside", "prune_at")
+    __slots__ = ("line", "num_inside", "prune_at", "time_inside_s")
 
     def __init__(self) -> None:
         self.num_inside = 0
+        # Mean of the last few requests; 0 while nothing is known.
+        self.time_inside_s = 0.0
         # By deadline, then arrival. Whoever has stopped waiting stays until popped or pruned.
         self.line: list[tuple[float, int, _Place]] = []
         self.prune_at = _PRUNED_FROM
+
+    def is_too_late(self, deadline_s: float, now_s: float) -> bool:
+        """Whether a chunk would come after the deadline. Never of an idle model: what it takes has to be found out."""
+        return self.num_inside > 0 and now_s + self.time_inside_s > deadline_s
+
+    def note_time_inside(self, time_s: float, *, answered: bool) -> None:
+        """A request that was given up says only that it would have taken longer than this."""
+        if not self.time_inside_s:
+            self.time_inside_s = time_s
+        elif answered or time_s > self.time_inside_s:
+            self.time_inside_s += _NEWEST_WEIGHT * (time_s - self.time_inside_s)
 
     def prune(self) -> None:
         self.line = [entry for entry in self.line if entry[2].is_waiting]
@@ -107,7 +123,10 @@ class RequestQueue:
     - Bounded. At most `max_queued` requests of a policy wait; one more is refused as overloaded.
     - Latest wins. A robot waits with one request of a policy at most. A newer one, by arrival, supersedes it at once,
       whatever their revisions, and takes its place also where the queue is full. What is inside a model is finished.
-    - Earliest deadline first, then earliest arrival, among those who may go. What has expired never goes.
+    - Earliest deadline first, then earliest arrival, among those who may go. What has expired never goes, nor, into a
+      model that is busy, what would expire there: with more robots than a model can serve, requests would otherwise go
+      in just before their deadline, one after the other, and none be answered in time. How long one is inside is the
+      mean of the last few.
     - Fair. A robot with a request inside a model may have another inside only while it is alone with the policy: no
       other robot has a request here, or had one in the last 10 s. Otherwise its next one waits until it has nothing
       inside. The last 10 s and not only this instant: what a fast robot puts inside while the others play their chunks
@@ -150,10 +169,12 @@ class RequestQueue:
             except asyncio.CancelledError:
                 self._give_up(place)
                 raise
+        answered = False
         try:
             yield
+            answered = True
         finally:
-            self._leave(place)
+            self._leave(place, answered=answered)
 
     def dismiss(self, revision: str, error: BackendError) -> None:
         """Ends every wait for a revision with `error`."""
@@ -173,7 +194,10 @@ class RequestQueue:
             policy = self._policies[policy_name] = _Policy()
         robot = policy.robots.get(robot_id) or _Robot(robot_id, policy)
         may_go = self._may_go(robot, now_s)
-        goes = may_go and self._model(revision).num_inside < self._capacity(revision)
+        model = self._models.get(revision)
+        goes = may_go and (model.num_inside if model else 0) < self._capacity(revision)
+        if goes and model is not None and model.is_too_late(deadline_s, now_s):
+            raise _too_late()
         if robot.waiting is not None:
             self._end(robot.waiting, SupersededError("a newer request of this robot took this one's turn"))
         elif not goes and policy.num_waiting >= self._max_queued:
@@ -184,7 +208,7 @@ class RequestQueue:
         policy.robots[robot_id] = robot
         place = _Place(robot, revision, deadline_s, next(self._arrivals))
         if goes:
-            self._enter(place)
+            self._enter(place, now_s)
             return place
         robot.waiting = place
         policy.num_waiting += 1
@@ -193,8 +217,9 @@ class RequestQueue:
             self._line_up(place)
         return place
 
-    def _leave(self, place: _Place) -> None:
+    def _leave(self, place: _Place, *, answered: bool) -> None:
         now_s, robot, model = self._clock_s(), place.robot, self._models[place.revision]
+        model.note_time_inside(now_s - place.entered_s, answered=answered)
         robot.num_inside -= 1
         model.num_inside -= 1
         if robot.waiting is not None and not robot.num_inside and not robot.waiting.in_line:
@@ -207,7 +232,7 @@ class RequestQueue:
     def _give_up(self, place: _Place) -> None:
         """The caller was cancelled, perhaps after its turn had come and before it heard of it."""
         if place.is_inside:
-            self._leave(place)
+            self._leave(place, answered=False)
         elif place.robot.waiting is place:
             self._stop_waiting(place)
             self._forget(place.robot, self._clock_s())
@@ -224,8 +249,12 @@ class RequestQueue:
                 self._end(place, DeadlineExpiredError("the deadline passed while the request waited for its turn"))
                 self._forget(place.robot, now_s)
             elif self._may_go(place.robot, now_s):
+                if model.is_too_late(place.deadline_s, now_s):
+                    self._end(place, _too_late())
+                    self._forget(place.robot, now_s)
+                    continue
                 self._stop_waiting(place)
-                self._enter(place)
+                self._enter(place, now_s)
             # Otherwise its robot is not alone any more: it lines up again once what the robot has inside has left.
         if not model.num_inside and not model.line:
             del self._models[revision]
@@ -246,8 +275,9 @@ class RequestQueue:
         place.in_line = True
         heapq.heappush(model.line, (place.deadline_s, place.arrival, place))
 
-    def _enter(self, place: _Place) -> None:
+    def _enter(self, place: _Place, now_s: float) -> None:
         place.is_inside = True
+        place.entered_s = now_s
         place.robot.num_inside += 1
         self._model(place.revision).num_inside += 1
         if place.granted is not None:
@@ -265,6 +295,10 @@ class RequestQueue:
     def _forget(self, robot: _Robot, now_s: float) -> None:
         if not robot.num_inside and robot.waiting is None and robot.policy.robots.pop(robot.id, None) is not None:
             robot.policy.note_left(robot.id, now_s)
+
+
+def _too_late() -> DeadlineExpiredError:
+    return DeadlineExpiredError("the chunk would not have been ready before the deadline")
 
 
 def _loop_time_s() -> float:

@@ -83,6 +83,13 @@ async def end_of(task: asyncio.Task[None]) -> None:
         await task
 
 
+async def end_of_all(models: Models, *tasks: asyncio.Task[None]) -> None:
+    await settle()
+    await models.end()
+    for task in tasks:
+        await end_of(task)
+
+
 async def test_no_more_are_inside_than_the_model_has_room_for() -> None:
     models = Models(room=2)
     for name in "abcde":
@@ -131,6 +138,56 @@ async def test_what_has_expired_never_goes_in() -> None:
     assert models.entered == ["inside", "in time"]
     await models.end()
     await end_of(in_time)
+
+
+async def test_what_would_expire_inside_does_not_go_in_while_the_model_is_busy() -> None:
+    models = Models(room=2)
+    models.ask("keeps it busy")
+    models.ask("a")
+    await settle()
+    models.now_s = 4.0
+    # From here on a request is known to be inside for 4 s.
+    await models.answer("a")
+    models.ask("b")
+    await settle()
+    short, long = models.ask("short", within_s=5), models.ask("long", within_s=9)
+    await settle()
+    models.now_s = 6.0
+    await models.answer("b")
+    with pytest.raises(DeadlineExpiredError, match="would not have been ready"):
+        await end_of(short)
+    assert models.entered[-1] == "long"
+    await models.answer("long")
+    with pytest.raises(DeadlineExpiredError, match="would not have been ready"):
+        await end_of(models.ask("at once", within_s=2))
+    assert models.entered[-1] == "long"
+    await models.end()
+    await end_of(long)
+
+
+async def test_an_idle_model_is_asked_however_long_it_took_before() -> None:
+    models = Models()
+    models.ask("slow")
+    hopeful = models.ask("hopeful", within_s=9)
+    await settle()
+    models.now_s = 8.0
+    await models.answer("slow")
+    assert models.entered[-1] == "hopeful"
+    await end_of_all(models, hopeful)
+
+
+async def test_a_request_that_was_given_up_inside_counts_for_as_long_as_it_was_there() -> None:
+    models = Models(room=2)
+    models.ask("keeps it busy")
+    expires = models.ask("expires")
+    await settle()
+    models.now_s = 3.0
+    expires.cancel()
+    await settle()
+    with pytest.raises(DeadlineExpiredError, match="would not have been ready"):
+        await end_of(models.ask("short", within_s=2))
+    long = models.ask("long", within_s=4)
+    await end_of_all(models, long)
 
 
 async def test_one_too_many_is_overloaded_with_a_delay_and_other_policies_are_not() -> None:
