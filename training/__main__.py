@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from training import bench_data
 from training.names import UnknownNameError
+from training.playback import command as playback
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -38,6 +39,7 @@ VERBS = {
     "export": "write the checkpoint of a trained run",
     "inspect": "chunk error with true, image-shuffled and state-shuffled inputs",
     "evaluate": "closed loop on held-out scenes, of a checkpoint or of a served policy",
+    "playback": "success and jumps at seams by rule and delay, in lock step or against the clock (resumable)",
     "demo": "record, stats, stage1, stage2, export, inspect and evaluate in order",
     "experiment": "a claim of paper A measured with seeds, intervals and controls (resumable)",
     "bench": "what training costs: windows/s, the history's second pass, loader wait, stage 1 beside stage 2",
@@ -83,6 +85,10 @@ def _parser() -> argparse.ArgumentParser:
         if name == "experiment":
             _add_experiment_arguments(verb)
             continue
+        if name == "playback":
+            playback.add_arguments(verb)
+            _add_identity_arguments(verb)
+            continue
         verb.add_argument(
             "--recipe", help="a name in training/recipes or a JSON file (default: recipe.json of --run, or else demo)"
         )
@@ -120,6 +126,10 @@ def _parser() -> argparse.ArgumentParser:
             verb.add_argument("--episodes", type=int, help="per task (default: the recipe's)")
             verb.add_argument("--first-seed", type=int, help="of the held-out scenes (default: the recipe's)")
             verb.add_argument("--history", action=argparse.BooleanOptionalAction, help="default: the recipe's")
+            verb.add_argument("--rule", choices=playback.RULES, help="where chunks overlap (default: replace)")
+            verb.add_argument(
+                "--inference-delay", type=int, metavar="STEPS", help="after which a chunk takes over (default: 0)"
+            )
             verb.add_argument("--videos", type=Path, metavar="DIRECTORY", help="film the first episodes of each task")
     return parser
 
@@ -170,6 +180,12 @@ def _run(options: argparse.Namespace) -> int:
         return 0
     if options.verb == "import-run":
         _import_run(options)
+        return 0
+    if options.verb == "playback":
+        try:
+            playback.run(options)
+        except playback.WrongPlaybackError as error:
+            raise WrongCallError(str(error)) from None
         return 0
     if options.verb == "experiment":
         from training.experiments.command import run as run_experiment
@@ -327,6 +343,8 @@ def _evaluate(recipe: Recipe, run: RunDirectory, options: argparse.Namespace) ->
         raise WrongCallError("--address needs --policy, the name of a policy served there")
     if options.episodes is not None and options.episodes < 1:
         raise WrongCallError(f"--episodes is {options.episodes}, expected at least 1")
+    if options.inference_delay is not None and options.inference_delay < 0:
+        raise WrongCallError(f"--inference-delay is {options.inference_delay}, expected 0 or more control steps")
     for task in options.tasks or ():
         check_task(task)
     if options.suite:
@@ -377,7 +395,7 @@ def _evaluate_on(
     name: str,
     groups: Mapping[str, Sequence[str]] | None = None,
 ) -> list[Mapping[str, Any]]:
-    from training.evaluate import Target, evaluate, format_table, write_results
+    from training.evaluate import Target, evaluate, format_seams, format_table, write_results
     from training.gateway_identity import read_identity
 
     try:
@@ -386,9 +404,17 @@ def _evaluate_on(
         raise WrongCallError(str(error)) from None
     history = recipe.evaluation.history if options.history is None else options.history
     checkpoint = None if options.address else options.checkpoint or run.checkpoint
+    rule, inference_delay = options.rule or "replace", options.inference_delay or 0
+    asks_for_seams = options.rule is not None or options.inference_delay is not None
     rows = evaluate(
         Target(
-            checkpoint=checkpoint, address=options.address, identity=identity, policy=options.policy, history=history
+            checkpoint=checkpoint,
+            address=options.address,
+            identity=identity,
+            policy=options.policy,
+            history=history,
+            inference_delay=inference_delay,
+            rule=rule,
         ),
         tasks=tasks,
         num_episodes=options.episodes or recipe.evaluation.num_episodes,
@@ -398,6 +424,11 @@ def _evaluate_on(
     )
     print(format_table(rows, groups))
     context = {"checkpoint": str(checkpoint or ""), "policy": options.policy, "history": history}
+    if asks_for_seams:
+        print(format_seams(rows))
+        context |= {"rule": rule, "inference_delay": inference_delay}
+        # Beside the results of what is played as trained, not in their place.
+        name = f"{name}-{rule}-{inference_delay}"
     write_results(run.evaluation / f"{name}.json", rows, **context)
     if options.json:
         write_results(options.json, rows, **context)
@@ -437,6 +468,7 @@ def _demo(recipe: Recipe, run: RunDirectory, options: argparse.Namespace) -> Non
         "address": "", "token_file": None, "tls": False, "tls_ca": None, "tls_cert": None, "tls_key": None,
         "allow_token_without_tls": False, "policy": "", "checkpoint": None, "history": None, "first_seed": None,
         "tasks": None, "suite": None, "seeds": None, "episodes": None, "videos": run.evaluation,
+        "rule": None, "inference_delay": None,
     }  # fmt: skip
     rows = _evaluate(recipe, run, argparse.Namespace(**vars(options) | evaluation))
     print(_compare_with_goal(rows))

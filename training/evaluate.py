@@ -206,6 +206,26 @@ def format_table(rows: Sequence[Mapping[str, Any]], groups: Mapping[str, Sequenc
     return "\n".join(lines)
 
 
+def format_seams(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Jumps for a person: of each task's action groups, at seams and elsewhere, in the body's units (seams.py)."""
+    header = (
+        f"{'task':<14} {'group':<14} {'jump of':<11} {'seams':>6} {'RMS':>9} {'RMS elsewhere':>14} {'largest':>9}  unit"
+    )
+    lines = [header]
+    for row in rows:
+        for group, figures in row["seams"].items():
+            for quantity in ("action", "difference"):
+                at_seams, elsewhere, largest = (
+                    "-" if (jump := figures[f"{quantity}_{figure}"]) is None else f"{jump:.4g}"
+                    for figure in ("rms", "rms_elsewhere", "max")
+                )
+                lines.append(
+                    f"{row['task']:<14} {group:<14} {quantity:<11} {figures['num_seams']:>6} {at_seams:>9} "
+                    f"{elsewhere:>14} {largest:>9}  {figures['unit']}"
+                )
+    return "\n".join(lines)
+
+
 def success_rate(row: Mapping[str, Any]) -> float:
     return row["successes"] / row["episodes"]
 

@@ -5,6 +5,7 @@ Owns the two jumps of a seam and their figures. Does not own which chunk says wh
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -45,9 +46,13 @@ class SeamMeter:
         self._last = [*self._last[-1:], action]
 
     def figures(self) -> Mapping[str, Any]:
-        """Of each group: its unit, the number of seams, maxima and root mean squares; None where nothing was seen."""
+        """Of each group: kind, unit, maxima and root mean squares, None where nothing was seen, and of how many jumps.
+
+        A jump's difference takes one action more: after the first two actions of an episode there is none yet.
+        """
         return {
             group.name: {
+                "kind": group.kind.value,
                 "unit": group.unit,
                 "num_seams": len(self._jumps[True]),
                 "action_max": _largest(self._jumps[True], columns),
@@ -56,9 +61,45 @@ class SeamMeter:
                 "difference_rms": _root_mean_square(self._kinks[True], columns),
                 "action_rms_elsewhere": _root_mean_square(self._jumps[False], columns),
                 "difference_rms_elsewhere": _root_mean_square(self._kinks[False], columns),
+                "num_seam_differences": len(self._kinks[True]),
+                "num_elsewhere": len(self._jumps[False]),
+                "num_differences_elsewhere": len(self._kinks[False]),
             }
             for group, columns in group_slices(self._groups)
         }
+
+
+# Each figure of jumps, and the one that says of how many.
+COUNTS: Mapping[str, str] = {
+    "action_max": "num_seams",
+    "action_rms": "num_seams",
+    "difference_max": "num_seam_differences",
+    "difference_rms": "num_seam_differences",
+    "action_rms_elsewhere": "num_elsewhere",
+    "difference_rms_elsewhere": "num_differences_elsewhere",
+}
+
+
+def pooled(figures: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The figures of one meter that had watched what each of several did; they are of one body."""
+    return {
+        name: {
+            "kind": group["kind"],
+            "unit": group["unit"],
+            **{count: sum(each[name][count] for each in figures) for count in dict.fromkeys(COUNTS.values())},
+            **{figure: _pooled([each[name] for each in figures], figure) for figure in COUNTS},
+        }
+        for name, group in (figures[0].items() if figures else ())
+    }
+
+
+def _pooled(groups: Sequence[Mapping[str, Any]], figure: str) -> float | None:
+    seen = [(group[figure], group[COUNTS[figure]]) for group in groups if group[COUNTS[figure]]]
+    if not seen:
+        return None
+    if figure.endswith("_max"):
+        return max(value for value, _ in seen)
+    return math.sqrt(sum(value**2 * count for value, count in seen) / sum(count for _, count in seen))
 
 
 def _largest(rows: Sequence[Floats], columns: slice) -> float | None:

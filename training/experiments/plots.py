@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-_MARKERS = "osD^vP"
-_STYLE: dict[Any, Any] = {
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+MARKERS = "osD^vP"
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -38,14 +38,19 @@ def draw(values: Values, directory: Path) -> list[Path]:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    with pyplot.rc_context(_STYLE):
+    with pyplot.rc_context(STYLE):
         figure = {"curve": _curve, "arms": _arms, "families": _families, "losses": _losses}[kind](pyplot, values)
         figure.suptitle(_title(values), x=0.01, ha="left", fontweight="bold")
-        paths = [directory / "plot.png", directory / "plot.svg"]
-        for path in paths:
-            # Without a date the same results give the same bytes.
-            figure.savefig(path, bbox_inches="tight", metadata={"Date": None} if path.suffix == ".svg" else None)
+        paths = save(figure, directory)
         pyplot.close(figure)
+    return paths
+
+
+def save(figure: Any, directory: Path) -> list[Path]:
+    """plot.png and plot.svg; without a date the same results give the same bytes."""
+    paths = [directory / "plot.png", directory / "plot.svg"]
+    for path in paths:
+        figure.savefig(path, bbox_inches="tight", metadata={"Date": None} if path.suffix == ".svg" else None)
     return paths
 
 
@@ -75,7 +80,7 @@ def _curve(pyplot: Any, values: Values) -> Any:
         if not points:
             continue
         shift = 0.006 * (index - 1) * max(step for step, _ in points)
-        _errorbar(left, [step + shift for step, _ in points], [found for _, found in points], index, arm["name"])
+        errorbar(left, [step + shift for step, _ in points], [found for _, found in points], index, arm["name"])
     left.set(xlabel="steps of stage 2", ylabel="success, %", ylim=(0, 100), title="mean over tasks, by checkpoint")
     left.legend(loc="upper left")
     _grouped(right, values["arms"], [("all", "all tasks"), ("low-data", "low data"), ("rest", "others")])
@@ -91,7 +96,7 @@ def _grouped(axes: Any, arms: Sequence[Values], groups: Sequence[tuple[str, str]
         offset = 0.22 * (index - (len(arms) - 1) / 2)
         shown = [(place, last[name]) for place, (name, _) in enumerate(groups) if name in last]
         if shown:
-            _errorbar(
+            errorbar(
                 axes, [place + offset for place, _ in shown], [found for _, found in shown], index, arm["name"], ""
             )
         papers = [(place, arm["paper"][name]) for place, (name, _) in enumerate(groups) if name in arm["paper"]]
@@ -100,7 +105,7 @@ def _grouped(axes: Any, arms: Sequence[Values], groups: Sequence[tuple[str, str]
                 [place + offset + 0.07 for place, _ in papers],
                 [percent for _, percent in papers],
                 linestyle="",
-                marker=_MARKERS[index % len(_MARKERS)],
+                marker=MARKERS[index % len(MARKERS)],
                 markerfacecolor="none",
                 markeredgecolor=_PAPER_COLOR,
             )
@@ -120,7 +125,7 @@ def _tasks(axes: Any, values: Values) -> None:
                 {"value": each["successes"] / each["episodes"], "low": each["low"], "high": each["high"]}
                 for _, each in shown
             ]
-            _errorbar(axes, [place + offset for place, _ in shown], estimates, index, arm["name"], "")
+            errorbar(axes, [place + offset for place, _ in shown], estimates, index, arm["name"], "")
     about = [values["tasks"][name] for name in names]
     labels = [
         f"{name}\n{each['body']}{' *' if each['low_data'] else ''}" for name, each in zip(names, about, strict=True)
@@ -163,7 +168,7 @@ def _families(pyplot: Any, values: Values) -> Any:
             if arm["family"] == family and (found := _group(arm["checkpoints"][-1]))
         ]
         if points:
-            _errorbar(left, [x for x, _ in points], [found for _, found in points], index, family)
+            errorbar(left, [x for x, _ in points], [found for _, found in points], index, family)
     left.set_xticks(range(len(positions)), [f"{position:g}" for position in positions])
     left.set(xlabel=values["axis"], ylabel="success, %", ylim=(0, 100))
     left.legend()
@@ -187,7 +192,7 @@ def _losses(pyplot: Any, values: Values) -> Any:
             width = arm["log"]["steps_averaged"]
             steps = (np.arange(len(runs[0])) + 0.5) * width
             logs = np.log(np.array(runs))
-            color = _COLORS[index]
+            color = COLORS[index]
             axes.plot(steps, np.exp(logs.mean(axis=0)), color=color, label=arm["name"])
             axes.fill_between(steps, np.exp(logs.min(axis=0)), np.exp(logs.max(axis=0)), color=color, alpha=0.2, lw=0)
         axes.set(xlabel="steps of stage 2", title=f"{title}; band: range of seeds", yscale="log")
@@ -201,9 +206,10 @@ def _group(checkpoint: Values) -> Values | None:
     return checkpoint["groups"].get("all")
 
 
-def _errorbar(
+def errorbar(
     axes: Any, places: Sequence[float], found: Sequence[Values], index: int, label: str, line: str = "-"
 ) -> None:
+    """Successes in percent at `places`, as the `index`-th of a figure's arms."""
     values = np.array([100 * each["value"] for each in found])
     ends = np.array([[100 * each["low"], 100 * each["high"]] for each in found])
     axes.errorbar(
@@ -211,8 +217,8 @@ def _errorbar(
         values,
         yerr=np.abs(ends - values[:, None]).T,
         label=label,
-        color=_COLORS[index % len(_COLORS)],
-        marker=_MARKERS[index % len(_MARKERS)],
+        color=COLORS[index % len(COLORS)],
+        marker=MARKERS[index % len(MARKERS)],
         markersize=4.5,
         linestyle=line,
         capsize=2,
@@ -227,8 +233,8 @@ def _row(axes: Any, place: float, found: Values, index: int, label: str) -> None
         value,
         place,
         xerr=ends,
-        color=_COLORS[index % len(_COLORS)],
-        marker=_MARKERS[index % len(_MARKERS)],
+        color=COLORS[index % len(COLORS)],
+        marker=MARKERS[index % len(MARKERS)],
         label=label if label and label not in known else None,
         capsize=2,
     )

@@ -23,8 +23,9 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.service_config_disable_resolution", 1),
     # gRPC backs off for up to two minutes by default; a restarted gateway answers within seconds.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
+    # In spite of its name, how long one attempt may take: connecting far away takes several round trips.
+    ("grpc.min_reconnect_backoff_ms", 2000),
     # Clients of one process otherwise share one connection, and one robot's large frame would delay another's.
     ("grpc.use_local_subchannel_pool", 1),
     # Robots talk to their gateway directly, whatever proxy the environment names for the web.

@@ -1,0 +1,1 @@
+"""How chunks are played, measured: success and jumps at seams by rule and delay, in lock step or against the clock."""
