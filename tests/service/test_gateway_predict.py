@@ -50,7 +50,8 @@ async def test_a_chunk_comes_back_with_ids_revision_seed_and_times(kit, embodime
     assert (response.revision, response.seed) == (kit.revision.revision, 7)
     spans = {name: decode_duration(getattr(response.timing, name), field=name) for name in ("decode", "total")}
     assert 0 < spans["decode"] < spans["total"] < TIMEOUT_S
-    assert response.timing.queue.ToMilliseconds() == 1
+    # What the backend reports, and what the gateway itself let it wait.
+    assert 0.001 <= decode_duration(response.timing.queue, field="queue") < TIMEOUT_S
     assert response.timing.inference.ToMilliseconds() == 2
 
 
