@@ -178,7 +178,9 @@ class _Fuzz:
         for number in numbers:
             generator = random.Random(f"{self._settings.seed}/openpi/{number}")
             valid = number % _VALID_EVERY == 0
-            frame = pack(self._message) if valid else mutated_frame(generator, self._message)
+            # A session of its own: mutated frames choose some that others have too, and then supersede each other.
+            message = {**self._message, "session_id": f"fuzz-{worker}"}
+            frame = pack(message) if valid else mutated_frame(generator, self._message)
             try:
                 async with asyncio.timeout(_HANG_S):
                     await socket.send(frame)

@@ -250,9 +250,14 @@ class Rollout:
 
     async def _load(self, policy: str, revision: str, operation_id: str) -> None:
         record = await self._ask(partial(self._registry.revision, policy, revision))
+        actor = SERVICE_ACTOR
+        if record.state is RevisionState.DRAINING:
+            # It would be unloaded under the route that is about to name it, or has been since it was read.
+            with suppress(ConflictError):
+                await self._set(policy, revision, RevisionState.READY, actor)
+            record = await self._ask(partial(self._registry.revision, policy, revision))
         if record.state.answers:
             return
-        actor = SERVICE_ACTOR
         if record.state not in LOADING_ORDER:
             await self._set(policy, revision, RevisionState.LOADING, actor)
         await self._step(operation_id, "loading")

@@ -59,6 +59,20 @@ async def test_a_promotion_loads_first_and_moves_only_new_episodes(fleet):
     assert process.policies.routed(episode(1)).revision == new
 
 
+async def test_a_draining_revision_that_is_asked_for_again_is_not_unloaded_meanwhile(fleet):
+    process = fleet.process("a")
+    await process.start()
+    old, new = await serving(fleet, process, "old", "new")
+    assert process.policies.routed(episode(1)).revision == old
+    operation = await process.rollout.promote(POLICY, new, actor="ada")
+    await process.rollout.ended(operation.operation_id)
+    assert states(process) == {old: S.DRAINING, new: S.SERVING}
+    operation = await process.rollout.shadow(POLICY, old, 0.5, actor="ada")
+    ended = await process.rollout.ended(operation.operation_id)
+    assert (ended.state, ended.error) == (OperationState.SUCCEEDED, "")
+    assert states(process) == {old: S.READY, new: S.SERVING}
+
+
 async def test_episodes_that_are_told_to_move_do_so_at_once(fleet):
     process = fleet.process("a")
     await process.start()
