@@ -1,4 +1,4 @@
-"""`make demo`: serve the shipped checkpoint and let simulated robots of three bodies use it over gRPC.
+"""`make demo`: serve the shipped checkpoint and let simulated robots of six bodies use it over gRPC.
 
 Starts `python -m service serve` (Triton, gateway, admin) as a child, runs the closed-loop evaluation of `training`
 against its address, prints the table, and stops the child. Knows the service by its command line alone.
@@ -25,7 +25,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path[:0] = [str(ROOT)]
 
 POLICY = "tabletop"
-TASKS = ("pick-place", "drawer-open", "button-press", "transfer-cube", "lift")
+TASKS = ("drawer-open", "pick-can", "stack-ur5e", "pick-can-iiwa", "stack-kinova3", "transfer-cube")
 HELD_OUT_SEED = 100_000
 START_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 30.0
@@ -120,7 +120,12 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), metavar="TASK")
     parser.add_argument("--episodes", type=int, default=10, help="per task (default: 10)")
     parser.add_argument("--first-seed", type=int, default=HELD_OUT_SEED, help="scenes from this seed on")
-    parser.add_argument("--history", action="store_true", help="send the robots' history with every request")
+    parser.add_argument(
+        "--history",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="send the robots' history with every request (default: they do)",
+    )
     parser.add_argument("--workers", type=int, default=2, help="simulators at a time (default: 2)")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "demo", help="results, videos and log")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results here")
