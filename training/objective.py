@@ -105,8 +105,9 @@ def flow_loss(
 ) -> Tensor:
     """E ||D(x_r, r, z) - (actions - noise)||^2 over `num_draws` draws of noise and time per chunk.
 
-    With `max_inference_delay` each draw gives the first 0 to so many actions, all as likely, as they are: the decoder
-    learns to continue them, and they do not count (arXiv 2512.05964).
+    With `max_inference_delay` every other draw gives the first 1 to so many actions, all as likely, as they are: the
+    decoder learns to continue them, and they do not count (arXiv 2512.05964). The others give none, for most chunks
+    are asked for without.
     """
     device = motion.actions.device
     actions = motion.actions.repeat(num_draws, 1, 1)
@@ -118,7 +119,8 @@ def flow_loss(
     time = _own_rows(sample_time(total, generator, device), num_draws, processes)
     x, given = interpolate(noise, actions, time), None
     if max_inference_delay:
-        delays = torch.randint(max_inference_delay + 1, (total,), generator=generator, device=device)
+        least, most = -max_inference_delay, max_inference_delay
+        delays = torch.randint(least, most + 1, (total,), generator=generator, device=device).clamp(min=0)
         delays = _own_rows(delays, num_draws, processes)
         given = torch.arange(actions.shape[1], device=device) < delays[:, None]
         x, mask = torch.where(given[:, :, None], actions, x), mask & ~given[:, :, None]

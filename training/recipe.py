@@ -79,7 +79,7 @@ class Stage2Recipe:
     written beside the run's. `start_from` is a checkpoint to fine-tune: its weights, words and statistics, in place of
     stage 1's prior. `image_shift` moves every picture by up to so many pixels each way, its edge repeated: eyes that
     saw few scenes learn them by heart less (random crops of robomimic, arXiv 2108.03298). With `max_inference_delay`
-    the decoder also learns to continue a chunk whose first 0 to so many actions are given (arXiv 2512.05964).
+    the decoder also learns to continue a chunk whose first 1 to so many actions are given (arXiv 2512.05964).
     """
 
     schedule: Schedule
