@@ -460,19 +460,17 @@ def _demo(recipe: Recipe, run: RunDirectory, options: argparse.Namespace) -> Non
     for name, verb in (("record", _record), ("stats", _stats), ("stage1", _stage1), ("stage2", _stage2)):
         print(f"== {name}: {VERBS[name]}", flush=True)
         verb(recipe, run, options)
-    inspection = {"json": None, "noise_scale": None, "inference_steps": None}
-    _inspect(recipe, run, argparse.Namespace(**vars(options) | inspection))
+    _inspect(recipe, run, _as_of("inspect", options, json=None))
     if not run.checkpoint.exists():
         _export(recipe, run, options)
-    evaluation = {
-        "address": "", "token_file": None, "tls": False, "tls_ca": None, "tls_cert": None, "tls_key": None,
-        "allow_token_without_tls": False, "policy": "", "checkpoint": None, "history": None, "first_seed": None,
-        "tasks": None, "suite": None, "seeds": None, "episodes": None, "videos": run.evaluation,
-        "rule": None, "inference_delay": None,
-    }  # fmt: skip
-    rows = _evaluate(recipe, run, argparse.Namespace(**vars(options) | evaluation))
+    rows = _evaluate(recipe, run, _as_of("evaluate", options, videos=run.evaluation))
     print(_compare_with_goal(rows))
     print(f"all of it took {(time.monotonic() - started) / 60:.0f} minutes; the checkpoint is {run.checkpoint}")
+
+
+def _as_of(verb: str, options: argparse.Namespace, **changes: Any) -> argparse.Namespace:
+    """What `verb` is told when it is called with the options of another one."""
+    return argparse.Namespace(**vars(_parser().parse_args([verb])) | vars(options) | changes)
 
 
 def _corpus(recipe: Recipe, run: RunDirectory) -> Corpus:

@@ -10,41 +10,28 @@ import math
 import urllib.request
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.bench.served import Served
 from service.chaos.robots import Robots
-from service.chaos.twin_service import POLICY_PATH, twin_service
+from service.chaos.twin_service import POLICY_PATH, TwinSettings, twin_service
 from service.gateway.shadow import DIVERGENCE_LIMIT
-from service.model_settings import BackendKind, ModelSettings
 
 _POLL_INTERVAL_S = 0.2
 _TIMEOUT_S = 600.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class CanarySettings:
-    checkpoint: Path
+class CanarySettings(TwinSettings):
     episodes: int = 200
     share: float = 0.2
-    robots: int = 8
-    timeout_s: float = 10.0
-    backend: BackendKind = "triton"
-    model: ModelSettings
 
 
 def measure_canary(settings: CanarySettings) -> dict[str, Any]:
     """Raises ServiceStartError, AdminError."""
-    with twin_service(
-        settings.checkpoint,
-        settings.model,
-        backend=settings.backend,
-        num_robots=settings.robots,
-        timeout_s=settings.timeout_s,
-    ) as service:
+    with twin_service(settings) as service:
         admin, (stable, canary) = service.admin, service.twins.revisions
         admin.carry_out(f"{POLICY_PATH}:split", {"shares": {canary: settings.share}})
         split = asyncio.run(_episodes(service.robots(), settings.episodes))

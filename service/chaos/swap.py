@@ -9,39 +9,26 @@ import asyncio
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from service.chaos.robots import Tally
-from service.chaos.twin_service import POLICY_PATH, TwinService, twin_service
+from service.chaos.twin_service import POLICY_PATH, TwinService, TwinSettings, twin_service
 from service.ctl.admin_client import AdminClient, AdminError
-from service.model_settings import BackendKind, ModelSettings
 
 WORST_OVER_P50 = 4.0
 _WARM_UP_S = 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class SwapSettings:
-    checkpoint: Path
+class SwapSettings(TwinSettings):
     swaps: int = 100
-    robots: int = 8
-    timeout_s: float = 10.0
-    backend: BackendKind = "triton"
-    model: ModelSettings
 
 
 def measure_swaps(settings: SwapSettings) -> dict[str, Any]:
     """Raises what starting a service does, and AdminError when a swap fails."""
-    with twin_service(
-        settings.checkpoint,
-        settings.model,
-        backend=settings.backend,
-        num_robots=settings.robots,
-        timeout_s=settings.timeout_s,
-    ) as service:
+    with twin_service(settings) as service:
         return asyncio.run(_swap(settings, service))
 
 

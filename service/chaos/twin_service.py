@@ -24,36 +24,47 @@ POLICY_PATH = f"/v1/fleet/policies/{POLICY}"
 
 
 @dataclass(frozen=True, kw_only=True)
+class TwinSettings:
+    """`timeout_s` is how long a robot waits for an answer."""
+
+    checkpoint: Path
+    robots: int = 8
+    timeout_s: float = 10.0
+    backend: BackendKind = "triton"
+    model: ModelSettings
+
+
+@dataclass(frozen=True, kw_only=True)
 class TwinService:
     """The first of the twins serves, the second is registered."""
 
     service: Served
     admin: AdminClient
     twins: Twins
-    num_robots: int
-    timeout_s: float
+    settings: TwinSettings
 
     def robots(self) -> Robots:
         return Robots(
-            self.service.grpc_address, self.twins.questions, num_robots=self.num_robots, timeout_s=self.timeout_s
+            self.service.grpc_address,
+            self.twins.questions,
+            num_robots=self.settings.robots,
+            timeout_s=self.settings.timeout_s,
         )
 
 
 @contextmanager
-def twin_service(
-    checkpoint: Path, model: ModelSettings, *, backend: BackendKind, num_robots: int, timeout_s: float
-) -> Iterator[TwinService]:
+def twin_service(settings: TwinSettings) -> Iterator[TwinService]:
     """Raises ServiceStartError, AdminError."""
     from service.chaos.twins import make_twins
 
     with tempfile.TemporaryDirectory(prefix="premotor-chaos-") as directory:
         store = Path(directory) / "store"
         store.mkdir()
-        twins = make_twins(checkpoint, store, policy=POLICY)
+        twins = make_twins(settings.checkpoint, store, policy=POLICY)
         first = store / twins.locations[0]
         with (
-            served(first, model, backend=backend, arguments=("--store", str(store))) as service,
+            served(first, settings.model, backend=settings.backend, arguments=("--store", str(store))) as service,
             AdminClient(AdminAddress(url=service.admin_url)) as admin,
         ):
             admin.carry_out(f"{POLICY_PATH}/revisions", {"location": twins.locations[1]})
-            yield TwinService(service=service, admin=admin, twins=twins, num_robots=num_robots, timeout_s=timeout_s)
+            yield TwinService(service=service, admin=admin, twins=twins, settings=settings)

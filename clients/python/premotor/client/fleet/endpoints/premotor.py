@@ -60,10 +60,7 @@ class UnaryEndpoint:
 
     async def open(self, *, timeout_s: float) -> None:
         self._channel = _channel(self._target)
-        try:
-            await asyncio.wait_for(self._channel.channel_ready(), timeout_s)
-        except asyncio.TimeoutError:
-            raise AskError("UNAVAILABLE", f"{self._target.address} cannot be reached") from None
+        await _ready(self._channel, self._target, timeout_s)
 
     async def ask(self, question: Question, *, timeout_s: float) -> Answer:
         assert self._channel is not None
@@ -102,10 +99,7 @@ class StreamEndpoint:
 
     async def open(self, *, timeout_s: float) -> None:
         self._channel = _channel(self._target)
-        try:
-            await asyncio.wait_for(self._channel.channel_ready(), timeout_s)
-        except asyncio.TimeoutError:
-            raise AskError("UNAVAILABLE", f"{self._target.address} cannot be reached") from None
+        await _ready(self._channel, self._target, timeout_s)
 
     async def ask(self, question: Question, *, timeout_s: float) -> Answer:
         request = _request(self._target, question)
@@ -200,6 +194,13 @@ class _Stream:
             waiting.set_result(response.chunk)
         else:
             waiting.set_exception(error_from_details(response.error, request_id=request_id))
+
+
+async def _ready(channel: grpc.aio.Channel, target: PremotorTarget, timeout_s: float) -> None:
+    try:
+        await asyncio.wait_for(channel.channel_ready(), timeout_s)
+    except asyncio.TimeoutError:
+        raise AskError("UNAVAILABLE", f"{target.address} cannot be reached") from None
 
 
 def _channel(target: PremotorTarget) -> grpc.aio.Channel:
