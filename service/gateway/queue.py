@@ -10,42 +10,34 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
-import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from service.backend import BackendError
 from service.errors import DeadlineExpiredError, OverloadedError, ServiceError, SupersededError
+from service.gateway.sharing import Present
 
-# Longer than any robot plays one chunk.
-ALONE_AFTER_S = 10.0
 # Of the last request in the mean time inside a model: about ten requests are remembered.
 _NEWEST_WEIGHT = 0.1
 _PRUNED_FROM = 64
+# A robot that is held back is looked at again after this long: others may have left.
+_LONGEST_HOLD_S = 0.25
+_SHORTEST_HOLD_S = 0.001
 
 
 class _Policy:
-    """One policy's robots that have requests here, and who left last."""
+    """One policy's robots that have requests here, and those that had some lately."""
 
-    __slots__ = ("left", "left_before", "num_waiting", "robots")
+    __slots__ = ("num_waiting", "present", "robots")
 
     def __init__(self) -> None:
         self.robots: dict[str, _Robot] = {}
         self.num_waiting = 0
-        # The robot that left last, and the last one to leave that is another: with the time.
-        self.left = self.left_before = ("", -math.inf)
-
-    def note_left(self, robot_id: str, now_s: float) -> None:
-        if robot_id != self.left[0]:
-            self.left_before = self.left
-        self.left = robot_id, now_s
+        self.present = Present()
 
     def is_alone(self, robot: _Robot, now_s: float) -> bool:
         """Whether no other robot has a request here, or had one lately."""
-        if len(self.robots) > 1:
-            return False
-        _, others_left_s = self.left_before if self.left[0] == robot.id else self.left
-        return now_s - others_left_s >= ALONE_AFTER_S
+        return len(self.robots) <= 1 and self.present.is_alone(robot.id, now_s)
 
 
 class _Robot:
@@ -64,7 +56,18 @@ class _Robot:
 class _Place:
     """One request, waiting or inside."""
 
-    __slots__ = ("arrival", "deadline_s", "entered_s", "granted", "in_line", "is_inside", "revision", "robot")
+    __slots__ = (
+        "arrival",
+        "deadline_s",
+        "entered_at",
+        "entered_s",
+        "granted",
+        "in_gap",
+        "in_line",
+        "is_inside",
+        "revision",
+        "robot",
+    )
 
     def __init__(self, robot: _Robot, revision: str, deadline_s: float, arrival: int) -> None:
         self.robot = robot
@@ -73,8 +76,12 @@ class _Place:
         self.arrival = arrival
         self.is_inside = False
         self.entered_s = 0.0
-        # Whether the model's line holds it: not while its robot has to finish something else first.
+        # What the model's shared time was when it went in.
+        self.entered_at = 0.0
+        # Whether the model's line or its held-back ones contain it: not while its robot has to finish something first.
         self.in_line = False
+        # Whether it went in although its robot has had too much, because the model had just become idle.
+        self.in_gap = False
         # None for a request that went in at once.
         self.granted: asyncio.Future[None] | None = None
 
@@ -87,7 +94,7 @@ class _Place:
 class _Model:
     """One revision: how many are inside and for how long, and the line of those who may follow."""
 
-    __slots__ = ("line", "num_inside", "prune_at", "time_inside_s")
+    __slots__ = ("changed_s", "held_back", "line", "num_inside", "prune_at", "shared_s", "time_inside_s", "timer")
 
     def __init__(self) -> None:
         self.num_inside = 0
@@ -96,6 +103,27 @@ class _Model:
         # By deadline, then arrival. Whoever has stopped waiting stays until popped or pruned.
         self.line: list[tuple[float, int, _Place]] = []
         self.prune_at = _PRUNED_FROM
+        # Of robots that have had too much: by the time when that has faded, then arrival.
+        self.held_back: list[tuple[float, int, _Place]] = []
+        self.timer: asyncio.TimerHandle | None = None
+        # The time that the model worked, each second of it divided by how many were inside.
+        self.shared_s = 0.0
+        self.changed_s = 0.0
+
+    def change(self, more: int, now_s: float) -> None:
+        """`more` go in, or leave when it is negative."""
+        if self.num_inside:
+            self.shared_s += (now_s - self.changed_s) / self.num_inside
+        self.changed_s = now_s
+        self.num_inside += more
+
+    def next_held_back(self) -> _Place | None:
+        """Whoever of those held back has had least; the others of them stay."""
+        while self.held_back:
+            _, _, place = heapq.heappop(self.held_back)
+            if place.is_waiting:
+                return place
+        return None
 
     def is_too_late(self, deadline_s: float, now_s: float) -> bool:
         """Whether a chunk would come after the deadline. Never of an idle model: what it takes has to be found out."""
@@ -111,7 +139,9 @@ class _Model:
     def prune(self) -> None:
         self.line = [entry for entry in self.line if entry[2].is_waiting]
         heapq.heapify(self.line)
-        self.prune_at = max(_PRUNED_FROM, 2 * len(self.line))
+        self.held_back = [entry for entry in self.held_back if entry[2].is_waiting]
+        heapq.heapify(self.held_back)
+        self.prune_at = max(_PRUNED_FROM, 2 * (len(self.line) + len(self.held_back)))
 
 
 class RequestQueue:
@@ -132,6 +162,9 @@ class RequestQueue:
       inside. The last 10 s and not only this instant: what a fast robot puts inside while the others play their chunks
       is what they find before them when they ask again. A robot that has several inside when another comes finishes
       these.
+    - Shared. A forward that has begun is not interrupted, so whoever keeps a model busy makes all others wait. A robot
+      in company that has had more than its share of the model's time lately (sharing.py) is held back until that has
+      faded, or until the chunk of a robot within its share leaves the model idle: what begins then is least in the way.
     """
 
     def __init__(
@@ -193,9 +226,11 @@ class RequestQueue:
         if policy is None:
             policy = self._policies[policy_name] = _Policy()
         robot = policy.robots.get(robot_id) or _Robot(robot_id, policy)
+        policy.present.note(robot_id, now_s)
         may_go = self._may_go(robot, now_s)
+        held_s = self._held_s(robot, now_s) if may_go else 0.0
         model = self._models.get(revision)
-        goes = may_go and (model.num_inside if model else 0) < self._capacity(revision)
+        goes = may_go and not held_s and (model.num_inside if model else 0) < self._capacity(revision)
         if goes and model is not None and model.is_too_late(deadline_s, now_s):
             raise _too_late()
         if robot.waiting is not None:
@@ -214,19 +249,20 @@ class RequestQueue:
         policy.num_waiting += 1
         place.granted = asyncio.get_running_loop().create_future()
         if may_go:
-            self._line_up(place)
+            self._line_up(place, now_s, held_s)
         return place
 
     def _leave(self, place: _Place, *, answered: bool) -> None:
         now_s, robot, model = self._clock_s(), place.robot, self._models[place.revision]
         model.note_time_inside(now_s - place.entered_s, answered=answered)
         robot.num_inside -= 1
-        model.num_inside -= 1
+        model.change(-1, now_s)
+        robot.policy.present.note(robot.id, now_s, model.shared_s - place.entered_at)
         if robot.waiting is not None and not robot.num_inside and not robot.waiting.in_line:
-            self._line_up(robot.waiting)
+            self._line_up(robot.waiting, now_s, self._held_s(robot, now_s))
             if robot.waiting.revision != place.revision:
                 self._fill(robot.waiting.revision, now_s)
-        self._fill(place.revision, now_s)
+        self._fill(place.revision, now_s, after=place)
         self._forget(robot, now_s)
 
     def _give_up(self, place: _Place) -> None:
@@ -237,9 +273,13 @@ class RequestQueue:
             self._stop_waiting(place)
             self._forget(place.robot, self._clock_s())
 
-    def _fill(self, revision: str, now_s: float) -> None:
-        """Lets in as many as there is room for."""
+    def _fill(self, revision: str, now_s: float, after: _Place | None = None) -> None:
+        """Lets in as many as there is room for; into a model that `after` leaves idle, one of those held back too."""
         model = self._models[revision]
+        while model.held_back and model.held_back[0][0] <= now_s:
+            place = model.next_held_back()
+            if place is not None:
+                self._line_up(place, now_s, self._held_s(place.robot, now_s))
         while model.line and model.num_inside < self._capacity(revision):
             _, _, place = heapq.heappop(model.line)
             if not place.is_waiting:
@@ -256,8 +296,25 @@ class RequestQueue:
                 self._stop_waiting(place)
                 self._enter(place, now_s)
             # Otherwise its robot is not alone any more: it lines up again once what the robot has inside has left.
-        if not model.num_inside and not model.line:
+        if after is not None and not after.in_gap and not model.num_inside:
+            self._use_gap(model, after.robot, now_s)
+        if not model.num_inside and not model.line and not model.held_back:
             del self._models[revision]
+            if model.timer is not None:
+                model.timer.cancel()
+
+    def _use_gap(self, model: _Model, after: _Robot, now_s: float) -> None:
+        """Lets in whoever of those held back has had least, if that is not the robot that has just left."""
+        passed_over: list[_Place] = []
+        while (place := model.next_held_back()) is not None:
+            if place.robot is not after and place.deadline_s > now_s:
+                place.in_line, place.in_gap = False, True
+                self._stop_waiting(place)
+                self._enter(place, now_s)
+                break
+            passed_over.append(place)
+        for place in passed_over:
+            self._line_up(place, now_s, self._held_s(place.robot, now_s))
 
     def _model(self, revision: str) -> _Model:
         model = self._models.get(revision)
@@ -268,18 +325,42 @@ class RequestQueue:
     def _may_go(self, robot: _Robot, now_s: float) -> bool:
         return not robot.num_inside or robot.policy.is_alone(robot, now_s)
 
-    def _line_up(self, place: _Place) -> None:
+    def _held_s(self, robot: _Robot, now_s: float) -> float:
+        """For how long a robot's next request is held back."""
+        policy = robot.policy
+        return 0.0 if policy.is_alone(robot, now_s) else policy.present.too_much_for_s(robot.id, now_s)
+
+    def _line_up(self, place: _Place, now_s: float, held_s: float) -> None:
         model = self._model(place.revision)
-        if len(model.line) >= model.prune_at:
+        if len(model.line) + len(model.held_back) >= model.prune_at:
             model.prune()
         place.in_line = True
-        heapq.heappush(model.line, (place.deadline_s, place.arrival, place))
+        if not held_s:
+            heapq.heappush(model.line, (place.deadline_s, place.arrival, place))
+            return
+        held_s = min(max(held_s, _SHORTEST_HOLD_S), _LONGEST_HOLD_S)
+        heapq.heappush(model.held_back, (now_s + held_s, place.arrival, place))
+        if model.timer is None:
+            model.timer = asyncio.get_running_loop().call_later(held_s, self._release, place.revision, model)
+
+    def _release(self, revision: str, model: _Model) -> None:
+        """Time has passed: whoever was held back for having had too much may have faded."""
+        model.timer = None
+        if self._models.get(revision) is not model:
+            return
+        now_s = self._clock_s()
+        self._fill(revision, now_s)
+        if model.held_back and model.timer is None:
+            wait_s = max(_SHORTEST_HOLD_S, model.held_back[0][0] - now_s)
+            model.timer = asyncio.get_running_loop().call_later(wait_s, self._release, revision, model)
 
     def _enter(self, place: _Place, now_s: float) -> None:
         place.is_inside = True
         place.entered_s = now_s
         place.robot.num_inside += 1
-        self._model(place.revision).num_inside += 1
+        model = self._model(place.revision)
+        model.change(1, now_s)
+        place.entered_at = model.shared_s
         if place.granted is not None:
             place.granted.set_result(None)
 
@@ -294,7 +375,7 @@ class RequestQueue:
 
     def _forget(self, robot: _Robot, now_s: float) -> None:
         if not robot.num_inside and robot.waiting is None and robot.policy.robots.pop(robot.id, None) is not None:
-            robot.policy.note_left(robot.id, now_s)
+            robot.policy.present.note(robot.id, now_s)
 
 
 def _too_late() -> DeadlineExpiredError:

@@ -10,7 +10,8 @@ import pytest
 
 from service.backend import BackendUnavailableError
 from service.errors import DeadlineExpiredError, OverloadedError, SupersededError
-from service.gateway.queue import ALONE_AFTER_S, RequestQueue
+from service.gateway.queue import RequestQueue
+from service.gateway.sharing import ALONE_AFTER_S
 
 POLICY, REVISION = "tabletop", "first"
 FAR_S = 1000.0
@@ -67,8 +68,13 @@ class Models:
             await self.answer(*self.inside)
 
     async def end(self) -> None:
+        """Everybody gets their turn, those held back too, for whom enough time passes."""
         async with asyncio.timeout(5):
-            await self.answer_all()
+            while not all(task.done() for task in self._tasks):
+                await settle()
+                await self.answer_all()
+                self.now_s += 2 * ALONE_AFTER_S
+                await asyncio.sleep(0.01)
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
@@ -343,6 +349,93 @@ async def test_a_robot_that_asks_50_times_as_fast_goes_before_another_once_at_mo
     # The one that is going in when the other comes, at most.
     assert max(overtaken) <= 1
     assert most_inside == 1
+    await models.end()
+
+
+async def work(models: Models, name: str, *, robot: str = "", for_s: float) -> asyncio.Task[None]:
+    """One request from its arrival to its end, the model working `for_s` on it."""
+    task = models.ask(name, robot=robot)
+    await settle()
+    models.now_s += for_s
+    await models.answer(name)
+    return task
+
+
+async def in_company_with_too_much(models: Models, robot: str) -> None:
+    """Three robots were there lately, and one of them has kept the model busy since."""
+    for name in ("other", "third"):
+        await work(models, f"{name} at first", robot=name, for_s=0.02)
+    for number in range(100):
+        await work(models, f"{robot} {number}", robot=robot, for_s=0.05)
+        if models.queue.num_waiting(POLICY):
+            return
+        late = models.ask(f"{robot} again {number}", robot=robot)
+        await settle()
+        if models.queue.num_waiting(POLICY):
+            return
+        await models.answer(f"{robot} again {number}")
+        await end_of(late)
+    raise AssertionError("it was never held back")
+
+
+async def test_whoever_keeps_a_model_busy_goes_when_another_s_chunk_leaves_it_idle() -> None:
+    models = Models(room=4)
+    await in_company_with_too_much(models, "quick")
+    assert not models.inside, "the model is idle and the request waits all the same"
+    models.ask("other's", robot="other")
+    await settle()
+    assert list(models.inside) == ["other's"], "one within its share goes at once"
+    await models.answer("other's")
+    (gap,) = models.inside
+    assert gap.startswith("quick again")
+    # What went into the gap opens none: another that has had too much does not follow it.
+    models.ask("quick, next", robot="quick")
+    await models.answer(gap)
+    assert not models.inside
+    await models.end()
+
+
+async def test_a_gap_is_left_to_those_within_their_share_while_any_are_there() -> None:
+    models = Models(room=4)
+    await in_company_with_too_much(models, "quick")
+    for name in ("other", "third"):
+        models.ask(f"{name}'s", robot=name)
+    await settle()
+    await models.answer("other's")
+    assert list(models.inside) == ["third's"]
+    await models.answer("third's")
+    assert len(models.inside) == 1 and next(iter(models.inside)).startswith("quick")
+    await models.end()
+
+
+async def test_having_had_too_much_fades_without_anybody_asking() -> None:
+    models = Models(room=4)
+    await in_company_with_too_much(models, "quick")
+    models.now_s += 3.0
+    # The queue's own timer looks at it again every quarter of a second of true time.
+    await asyncio.sleep(0.4)
+    assert models.inside
+    await models.end()
+
+
+async def test_robots_that_are_alike_are_never_held_back_however_busy_the_model() -> None:
+    models, num_held_back = Models(room=16), 0
+    for turn in range(500):
+        models.ask(f"{turn}", robot=f"robot {turn % 8}")
+        await settle()
+        models.now_s += 0.02
+        num_held_back += models.queue.num_waiting(POLICY)
+        await models.answer(*models.inside)
+    assert not num_held_back
+    await models.end()
+
+
+async def test_a_robot_that_is_alone_is_never_held_back() -> None:
+    models = Models()
+    for turn in range(200):
+        task = await work(models, f"{turn}", robot="only", for_s=0.1)
+        await end_of(task)
+    assert len(models.entered) == 200
     await models.end()
 
 
