@@ -25,6 +25,7 @@ from prometheus_client import CollectorRegistry
 from service.admin import FleetParts, create_admin_app
 from service.admin.server import AdminServer
 from service.artifacts import ArtifactStore
+from service.collection import exempt_what_is_there
 from service.credentials import Credentials, ServerTls, ServingTls, Surface, TokenCache
 from service.credentials.exposure import check_exposure, warn_while_exposed
 from service.gateway import GatewayServer
@@ -206,6 +207,8 @@ class Service:
         await self._follower.settled()
         if self._openpi is not None:
             self._openpi.check_map()
+        if config.backend == "triton":  # in process there are models among it, which are swapped
+            exempt_what_is_there()
         return {
             "event": "ready",
             **endpoints,

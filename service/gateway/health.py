@@ -94,6 +94,8 @@ class HealthFollower:
         self._backend = backend
         self._limits = limits
         self._metrics = metrics
+        # As the metrics say it.
+        self._ready_policies: dict[str, bool] | None = None
         self.servicer = HealthServicer()
 
     async def refresh(self) -> None:
@@ -103,7 +105,10 @@ class HealthFollower:
         """
         policies = self._policies.names
         ready = await asyncio.gather(*(self._ready(policy) for policy in policies))
-        self._metrics.set_ready(dict(zip(policies, ready, strict=True)))
+        by_policy = dict(zip(policies, ready, strict=True))
+        if by_policy != self._ready_policies:
+            self._ready_policies = by_policy
+            self._metrics.set_ready(by_policy)
         serving = [one and self._policies.begins_episodes for one in ready]
         whole = dict.fromkeys(("", SERVICE_NAME), bool(policies) and all(serving))
         self.servicer.set(whole | {policy_service(policy): one for policy, one in zip(policies, serving, strict=True)})

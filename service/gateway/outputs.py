@@ -17,6 +17,7 @@ from service.errors import OutputViolationError
 # A limit is a decimal number and an action a float32 that was scaled and shifted on its way: some units in the last
 # place, of the largest number of that dimension, are no violation.
 ROUNDING = 8 * float(np.finfo(np.float32).eps)
+_LARGEST = np.finfo(np.float32).max
 
 
 class OutputCheck:
@@ -32,8 +33,9 @@ class OutputCheck:
         limits = np.abs([self._lower, self._upper])
         slack = ROUNDING * np.where(np.isfinite(limits), limits, 0.0).max(axis=0)
         with np.errstate(over="ignore"):  # to infinity, beyond which no float32 lies
-            self._least = (self._lower - slack).astype(np.float32)
-            self._most = (self._upper + slack).astype(np.float32)
+            # What is not bounded is at least finite.
+            self._least = (self._lower - slack).astype(np.float32).clip(-_LARGEST, _LARGEST)
+            self._most = (self._upper + slack).astype(np.float32).clip(-_LARGEST, _LARGEST)
         self._limits_steps = bool(np.isfinite(self._step).any())
 
     def check(self, actions: np.ndarray) -> None:
@@ -41,11 +43,12 @@ class OutputCheck:
         if actions.dtype != np.float32 or actions.shape != self._shape:
             detail = f"{actions.dtype} {list(actions.shape)} came, expected float32 {list(self._shape)}"
             raise OutputViolationError(f"its shape or type is not that of {self._embodiment!r}", detail=detail)
-        if not np.isfinite(actions).all():
-            self._refuse(~np.isfinite(actions), actions, "is not finite")
-        if (actions < self._least).any():
-            self._refuse(actions < self._least, actions, "is below lower_limit", self._lower)
-        if (actions > self._most).any():
+        # One question, which not even NaN passes, while nothing is wrong.
+        if not ((actions >= self._least) & (actions <= self._most)).all():
+            if not np.isfinite(actions).all():
+                self._refuse(~np.isfinite(actions), actions, "is not finite")
+            if (actions < self._least).any():
+                self._refuse(actions < self._least, actions, "is below lower_limit", self._lower)
             self._refuse(actions > self._most, actions, "is above upper_limit", self._upper)
         if self._limits_steps:
             self._check_steps(actions)

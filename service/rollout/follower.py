@@ -221,12 +221,15 @@ class Follower:
         placements = self.placements()
         said = known, [replace(each, num_in_progress=min(1, each.num_in_progress)) for each in placements]
         now_s = asyncio.get_running_loop().time()
-        if said == self._said and now_s < self._next_beat_s:
+        unchanged = said == self._said
+        if unchanged and now_s < self._next_beat_s:
             return await self.ask(self._registry.generation)
-        beat = partial(
-            self._registry.beat, self.gateway_id, address=self.address, generation=known, placements=placements
-        )
-        heard = await self.ask(beat)
+        heard = await self.ask(partial(self._registry.touch, self.gateway_id)) if unchanged else None
+        if heard is None:  # or others took this gateway for lost
+            beat = partial(
+                self._registry.beat, self.gateway_id, address=self.address, generation=known, placements=placements
+            )
+            heard = await self.ask(beat)
         self._said, self._next_beat_s = said, now_s + self._settings.beat_s
         self._num_gateways = heard.num_gateways
         return heard.generation

@@ -21,6 +21,7 @@ from torch.utils.dlpack import from_dlpack, to_dlpack  # pyright: ignore[reportP
 
 from policy.embodiment import EmbodimentSpec
 from policy.request import ChunkRequest, RealTimeChunking
+from service.collection import exempt_what_is_there
 from service.inference import load_policy, predict_batch
 from service.triton.tensors import ACTIONS, FLOATS, INSTRUCTION, META, META_FIELDS, METHODS, PIXELS, TIMING
 
@@ -43,6 +44,8 @@ class TritonPythonModel:
             largest_batch=int(json.loads(args["model_config"])["max_batch_size"]),
         )
         self._specs = tuple(self._policy.embodiments.values())
+        # The process ends with its model.
+        exempt_what_is_there()
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         answer = predict_batch(self._policy, [partial(_read, request, self._specs) for request in requests])

@@ -263,6 +263,18 @@ def test_a_heartbeat_changes_nothing_that_gateways_agree_on(registry: Registry) 
     assert registry.generation() == before
 
 
+def test_a_heartbeat_with_no_news_counts_and_one_of_a_gateway_that_was_taken_for_lost_does_not(
+    registry: Registry,
+) -> None:
+    assert registry.touch("a") is None
+    registry.beat("a", address="x:1", generation=5, placements=[])
+    assert registry.touch("a") == Heard(generation=registry.generation(), num_gateways=1)
+    (gateway,) = registry.gateways()
+    assert (gateway.beats, gateway.generation, gateway.address) == (2, 5, "x:1")
+    registry.leave("a")
+    assert registry.touch("a") is None and not registry.gateways()
+
+
 def test_the_migrations_make_exactly_the_tables(url: str) -> None:
     engine = open_database(url)
     with engine.connect() as connection:

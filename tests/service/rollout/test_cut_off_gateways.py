@@ -38,12 +38,12 @@ def cut_off(process) -> None:
     def away(*_arguments, **_options):
         raise RegistryUnavailableError("the network is gone")
 
-    for name in ("generation", "beat", "fleet"):
+    for name in ("generation", "beat", "touch", "fleet"):
         setattr(process.registry, name, away)
 
 
 def join_up(process) -> None:
-    for name in ("generation", "beat", "fleet"):
+    for name in ("generation", "beat", "touch", "fleet"):
         delattr(process.registry, name)
 
 
