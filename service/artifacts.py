@@ -102,8 +102,12 @@ class ArtifactStore:
                     f"{url} is revision {digest[:REVISION_HEX_DIGITS]}, expected {wanted[:REVISION_HEX_DIGITS]}"
                 )
             target = self._cache / digest[:REVISION_HEX_DIGITS]
-            if not target.is_dir():
+            try:
                 directory.rename(target)
+            except OSError:
+                # Another process that shares the cache was first.
+                if not target.is_dir():
+                    raise
         return target
 
     def forget(self, revision: str) -> None:

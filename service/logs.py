@@ -20,12 +20,17 @@ _CHATTY_BELOW_WARNING = ("httpx", "httpcore", "alembic")
 class JsonFormatter(logging.Formatter):
     """{"time", "level", "logger", "event", ...fields, "trace_id", "exception"}; no field replaces a fixed key.
 
-    What is logged for a request whose trace is recorded has its id.
+    What is logged for a request whose trace is recorded has its id. `process` numbers the gateway processes of a service.
     """
+
+    def __init__(self, process: int | None = None) -> None:
+        super().__init__()
+        self._process = {} if process is None else {"process": process}
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
             **getattr(record, "fields", {}),
+            **self._process,
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
@@ -38,10 +43,10 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, default=str)
 
 
-def configure_logging(level: int = logging.INFO) -> None:
+def configure_logging(level: int = logging.INFO, *, process: int | None = None) -> None:
     """Sends everything at `level` and above to stderr as JSON lines. For an entry point to call, once."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter())
+    handler.setFormatter(JsonFormatter(process))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     for chatty in _CHATTY_BELOW_WARNING:
         logging.getLogger(chatty).setLevel(max(level, logging.WARNING))

@@ -56,7 +56,7 @@ REACHES_FOR_THE_MODEL = (
     "service.bench.overhead",
     "service.bench.peers.lerobot_server",
     "service.bench.peers.served_model",
-    "service.bench.real_time_chunking",
+    "service.bench.request_parts",
     "service.chaos.kill",
     "service.chaos.load",
     "service.chaos.twin_service",

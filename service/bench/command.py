@@ -42,15 +42,19 @@ def add_bench_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add_measurement_flags(against, _against)
     against.add_argument("--other", type=Path, required=True, metavar="DIR", help="the other checkout")
     against.add_argument("--rounds", type=int, default=12, help="of each side")
-    chunking = bench("real-time-chunking", help="guidance and prefix beside a plain chunk, in process, interleaved")
-    add_measurement_flags(chunking, _real_time_chunking)
-    chunking.add_argument("--rounds", type=int, default=8, help="blocks of each kind")
-    chunking.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
-    for verb in (overhead, batching, device, against, chunking):
+    parts = bench("request-parts", help="history, guidance and prefix beside a chunk without them, in process")
+    add_measurement_flags(parts, _request_parts)
+    parts.add_argument("--rounds", type=int, default=8, help="blocks of each kind")
+    parts.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
+    wire = bench("wire", help="a gateway's CPU a request beside a bare gRPC echo of the same bytes, interleaved")
+    add_measurement_flags(wire, _wire)
+    wire.add_argument("--rounds", type=int, default=20, help="of each side")
+    wire.add_argument("--calls", type=int, default=200, help="of a round")
+    for verb in (overhead, batching, device, against, parts, wire):
         verb.add_argument("--policy", type=Path, required=True, metavar="DIR", help="a checkpoint")
     for verb in (overhead, batching, against):
         add_model_flags(verb)
-    for verb in (device, chunking):
+    for verb in (device, parts):
         add_device_flags(verb)
 
 
@@ -106,16 +110,19 @@ def _against(options: argparse.Namespace) -> Measurement:
     return Measurement(measure=partial(measure_against, settings), format_result=format_against)
 
 
-def _real_time_chunking(options: argparse.Namespace) -> Measurement:
-    from service.bench.real_time_chunking import (
-        RealTimeChunkingSettings,
-        format_real_time_chunking,
-        measure_real_time_chunking,
-    )
+def _request_parts(options: argparse.Namespace) -> Measurement:
+    from service.bench.request_parts import RequestPartsSettings, format_request_parts, measure_request_parts
 
-    settings = RealTimeChunkingSettings(
+    settings = RequestPartsSettings(
         checkpoint=options.policy,
         rounds=options.rounds,
         model=ModelSettings(device=options.device, dtype=options.dtype, threads=options.threads),
     )
-    return Measurement(measure=partial(measure_real_time_chunking, settings), format_result=format_real_time_chunking)
+    return Measurement(measure=partial(measure_request_parts, settings), format_result=format_request_parts)
+
+
+def _wire(options: argparse.Namespace) -> Measurement:
+    from service.bench.wire import WireSettings, format_wire, measure_wire
+
+    settings = WireSettings(checkpoint=options.policy, rounds=options.rounds, calls_per_round=options.calls)
+    return Measurement(measure=partial(measure_wire, settings), format_result=format_wire)

@@ -52,8 +52,13 @@ class GatewayServer:
         limits: GatewayLimits | None = None,
         tracing: Tracing | None = None,
         draw_seed: Callable[[], int] = draw_seed,
+        shares_port: bool = False,
     ) -> None:
-        """Without `credentials` nobody needs any; without `tls` it listens in the clear."""
+        """Without `credentials` nobody needs any; without `tls` it listens in the clear.
+
+        With `shares_port` other processes may listen on its port as well, and each has some of the connections.
+        """
+        self._shares_port = shares_port
         self._tracing = tracing
         self._limits = limits or GatewayLimits()
         self._access = (credentials or Credentials(metrics_registry=metrics_registry)).on(Surface.GRPC)
@@ -132,8 +137,8 @@ class GatewayServer:
             options=[
                 ("grpc.max_receive_message_length", self._limits.max_message_bytes),
                 ("grpc.max_send_message_length", self._limits.max_message_bytes),
-                # Two gateways on one port would share its connections at random.
-                ("grpc.so_reuseport", 0),
+                # Two services on one port would share its connections at random.
+                ("grpc.so_reuseport", int(self._shares_port)),
                 # A robot that loses power must not leave its stream behind; a robot may ask whether we are there.
                 ("grpc.keepalive_time_ms", 60_000),
                 ("grpc.keepalive_timeout_ms", 20_000),

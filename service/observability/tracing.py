@@ -37,7 +37,11 @@ _CODES = {code.value[0]: code for code in grpc.StatusCode}
 class Tracing:
     """Records requests; `close` sends what is left."""
 
-    def __init__(self, exporter: SpanExporter, *, resource: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, exporter: SpanExporter, *, resource: Mapping[str, str] | None = None, endpoint: str = ""
+    ) -> None:
+        """`endpoint` is the collector's, for further processes of the service to send theirs to."""
+        self.endpoint = endpoint
         from opentelemetry.sdk.resources import Resource
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
@@ -147,7 +151,7 @@ def otlp_tracing(endpoint: str) -> Tracing:
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
     except ImportError:
         raise ValueError("traces need the extra `otel`: pip install 'premotor[otel]'") from None
-    return Tracing(OTLPSpanExporter(endpoint=endpoint, insecure=parts.scheme == "http"))
+    return Tracing(OTLPSpanExporter(endpoint=endpoint, insecure=parts.scheme == "http"), endpoint=endpoint)
 
 
 def _parent(traceparent: str):

@@ -92,8 +92,18 @@ class OpenpiServer:
         self._connections: set[OpenpiConnection] = set()
         self._server: Server | None = None
 
-    async def start(self, host: str = "127.0.0.1", port: int = 0, *, tls: ssl.SSLContext | None = None) -> int:
-        """Listens and returns the port, which the system picks for 0. Raises OSError when it cannot listen."""
+    async def start(
+        self,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        *,
+        tls: ssl.SSLContext | None = None,
+        shares_port: bool = False,
+    ) -> int:
+        """Listens and returns the port, which the system picks for 0. Raises OSError when it cannot listen.
+
+        With `shares_port` other processes may listen on it as well, and each has some of the connections.
+        """
         if self._server is not None:
             raise RuntimeError("the openpi server has been started before, it starts once")
         self._server = await serve(
@@ -101,6 +111,7 @@ class OpenpiServer:
             host,
             port,
             ssl=tls,
+            reuse_port=shares_port or None,
             # No web page may speak for the robots of whoever opens it; robots name no origin.
             origins=[None],
             compression=None,

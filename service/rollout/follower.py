@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol, TypeVar
@@ -90,13 +91,17 @@ class Follower:
         model: ModelSettings,
         gateway_id: str,
         own_process: bool,
+        loads: bool = True,
         settings: FollowerSettings | None = None,
     ) -> None:
-        """`own_process` says that the backend gives every revision a process."""
+        """`own_process` says that the backend gives every revision a process.
+
+        Without `loads` another process loads what the backend asks, and answers for the memory it takes.
+        """
         self.gateway_id = gateway_id
         self.address = ""
         self._registry, self._backend, self._policies, self._artifacts = registry, backend, policies, artifacts
-        self._model, self._own_process = model, own_process
+        self._model, self._own_process, self._loads = model, own_process, loads
         self._settings = settings or FollowerSettings()
         # Of its own, so that no slow checkpoint keeps a heartbeat waiting.
         self._database = ThreadPoolExecutor(1, thread_name_prefix="registry")
@@ -275,7 +280,7 @@ class Follower:
                     )
                     self._changed()
                     # One at a time: two that load at once would both believe that they fit.
-                    async with self._loading:
+                    async with self._loading if self._loads else nullcontext():
                         await self._into_backend(record, held)
                     break
                 except BackendError as error:
@@ -294,9 +299,10 @@ class Follower:
     async def _into_backend(self, record: RevisionRecord, held: _Held) -> None:
         assert held.revision is not None
         if not await self._backend.ready(record.revision):
-            needed = needed_bytes(record.num_bytes, own_process=self._own_process)
-            check_fits(needed, await self._free_bytes())
-            held.num_bytes = needed
+            if self._loads:
+                needed = needed_bytes(record.num_bytes, own_process=self._own_process)
+                check_fits(needed, await self._free_bytes())
+                held.num_bytes = needed
             held.state = RevisionState.WARMING
             self._changed()
             await self._backend.load(held.revision)

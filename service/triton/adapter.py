@@ -9,7 +9,7 @@ it.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,11 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack, to_dlpack  # pyright: ignore[reportPrivateImportUsage]
 
 from policy.embodiment import EmbodimentSpec
+from policy.policy import Policy
 from policy.request import ChunkRequest, RealTimeChunking
 from service.collection import exempt_what_is_there
 from service.inference import load_policy, predict_batch
+from service.triton.background import in_background
 from service.triton.tensors import ACTIONS, FLOATS, INSTRUCTION, META, META_FIELDS, METHODS, PIXELS, TIMING
 
 
@@ -37,12 +39,15 @@ class TritonPythonModel:
         device = settings["device"]
         if args["model_instance_kind"] == "GPU":
             device = f"cuda:{args['model_instance_device_id']}"
-        self._policy = load_policy(
+        load = partial(
+            load_policy,
             Path(settings["checkpoint"]),
             device=device,
             dtype=settings["dtype"],
             largest_batch=int(json.loads(args["model_config"])["max_batch_size"]),
         )
+        # OpenMP's thread count belongs to the thread that calls torch: this one answers.
+        self._policy = in_background(partial(_on_threads, int(settings["threads"]), load))
         self._specs = tuple(self._policy.embodiments.values())
         # The process ends with its model.
         exempt_what_is_there()
@@ -51,6 +56,11 @@ class TritonPythonModel:
         answer = predict_batch(self._policy, [partial(_read, request, self._specs) for request in requests])
         timing = torch.tensor([[answer.inference_ns, answer.batch_size]], dtype=torch.int64)
         return [_failure(chunk) if isinstance(chunk, Exception) else _answer(chunk, timing) for chunk in answer.chunks]
+
+
+def _on_threads(num_threads: int, load: Callable[[], Policy]) -> Policy:
+    torch.set_num_threads(num_threads)
+    return load()
 
 
 def _read(request: Any, specs: Sequence[EmbodimentSpec]) -> ChunkRequest:

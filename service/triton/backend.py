@@ -1,7 +1,7 @@
 """The backend that robots get: revisions in a supervised tritonserver.
 
 Owns each revision's state, the probe that gates it, and what happens when Triton or the process behind one model dies.
-Does not own the process itself (server.py) or the messages (client.py).
+Does not own the process itself (server.py), how a model comes into it (models.py) or the messages (client.py).
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from service.probe import ProbeCase, ProbeError, read_probe
 from service.revision import Revision, RevisionError
 from service.triton.client import ModelDeadError, TritonClient
 from service.triton.http import TritonConnectionError, TritonConnections
-from service.triton.repository import model_name, remove_model, write_model
+from service.triton.models import OwnModels, TritonModels
+from service.triton.repository import model_name
 from service.triton.server import TritonServer, TritonStartError
 
 _logger = logging.getLogger(__name__)
@@ -65,10 +66,17 @@ class TritonBackend:
     """A Backend on Triton. `start`, then `load` what is to be served, then `predict`; `close` ends Triton as well."""
 
     def __init__(
-        self, server: TritonServer, settings: ModelSettings, supervision: SupervisionSettings | None = None
+        self,
+        server: TritonServer,
+        settings: ModelSettings,
+        supervision: SupervisionSettings | None = None,
+        *,
+        models: TritonModels | None = None,
     ) -> None:
+        """Without `models` it loads them itself."""
         self._server = server
         self._settings = settings
+        self._loading: TritonModels = models or OwnModels(server.repository, settings)
         self._supervision = supervision or SupervisionSettings()
         self._models: dict[str, _Model] = {}
         self._client: TritonClient | None = None
@@ -92,7 +100,7 @@ class TritonBackend:
             await self._bring_up(self._connected(), model)
         except BaseException:
             del self._models[revision.revision]
-            remove_model(self._server.repository, revision.revision)
+            self._loading.discard(revision.revision)
             raise
 
     async def unload(self, revision: str) -> None:
@@ -103,7 +111,13 @@ class TritonBackend:
         # Whatever ends badly from here on is no death to recover from.
         model.state = RevisionState.RECOVERING
         if self._client is not None:
-            await self._unload(self._client, model)
+            await self._loading.unload(self._client, revision)
+
+    def look_at(self, revision: str) -> None:
+        """Somebody found its model dead: it is probed now, not with the next heartbeat."""
+        model = self._models.get(revision)
+        if model is not None and model.state is RevisionState.READY:
+            self._run(self._beat(model))
 
     def capacity(self, revision: str) -> int:
         return self._settings.capacity
@@ -146,7 +160,7 @@ class TritonBackend:
         for model in self._models.values():
             model.state = RevisionState.RECOVERING
             if self._client is not None:
-                await self._unload(self._client, model)
+                await self._loading.unload(self._client, model.revision.revision)
         if self._client is not None:
             self._client.close()
             self._client = None
@@ -167,11 +181,11 @@ class TritonBackend:
         return chunk
 
     async def _bring_up(self, client: TritonClient, model: _Model) -> None:
-        """Load, then probe, then ready. Rewriting the files makes Triton load a model again that it still has."""
-        directory, repository = model.revision.directory, self._server.repository
-        write_model(repository, model.revision.revision, directory, self._settings)
+        """Load, then probe, then ready."""
         started_s = time.monotonic()
-        await client.load(model.name, timeout_s=self._supervision.load_timeout_s)
+        await self._loading.load(
+            client, model.revision, model.probe[0].request, timeout_s=self._supervision.load_timeout_s
+        )
         for case in model.probe:
             chunk = await client.infer(model.name, case.request, timeout_s=self._supervision.probe_timeout_s)
             try:
@@ -261,14 +275,6 @@ class TritonBackend:
         client, self._client = self._client, None
         if client is not None:
             client.close()
-
-    async def _unload(self, client: TritonClient, model: _Model) -> None:
-        """For a Triton that outlives us; ours is about to stop anyway."""
-        try:
-            await client.unload(model.name, timeout_s=2.0)
-        except BackendError as error:
-            _logger.debug("unload failed", extra={"fields": {"model": model.name, "error": str(error)}})
-        remove_model(self._server.repository, model.revision.revision)
 
     def _connected(self) -> TritonClient:
         if self._client is None:

@@ -44,14 +44,24 @@ class TritonClient:
     def __init__(self, address: str, control_address: str) -> None:
         self._connections = TritonConnections(address)
         self._control = TritonControl(control_address)
+        self.is_closed = False
 
     def close(self) -> None:
         """Ends calls in progress with BackendUnavailableError."""
+        self.is_closed = True
         self._connections.close()
 
     async def is_live(self, *, timeout_s: float) -> bool:
         try:
             answer = await self._ask("GET", "/v2/health/live", timeout_s=timeout_s)
+        except BackendError:
+            return False
+        return answer.status == HTTPStatus.OK
+
+    async def is_ready(self, model: str, *, timeout_s: float) -> bool:
+        """Whether Triton has loaded a model; one whose process has died counts as well."""
+        try:
+            answer = await self._ask("GET", f"/v2/models/{model}/ready", timeout_s=timeout_s)
         except BackendError:
             return False
         return answer.status == HTTPStatus.OK

@@ -1,7 +1,7 @@
 """The model repository that Triton reads: one model per revision.
 
-Owns model names, config.pbtxt and the two-line model.py. Does not own checkpoints: a model points at the directory of
-its checkpoint and Policy.from_checkpoint verifies it inside Triton.
+Owns model names, config.pbtxt and the few lines of model.py. Does not own checkpoints: a model points at the directory
+of its checkpoint and Policy.from_checkpoint verifies it inside Triton.
 """
 
 from __future__ import annotations
@@ -70,11 +70,13 @@ def model_config(revision: str, checkpoint: Path, settings: ModelSettings) -> st
 def _model_source() -> str:
     root = repr(str(_SOURCE_ROOT))
     return (
+        "import importlib\n"
         "import sys\n\n"
         f"if {root} not in sys.path:\n"
         f"    sys.path.insert(0, {root})\n\n"
-        "from service.triton.adapter import TritonPythonModel\n\n"
-        '__all__ = ["TritonPythonModel"]\n'
+        "from service.triton.background import in_background\n\n"
+        'adapter = in_background(lambda: importlib.import_module("service.triton.adapter"))\n'
+        "TritonPythonModel = adapter.TritonPythonModel\n"
     )
 
 

@@ -280,6 +280,7 @@ class ExternalTriton:
         self._repository = repository
         self._startup_timeout_s = startup_timeout_s
         self._poll_interval_s = poll_interval_s
+        self._abandoned = False
 
     @property
     def address(self) -> str:
@@ -298,6 +299,7 @@ class ExternalTriton:
         return self._repository
 
     async def start(self) -> None:
+        self._abandoned = False
         problem = await _wait_live(self, timeout_s=self._startup_timeout_s)
         if problem is not None:
             raise TritonStartError(problem)
@@ -305,14 +307,17 @@ class ExternalTriton:
     async def wait_lost(self) -> str:
         client = TritonClient(self._address, self._control_address)
         try:
-            while await client.is_live(timeout_s=_LIVE_TIMEOUT_S):  # noqa: ASYNC110  # no event crosses processes
+            while await client.is_live(timeout_s=_LIVE_TIMEOUT_S):
+                if self._abandoned:
+                    return f"tritonserver at {self._address} answers wrongly"
                 await asyncio.sleep(self._poll_interval_s)
         finally:
             client.close()
         return f"tritonserver at {self._address} does not answer"
 
     async def abandon(self) -> None:
-        """Nothing: its owner decides when it restarts."""
+        """Its owner decides when it restarts; here its models are brought up anew."""
+        self._abandoned = True
 
     async def stop(self) -> None:
         """Nothing: its owner decides when it stops."""

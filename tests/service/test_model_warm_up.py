@@ -9,12 +9,7 @@ import pytest
 
 from policy.checkpoint import read_checkpoint
 from policy.policy import Policy
-from service.bench.real_time_chunking import (
-    BATCH_SIZES,
-    RealTimeChunkingSettings,
-    format_real_time_chunking,
-    measure_real_time_chunking,
-)
+from service.bench.request_parts import BATCH_SIZES, RequestPartsSettings, format_request_parts, measure_request_parts
 from service.inference import load_policy
 from service.model_settings import ModelSettings
 
@@ -48,16 +43,16 @@ def test_every_way_that_a_model_has_is_computed_once_at_every_size_of_batch(
         assert calls == [(size, way) for size in (1, 2) for way in ways]
 
 
-def test_the_bench_compares_each_way_with_a_plain_chunk(toy_checkpoint: Path) -> None:
-    settings = RealTimeChunkingSettings(checkpoint=toy_checkpoint, rounds=2, model=ModelSettings())
-    result = measure_real_time_chunking(settings)
+def test_the_bench_compares_each_option_with_a_plain_chunk(toy_checkpoint: Path) -> None:
+    settings = RequestPartsSettings(checkpoint=toy_checkpoint, rounds=2, model=ModelSettings())
+    result = measure_request_parts(settings)
     found = [(row["way"], row["batch_size"]) for row in result["rows"]]
-    assert found == [(way, size) for size in BATCH_SIZES for way in ("plain", "guidance", "prefix")]
+    assert found == [(way, size) for size in BATCH_SIZES for way in ("plain", "history", "guidance", "prefix")]
     for row in result["rows"]:
         low, high = row["ratio_interval"]
         assert row["p50_ms"] > 0 and low <= row["ratio"] <= high
         if row["way"] == "plain":
             assert (row["ratio"], row["added_ms"]) == (1.0, 0.0)
     assert not result["trained_for_a_prefix"]
-    table = format_real_time_chunking(result)
+    table = format_request_parts(result)
     assert len(table.splitlines()) == 2 + len(found) and "weights not trained for a prefix" in table

@@ -42,7 +42,7 @@ def logging_as_before() -> Iterator[None]:
         (["bench", "overhead", "--policy", "a", "--iterations", "0"], "iterations is 0"),
         (["bench", "batching", "--policy", "a", "--concurrency", "0"], "concurrency is 0"),
         (["bench", "device", "--policy", "a", "--iterations", "0"], "iterations is 0"),
-        (["bench", "real-time-chunking", "--policy", "a", "--rounds", "0"], "rounds is 0"),
+        (["bench", "request-parts", "--policy", "a", "--rounds", "0"], "rounds is 0"),
         ([], "VERB"),
     ],
 )

@@ -1,6 +1,6 @@
-"""What continuing the chunk being played costs: guidance and prefix beside a plain chunk, interleaved, in process.
+"""What a chunk's options cost: history, guidance and prefix beside a chunk without them, interleaved, in process.
 
-Owns the rounds and their ratios. No service is started: what the wire adds is the few bytes of the previous actions.
+Owns the rounds and their ratios. No service is started: what the wire adds is a few bytes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _BLOCK_CALLS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class RealTimeChunkingSettings:
+class RequestPartsSettings:
     checkpoint: Path
     rounds: int = 8
     model: ModelSettings
@@ -36,7 +36,7 @@ class RealTimeChunkingSettings:
             raise ValueError(f"rounds is {self.rounds}, expected at least 1")
 
 
-def measure_real_time_chunking(settings: RealTimeChunkingSettings) -> dict[str, Any]:
+def measure_request_parts(settings: RequestPartsSettings) -> dict[str, Any]:
     """p50 of each way and batch size, and the median of its per-round ratios to a plain chunk.
 
     Raises RevisionError, DeviceMissingError, and CheckpointError for weights that do not fit.
@@ -62,6 +62,7 @@ def measure_real_time_chunking(settings: RealTimeChunkingSettings) -> dict[str, 
     return {
         "revision": revision.revision,
         "trained_for_a_prefix": bool(revision.description.max_inference_delay),
+        "history_steps": revision.description.history_steps,
         "num_inference_steps": revision.description.num_inference_steps,
         "rounds": settings.rounds,
         "device": settings.model.device,
@@ -72,7 +73,7 @@ def measure_real_time_chunking(settings: RealTimeChunkingSettings) -> dict[str, 
     }
 
 
-def format_real_time_chunking(result: dict[str, Any]) -> str:
+def format_request_parts(result: dict[str, Any]) -> str:
     """The result as a table."""
     lines = [f"{'':<10}{'batch':>6}{'p50 ms':>10}{'added ms':>10}{'ratio':>8}  95 %"]
     for row in result["rows"]:
@@ -83,13 +84,14 @@ def format_real_time_chunking(result: dict[str, Any]) -> str:
         )
     untrained = "" if result["trained_for_a_prefix"] else "; weights not trained for a prefix, which take as long"
     lines.append(
-        f"{result['rounds']} rounds, {result['num_inference_steps']} Euler steps, {result['threads']} thread(s), "
+        f"{result['rounds']} rounds, history of {result['history_steps']} steps, "
+        f"{result['num_inference_steps']} Euler steps, {result['threads']} thread(s), "
         f"{result['dtype']} on {result['device']}{untrained}"
     )
     return "\n".join(lines)
 
 
-def _ways(settings: RealTimeChunkingSettings) -> Mapping[str, Callable[[int], None]]:
+def _ways(settings: RequestPartsSettings) -> Mapping[str, Callable[[int], None]]:
     """By name: one batch of so many chunks."""
     # Read by OpenMP when torch is imported, which therefore comes after.
     os.environ |= openmp_environment(settings.model.threads)
@@ -115,8 +117,9 @@ def _ways(settings: RealTimeChunkingSettings) -> Mapping[str, Callable[[int], No
         dtype=settings.model.dtype,
     )
     request, chunk = load_probe(settings.checkpoint)[0]
+    plain = replace(request, history_states=None, history_actions=None)
     overlap = max(1, config.action_horizon - config.execution_horizon)
-    requests = {PLAIN: request}
+    requests = {PLAIN: plain, "history": request}
     for method in ("guidance", "prefix"):
         chunking = RealTimeChunking(
             previous_actions=chunk[-overlap:],
@@ -124,7 +127,7 @@ def _ways(settings: RealTimeChunkingSettings) -> Mapping[str, Callable[[int], No
             execution_horizon=config.execution_horizon,
             method=method,
         )
-        requests[method] = replace(request, real_time_chunking=chunking)
+        requests[method] = replace(plain, real_time_chunking=chunking)
 
     def way(name: str) -> Callable[[int], None]:
         def predict(batch_size: int) -> None:

@@ -1,0 +1,105 @@
+"""How models come into a tritonserver and leave it: by this process, or by another one whose Triton it shares.
+
+Owns the two ways. Does not own when a model is wanted, nor its probe (backend.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from service.backend import BackendError, BackendRequest, BackendUnavailableError
+from service.model_settings import ModelSettings
+from service.revision import Revision
+from service.triton.client import ModelDeadError, TritonClient
+from service.triton.repository import model_name, remove_model, write_model
+
+_UNLOAD_TIMEOUT_S = 2.0
+_READY_TIMEOUT_S = 5.0
+_POLL_INTERVAL_S = 0.1
+
+_logger = logging.getLogger(__name__)
+
+
+class TritonModels(Protocol):
+    async def load(
+        self, client: TritonClient, revision: Revision, request: BackendRequest, *, timeout_s: float
+    ) -> None:
+        """Returns once the model of a revision can be asked; `request` is one that it should answer.
+
+        Raises RevisionError for a bad checkpoint, BackendError when there is no verdict.
+        """
+        ...
+
+    def discard(self, revision: str) -> None:
+        """Leaves nothing of a model that was not loaded."""
+        ...
+
+    async def unload(self, client: TritonClient, revision: str) -> None: ...
+
+
+class OwnModels:
+    """This process writes the model repository, and tells Triton to load and unload."""
+
+    def __init__(self, repository: Path, settings: ModelSettings) -> None:
+        self._repository, self._settings = repository, settings
+
+    async def load(
+        self, client: TritonClient, revision: Revision, request: BackendRequest, *, timeout_s: float
+    ) -> None:
+        """Rewriting the files makes Triton load a model again that it still has."""
+        write_model(self._repository, revision.revision, revision.directory, self._settings)
+        await client.load(model_name(revision.revision), timeout_s=timeout_s)
+
+    def discard(self, revision: str) -> None:
+        remove_model(self._repository, revision)
+
+    async def unload(self, client: TritonClient, revision: str) -> None:
+        """For a Triton that outlives us; ours is about to stop anyway."""
+        model = model_name(revision)
+        try:
+            await client.unload(model, timeout_s=_UNLOAD_TIMEOUT_S)
+        except BackendError as error:
+            _logger.debug("unload failed", extra={"fields": {"model": model, "error": str(error)}})
+        remove_model(self._repository, revision)
+
+
+class AnothersModels:
+    """Another process loads, restarts and unloads what all of them ask; this one waits until a model answers."""
+
+    def __init__(self, report_dead: Callable[[str], None]) -> None:
+        """`report_dead` tells that process of a revision whose model has died, which it may not have noticed."""
+        self._report_dead = report_dead
+
+    async def load(
+        self, client: TritonClient, revision: Revision, request: BackendRequest, *, timeout_s: float
+    ) -> None:
+        model, reported = model_name(revision.revision), False
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not client.is_closed:
+                    try:
+                        if await client.is_ready(model, timeout_s=_READY_TIMEOUT_S):
+                            await client.infer(model, request, timeout_s=timeout_s)
+                            return
+                    except ModelDeadError:
+                        if not reported:
+                            self._report_dead(revision.revision)
+                            reported = True
+                    except BackendUnavailableError:
+                        pass
+                    await asyncio.sleep(_POLL_INTERVAL_S)
+        except TimeoutError:
+            raise BackendUnavailableError(
+                f"revision {revision.revision} was not loaded by this service's first process within {timeout_s:g} s"
+            ) from None
+        raise BackendUnavailableError("Triton was lost before the revision was loaded")
+
+    def discard(self, revision: str) -> None:
+        """Nothing: it is another's."""
+
+    async def unload(self, client: TritonClient, revision: str) -> None:
+        """Nothing: whoever loaded it unloads it."""
