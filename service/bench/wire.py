@@ -1,7 +1,8 @@
 """A gateway's CPU per request beside that of a bare gRPC echo of the same bytes: what our part of the wire costs.
 
-Owns the two servers, each a process of its own, and their turns. The gateway's backend has its answer ready, so that
-neither Triton nor a model is in the figure; decoding images is measured apart and taken off the wire's part.
+Owns three servers, each a process of its own, and their turns: the echo; our servicer with credentials, parsing and
+serialising, whose answer is ready (the wire's part); the whole gateway, whose backend has its answer ready, so that
+neither Triton nor a model is in the figure. Decoding images is measured apart.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ import multiprocessing
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import numpy as np
@@ -28,15 +29,20 @@ from service.bench.overhead import median_interval
 from service.bench.requests import chunk_requests
 from service.bench.served import POLICY
 from service.collection import exempt_what_is_there
+from service.credentials import Credentials, Surface
 from service.gateway import GatewayServer
+from service.gateway.answers import ChunkAnswerer
+from service.gateway.authentication import AuthenticationInterceptor
 from service.gateway.images import decode_frames, inspect_image
 from service.gateway.limits import GatewayLimits
+from service.gateway.servicer import PolicyServicer
 from service.policies import ServedPolicies
 from service.probe import read_probe
 from service.revision import read_revision
 
 GOAL = 1.5
 _ECHO = "/premotor.bench.Echo/Echo"
+_PREDICT = "/premotor.v1.PolicyService/PredictChunk"
 _TIMEOUT_S = 30.0
 _START_TIMEOUT_S = 60.0
 
@@ -77,30 +83,34 @@ def measure_wire(settings: WireSettings) -> dict[str, Any]:
     revision = read_revision(settings.checkpoint, policy=POLICY)
     messages = chunk_requests(revision, read_probe(revision)[0], policy=POLICY)
     questions = [message.SerializeToString() for message in messages]
-    with _server(_gateway, settings.checkpoint) as (gateway, gateway_address):
-        with grpc.insecure_channel(gateway_address) as channel:
+    with ExitStack() as running:
+        gateway = running.enter_context(_server(_gateway, settings.checkpoint))
+        with grpc.insecure_channel(gateway[1]) as channel:
             answer = policy_pb2_grpc.PolicyServiceStub(channel).PredictChunk(messages[0], timeout=_TIMEOUT_S)
         reply = answer.SerializeToString()
-        with _server(_echo, reply) as (echo, echo_address):
-            cpu_s = {"echo": list[float](), "gateway": list[float]()}
-            for number in range(settings.rounds + 1):
-                for name, process, address, method in (
-                    ("echo", echo, echo_address, _ECHO),
-                    ("gateway", gateway, gateway_address, "/premotor.v1.PolicyService/PredictChunk"),
-                )[:: 1 if number % 2 else -1]:
-                    spent_s = _round(process, address, method, questions, settings.calls_per_round)
-                    if number:  # the first warms up
-                        cpu_s[name].append(spent_s)
+        sides = {
+            "echo": (*running.enter_context(_server(_echo, reply)), _ECHO),
+            "wire": (*running.enter_context(_server(_wire_alone, reply)), _PREDICT),
+            "gateway": (*gateway, _PREDICT),
+        }
+        cpu_s: dict[str, list[float]] = {name: [] for name in sides}
+        order = np.random.default_rng(0)
+        for number in range(settings.rounds + 1):
+            for name in order.permutation(list(sides)):
+                spent_s = _round(*sides[name], questions, settings.calls_per_round)
+                if number:  # the first warms up
+                    cpu_s[name].append(spent_s)
     return _result(settings, cpu_s, _decoding_s(messages), len(questions[0]), len(reply))
 
 
 def format_wire(result: dict[str, Any]) -> str:
     low, high = result["wire_ratio_interval"]
     return (
-        f"CPU a request: bare gRPC echo {result['echo_ms']:.3f} ms, gateway {result['gateway_ms']:.3f} ms, of that "
-        f"decoding images {result['decoding_ms']:.3f} ms\n"
+        f"CPU a request: bare gRPC echo {result['echo_ms']:.3f} ms; gRPC, credentials and messages "
+        f"{result['wire_ms']:.3f} ms; the whole gateway {result['gateway_ms']:.3f} ms, of that decoding images "
+        f"{result['decoding_ms']:.3f} ms\n"
         f"wire's part {result['wire_ratio']:.2f} times the echo (95 % {low:.2f} to {high:.2f}; goal {GOAL:g}), "
-        f"decoding included {result['ratio']:.2f} times; {result['request_bytes']} bytes asked, "
+        f"the whole gateway {result['ratio']:.2f} times; {result['request_bytes']} bytes asked, "
         f"{result['response_bytes']} answered, {result['rounds']} rounds of {result['calls_per_round']} calls, "
         "one at a time"
     )
@@ -142,14 +152,13 @@ def _result(
     settings: WireSettings, cpu_s: dict[str, list[float]], decoding_s: float, request_bytes: int, response_bytes: int
 ) -> dict[str, Any]:
     # The system counts CPU time in steps of 10 ms: only means over many calls are finer.
-    echo_s, gateway_s = float(np.mean(cpu_s["echo"])), float(np.mean(cpu_s["gateway"]))
-    ratios = [(own - decoding_s) / max(other, 1e-9) for own, other in zip(cpu_s["gateway"], cpu_s["echo"], strict=True)]
+    mean_s = {name: float(np.mean(spent_s)) for name, spent_s in cpu_s.items()}
+    ratios = [own / max(other, 1e-9) for own, other in zip(cpu_s["wire"], cpu_s["echo"], strict=True)]
     return {
-        "echo_ms": echo_s * 1e3,
-        "gateway_ms": gateway_s * 1e3,
+        **{f"{name}_ms": spent_s * 1e3 for name, spent_s in mean_s.items()},
         "decoding_ms": decoding_s * 1e3,
-        "ratio": gateway_s / echo_s,
-        "wire_ratio": (gateway_s - decoding_s) / echo_s,
+        "ratio": mean_s["gateway"] / mean_s["echo"],
+        "wire_ratio": mean_s["wire"] / mean_s["echo"],
         "wire_ratio_interval": median_interval(ratios),
         "goal": GOAL,
         "request_bytes": request_bytes,
@@ -197,6 +206,36 @@ async def _gateway(checkpoint: Path, pipe: Connection) -> None:
     await gateway.stop(0)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Answered:
+    """An answerer that has answered before it is asked."""
+
+    response: policy_pb2.PredictChunkResponse
+    draining: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def answer(
+        self, request: policy_pb2.PredictChunkRequest | None, *, timeout_s: float | None, caller: str = ""
+    ) -> policy_pb2.PredictChunkResponse:
+        return self.response
+
+    def refuse(self, error: Exception, request: policy_pb2.PredictChunkRequest | None) -> policy_pb2.RequestError:
+        raise error
+
+
+async def _wire_alone(reply: bytes, pipe: Connection) -> None:
+    access = Credentials(metrics_registry=CollectorRegistry()).on(Surface.GRPC)
+    servicer = PolicyServicer(
+        policies=ServedPolicies(),
+        backend=_Ready(actions=np.zeros(0)),
+        answerer=cast(ChunkAnswerer, _Answered(response=policy_pb2.PredictChunkResponse.FromString(reply))),
+        access=access,
+        limits=GatewayLimits(),
+    )
+    server = grpc.aio.server(interceptors=[AuthenticationInterceptor(access)])
+    server.add_generic_rpc_handlers((servicer.handlers(),))
+    await _run_until_told(server, pipe)
+
+
 async def _echo(reply: bytes, pipe: Connection) -> None:
     """The least that any Python server over asyncio can do."""
 
@@ -207,8 +246,13 @@ async def _echo(reply: bytes, pipe: Connection) -> None:
     service, method = _ECHO.strip("/").split("/")
     handler = grpc.unary_unary_rpc_method_handler(answer)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {method: handler}),))
+    await _run_until_told(server, pipe)
+
+
+async def _run_until_told(server: grpc.aio.Server, pipe: Connection) -> None:
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
+    exempt_what_is_there()
     await _announce_and_wait(port, pipe)
     await server.stop(0)
 

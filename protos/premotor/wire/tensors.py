@@ -19,7 +19,7 @@ _LITTLE_ENDIAN = {
     policy_pb2.Tensor.DATA_TYPE_FLOAT32: np.dtype("<f4"),
     policy_pb2.Tensor.DATA_TYPE_UINT8: np.dtype("u1"),
 }
-_DATA_TYPES = {dtype.name: data_type for data_type, dtype in _LITTLE_ENDIAN.items()}
+_DATA_TYPES = {dtype.type: data_type for data_type, dtype in _LITTLE_ENDIAN.items()}
 
 
 def encode_tensor(array: np.ndarray, *, field: str = "tensor") -> policy_pb2.Tensor:
@@ -27,9 +27,10 @@ def encode_tensor(array: np.ndarray, *, field: str = "tensor") -> policy_pb2.Ten
 
     Raises WireError for any other element type: narrowing float64 is the caller's decision.
     """
-    data_type = _DATA_TYPES.get(array.dtype.name)
+    data_type = _DATA_TYPES.get(array.dtype.type)
     if data_type is None:
-        raise WireError(field, f"elements are {array.dtype.name}, expected {' or '.join(_DATA_TYPES)}")
+        known = " or ".join(dtype.name for dtype in _LITTLE_ENDIAN.values())
+        raise WireError(field, f"elements are {array.dtype.name}, expected {known}")
     if not 1 <= array.ndim <= MAX_DIMENSIONS:
         raise WireError(field, f"{array.ndim} dimensions, expected 1 to {MAX_DIMENSIONS}")
     data = array.astype(_LITTLE_ENDIAN[data_type], copy=False).tobytes()
@@ -49,7 +50,7 @@ def decode_tensor(
     Raises WireError when the message declares another type or shape, more than `max_elements` elements, or holds
     another number of bytes than it declares.
     """
-    expected_type = _DATA_TYPES[np.dtype(dtype).name]
+    expected_type = _DATA_TYPES[dtype]
     if tensor.data_type != expected_type:
         raise WireError(f"{field}.data_type", f"{_name(tensor.data_type)} came, expected {_name(expected_type)}")
     extents = _checked_extents(tensor, field=field, shape=shape, max_elements=max_elements)
@@ -77,19 +78,23 @@ def require_finite(array: np.ndarray, *, field: str) -> None:
 def _checked_extents(
     tensor: policy_pb2.Tensor, *, field: str, shape: Sequence[int | None], max_elements: int
 ) -> tuple[int, ...]:
-    expected = "[" + ", ".join("any" if extent is None else str(extent) for extent in shape) + "]"
     if len(tensor.shape) != len(shape):
         # The list itself may be the attack, so only its length is printed.
-        raise WireError(f"{field}.shape", f"{len(tensor.shape)} dimensions came, expected {expected}")
+        raise WireError(f"{field}.shape", f"{len(tensor.shape)} dimensions came, expected {_listed(shape)}")
     extents = tuple(tensor.shape)
-    if any(extent < 0 for extent in extents):
-        raise WireError(f"{field}.shape", f"{list(extents)} came, expected no negative extent")
-    if any(want is not None and extent != want for extent, want in zip(extents, shape, strict=True)):
-        raise WireError(f"{field}.shape", f"{list(extents)} came, expected {expected}")
+    for extent, want in zip(extents, shape, strict=True):
+        if extent < 0:
+            raise WireError(f"{field}.shape", f"{list(extents)} came, expected no negative extent")
+        if want is not None and extent != want:
+            raise WireError(f"{field}.shape", f"{list(extents)} came, expected {_listed(shape)}")
     # A zero extent hides the others from the product, and numpy refuses huge ones even then.
     if max(_product(extents), *extents) > max_elements:
         raise WireError(f"{field}.shape", f"{list(extents)} came, expected at most {max_elements} elements")
     return extents
+
+
+def _listed(shape: Sequence[int | None]) -> str:
+    return "[" + ", ".join("any" if extent is None else str(extent) for extent in shape) + "]"
 
 
 def _product(extents: Sequence[int]) -> int:
