@@ -44,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_ctl(verbs)
     add_chaos_verbs(verbs)
     _add_check(verbs)
+    _add_further_gateway(verbs)
     add_token_verbs(verbs)
     add_bench_verbs(verbs)
     return parser
@@ -61,6 +62,18 @@ def _add_check(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     verb.add_argument("directory", type=Path)
     verb.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     verb.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
+
+
+def _add_further_gateway(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """For `serve --gateways` to call, so without help: what it goes by comes on stdin."""
+    verb = verbs.add_parser("further-gateway")
+    verb.set_defaults(verb=lambda options: _run_further_gateway)
+
+
+def _run_further_gateway() -> int:
+    from service.processes.further import run
+
+    return run()
 
 
 def _check(options: argparse.Namespace) -> Callable[[], int]:

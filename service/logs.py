@@ -20,7 +20,8 @@ _CHATTY_BELOW_WARNING = ("httpx", "httpcore", "alembic")
 class JsonFormatter(logging.Formatter):
     """{"time", "level", "logger", "event", ...fields, "trace_id", "exception"}; no field replaces a fixed key.
 
-    What is logged for a request whose trace is recorded has its id. `process` numbers the gateway processes of a service.
+    What is logged for a request whose trace is recorded has its id. `process` numbers the gateway processes of a
+    service.
     """
 
     def __init__(self, process: int | None = None) -> None:

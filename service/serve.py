@@ -1,7 +1,7 @@
 """`python -m service serve`: the whole service in one event loop, and Triton below it.
 
 Owns the order of starting (check, listen, load, probe, announce) and stopping (drain, stop Triton, leave). Does not own
-any part: gateway/, admin/, triton/ and local.py do their own work.
+any part: gateway/, admin/, triton/, processes/ and local.py do their own work.
 """
 
 from __future__ import annotations
@@ -12,38 +12,33 @@ import json
 import logging
 import os
 import secrets
-import signal
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from prometheus_client import CollectorRegistry
-
 from service.admin import FleetParts, create_admin_app
 from service.admin.server import AdminServer
 from service.artifacts import ArtifactStore
 from service.collection import exempt_what_is_there
-from service.credentials import Credentials, ServerTls, ServingTls, Surface, TokenCache
+from service.credentials import ServerTls, ServingTls, TokenCache
 from service.credentials.exposure import check_exposure, warn_while_exposed
-from service.gateway import GatewayServer
-from service.gateway.answers import ChunkAnswerer
-from service.gateway.tracing import TracedAnswerer
 from service.model_settings import BackendKind, ModelSettings, openmp_environment
-from service.observability.fleet_metrics import FleetMetrics
 from service.observability.tracing import Tracing
-from service.openpi import ObservationMap, OpenpiServer, TokenAuthenticator
-from service.policies import ServedPolicies
-from service.registry import Fleet, Operation, Registry, open_database
+from service.openpi import ObservationMap
+from service.processes.gateway import GatewayProcess, Listening
+from service.processes.lines import FurtherGatewayConfig
+from service.processes.stopping import stops_on_signals, unless
+from service.processes.supervision import FurtherGateways, check_nobody_listens, check_ports_can_be_shared
+from service.registry import Operation, Registry, RegistryUnavailableError, open_database
 from service.revision import RevisionError
-from service.rollout import Fence, Follower, FollowerSettings, LeaseSettings, LoadingBackend, Rollout
-from service.rollout.guard import GuardWatch
+from service.rollout import Fence, FollowerSettings, LeaseSettings, LoadingBackend
 from service.rollout.tending import SERVICE_ACTOR
 from service.triton.backend import TritonBackend
 from service.triton.installation import find_installation
-from service.triton.server import ExternalTriton, TritonProcess, TritonProcessSettings
+from service.triton.server import ExternalTriton, TritonProcess, TritonProcessSettings, TritonServer
 
 _logger = logging.getLogger(__name__)
 # What a scrape of Triton's metrics may take.
@@ -91,6 +86,11 @@ class ServeConfig:
     # Requests in flight get this long to end after SIGTERM.
     drain_s: float = 10.0
 
+    @property
+    def gateways(self) -> int:
+        """Processes that answer robots, all on one port."""
+        return self.model.num_gateways
+
     def __post_init__(self) -> None:
         if not (self.policies or self.registry or self.state):
             raise ValueError("no policy to serve: name one with --policy, or a --registry or --state that has some")
@@ -103,22 +103,25 @@ class ServeConfig:
             raise ValueError("an observation map came without a port for openpi's robots")
         if self.otlp_http_url and (self.tracing is None or self.backend != "triton" or self.triton_address is not None):
             raise ValueError("Triton's part of traces needs those of the gateway, and a Triton that is started here")
+        if self.gateways > 1:
+            check_ports_can_be_shared()
+            if self.backend == "local":
+                raise ValueError(
+                    "several gateways need --backend triton: in process each would have models, and batches, of its own"
+                )
 
 
 class Service:
-    """Gateway, admin plane and backend. Starts once; `stop` may be called in any state."""
+    """Gateway, admin plane, backend and further gateway processes. Starts once; `stop` may be called in any state."""
 
     def __init__(self, config: ServeConfig) -> None:
         self._config = config
         self._scratch = contextlib.ExitStack()
         self._backend: LoadingBackend | None = None
-        self._gateway: GatewayServer | None = None
-        self._openpi: OpenpiServer | None = None
+        self._process: GatewayProcess | None = None
+        self._further: FurtherGateways | None = None
         self._admin: AdminServer | None = None
         self._registry: Registry | None = None
-        self._follower: Follower | None = None
-        self._rollout: Rollout | None = None
-        self._guard: GuardWatch | None = None
         self._tls = ServingTls(config.tls) if config.tls is not None else None
         # What goes on beside serving, until it is cancelled.
         self._watches: list[asyncio.Task[None]] = []
@@ -127,86 +130,74 @@ class Service:
         """Returns what it announces once every revision that serves has passed its probe.
 
         Raises RevisionError, TritonNotFoundError, TritonStartError, BackendError, RegistryUnavailableError,
-        ObservationMapError, ExposedError or OSError; `stop` must follow.
+        ObservationMapError, ExposedError, FurtherGatewayError or OSError; `stop` must follow.
         """
         config = self._config
         state = config.state or Path(self._scratch.enter_context(TemporaryDirectory(prefix="premotor-state-")))
         state.mkdir(parents=True, exist_ok=True)
-        artifacts = ArtifactStore(root=config.store, cache=state / "checkpoints")
+        artifacts = ArtifactStore(root=config.store, cache=_cache(state))
         # Before anything listens: a checkpoint that is none is the operator's mistake.
         named = [(name, artifacts.name(directory)) for name, directory in config.policies]
         for name, location in named:
             await asyncio.to_thread(artifacts.open, name, location)
-        database = await asyncio.to_thread(open_database, config.registry or f"sqlite:///{state}/registry.db")
+        database = await asyncio.to_thread(open_database, _registry_url(config, state))
         self._registry = Registry(database)
         tokens = await self._tokens(self._registry)
-        served = ServedPolicies()
-        self._backend = _backend(config)
-        metrics = CollectorRegistry()
-        credentials = Credentials(metrics_registry=metrics, tokens=tokens)
-        self._follower = Follower(
+        self._backend, triton = _backend(config)
+        several = config.gateways > 1
+        if several:
+            for port in (config.port, config.openpi_port or 0):
+                await asyncio.to_thread(check_nobody_listens, config.host, port)
+        process = self._process = GatewayProcess(
+            gateway_id=secrets.token_hex(8),
             registry=self._registry,
+            tokens=tokens,
             backend=self._backend,
-            policies=served,
             artifacts=artifacts,
             model=config.model,
-            gateway_id=secrets.token_hex(8),
-            own_process=config.backend == "triton",
-            settings=FollowerSettings(
+            follower_settings=FollowerSettings(
                 memory_budget_bytes=config.memory_budget_bytes, lease=LeaseSettings(fence=config.fence)
             ),
-        )
-        self._follower.listen(partial(_refresh_tokens, tokens, self._registry, self._follower))
-        self._rollout = Rollout(registry=self._registry, follower=self._follower, artifacts=artifacts)
-        # Listening comes before loading: a taken port is known at once, and health answers while a large model loads.
-        self._gateway = GatewayServer(
-            policies=served,
-            backend=self._backend,
-            metrics_registry=metrics,
-            credentials=credentials,
+            own_process=config.backend == "triton",
+            loads=True,
+            listening=Listening(
+                host=config.host, port=config.port, openpi_port=config.openpi_port, shares_ports=several
+            ),
+            observation_map=config.openpi_map,
             tls=self._tls,
             tracing=config.tracing,
         )
-        follower = self._follower
-        metrics.register(FleetMetrics(policies=served, follower=follower))
-        self._guard = GuardWatch(outcomes=self._gateway.outcomes, rollout=self._rollout, fleet=lambda: follower.fleet)
-        port = await self._gateway.start(config.host, config.port)
-        endpoints = {"grpc": f"{config.host}:{port}"}
-        self._follower.address = f"{config.host}:{port}"
-        if config.openpi_port is not None:
-            self._openpi = OpenpiServer(
-                policies=served,
-                backend=self._backend,
-                answerer=_traced(self._gateway, config.tracing),
-                gateway_limits=self._gateway.limits,
-                observation_map=config.openpi_map,
-                stored_map=partial(_stored_map, self._follower),
-                authenticator=TokenAuthenticator(credentials.on(Surface.OPENPI)),
+        # Listening comes before loading: a taken port is known at once, and health answers while a large model loads.
+        listening = await process.listen()
+        endpoints = {"grpc": f"{config.host}:{listening.port}"}
+        if listening.openpi_port is not None:
+            endpoints["openpi"] = f"{'wss' if config.tls else 'ws'}://{config.host}:{listening.openpi_port}"
+        if several and triton is not None:
+            make_config = partial(self._further_config, listening, triton, state)
+            self._further = FurtherGateways(
+                config.gateways - 1, make_config, left=self._gateway_left, model_dead=self._model_dead
             )
-            context = self._tls.context() if self._tls else None
-            openpi_port = await self._openpi.start(config.host, config.openpi_port, tls=context)
-            endpoints["openpi"] = f"{'wss' if config.tls else 'ws'}://{config.host}:{openpi_port}"
         app = create_admin_app(
-            policies=served,
+            policies=process.policies,
             backend=self._backend,
-            metrics_registry=metrics,
-            fleet=FleetParts(registry=self._registry, follower=self._follower, rollout=self._rollout),
-            credentials=credentials,
-            recent=self._gateway.recent,
+            metrics_registry=process.metrics,
+            fleet=FleetParts(registry=self._registry, follower=process.follower, rollout=process.rollout),
+            credentials=process.credentials,
+            recent=process.gateway.recent,
             triton_metrics=_triton_metrics(self._backend),
+            further_metrics=self._further.metrics if self._further is not None else None,
             listen_host=config.host,
         )
         self._admin = AdminServer(app, config.host, config.admin_port, self._tls)
         if self._tls is not None:
             self._watches.append(asyncio.create_task(self._tls.follow(), name="certificates"))
         await self._backend.start()
-        await self._follower.start()
-        await self._rollout.start()
-        self._guard.start()
+        await process.follow()
         await self._introduce(named)
-        await self._follower.settled()
-        if self._openpi is not None:
-            self._openpi.check_map()
+        await process.follower.settled()
+        process.check_map()
+        if self._further is not None:
+            await self._further.start()
         if config.backend == "triton":  # in process there are models among it, which are swapped
             exempt_what_is_there()
         return {
@@ -214,8 +205,44 @@ class Service:
             **endpoints,
             "admin": f"{'https' if config.tls else 'http'}://{config.host}:{self._admin.port}",
             "backend": config.backend,
-            "policies": {name: served.serving(name).revision for name in served},
+            "policies": {name: process.policies.serving(name).revision for name in process.policies},
         }
+
+    def _further_config(
+        self, listening: Listening, triton: TritonServer, state: Path, process: int, gateway_id: str
+    ) -> FurtherGatewayConfig:
+        config = self._config
+        return FurtherGatewayConfig(
+            process=process,
+            gateway_id=gateway_id,
+            host=listening.host,
+            port=listening.port,
+            openpi_port=listening.openpi_port,
+            observation_map=config.openpi_map,
+            registry=_registry_url(config, state),
+            cache=_cache(state),
+            store=config.store,
+            named=tuple(directory for _, directory in config.policies),
+            fence=config.fence,
+            model=config.model,
+            triton_address=triton.address,
+            triton_control_address=triton.control_address,
+            triton_repository=triton.repository,
+            tls=config.tls.files if config.tls is not None else None,
+            otlp_endpoint=config.tracing.endpoint if config.tracing is not None else "",
+            drain_s=config.drain_s,
+            log_level=logging.getLogger().getEffectiveLevel(),
+        )
+
+    async def _gateway_left(self, gateway_id: str) -> None:
+        """Its process is gone, which nobody else need find out by waiting."""
+        assert self._process is not None and self._registry is not None
+        with contextlib.suppress(RegistryUnavailableError):
+            await self._process.follower.ask(partial(self._registry.leave, gateway_id))
+
+    def _model_dead(self, revision: str) -> None:
+        if isinstance(self._backend, TritonBackend):
+            self._backend.look_at(revision)
 
     async def _tokens(self, registry: Registry) -> TokenCache:
         """Raises ExposedError when anybody on the network would get in."""
@@ -228,39 +255,35 @@ class Service:
 
     async def _introduce(self, named: Sequence[tuple[str, str]]) -> None:
         """Makes the registry know what the command line names; what it serves already, it goes on serving."""
-        assert self._rollout is not None and self._registry is not None
+        assert self._process is not None and self._registry is not None
+        rollout = self._process.rollout
         known = (await asyncio.to_thread(self._registry.fleet)).policies
         serving = {name for name, policy in known.items() if policy.route is not None}
         for name, location in named:
-            revision = (await self._carried_out(self._rollout.register(name, location, actor=SERVICE_ACTOR))).revision
+            revision = (await self._carried_out(rollout.register(name, location, actor=SERVICE_ACTOR))).revision
             if name in known and name in serving:
                 if (route := known[name].route) is not None and route.stable != revision:
                     fields = {"policy": name, "serving": route.stable, "named": revision}
                     _logger.warning("the registry serves another revision", extra={"fields": fields})
                 continue
-            begin = self._rollout.load if name in serving else self._rollout.promote
+            begin = rollout.load if name in serving else rollout.promote
             serving.add(name)
             await self._carried_out(begin(name, revision, actor=SERVICE_ACTOR))
 
     async def _carried_out(self, beginning: Awaitable[Operation]) -> Operation:
-        assert self._rollout is not None
-        ended = await self._rollout.ended((await beginning).operation_id)
+        assert self._process is not None
+        ended = await self._process.rollout.ended((await beginning).operation_id)
         if ended.error:
             raise RevisionError(ended.error)
         return ended
 
     async def stop(self) -> None:
         """Drains the gateway, ends the backend and with it Triton, and closes the admin plane last."""
-        if self._guard is not None:
-            await self._guard.stop()
-        if self._rollout is not None:
-            await self._rollout.stop()
-        if self._gateway is not None:
-            await self._gateway.stop(self._config.drain_s)
-        if self._openpi is not None:
-            await self._openpi.stop()
-        if self._follower is not None:
-            await self._follower.stop()
+        ending = [part.drain(self._config.drain_s) for part in (self._process,) if part is not None]
+        ending += [part.stop(self._config.drain_s) for part in (self._further,) if part is not None]
+        await asyncio.gather(*ending)
+        if self._process is not None:
+            await self._process.leave()
         if self._backend is not None:
             await self._backend.close()
         if self._admin is not None:
@@ -277,13 +300,10 @@ class Service:
 
 async def serve(config: ServeConfig) -> None:
     """Serves until SIGTERM or SIGINT; prints a line of JSON on stdout when ready. Raises what `Service.start` does."""
-    stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        _on_signal(loop, number, stopping.set)
+    stopping = stops_on_signals()
     service = Service(config)
     try:
-        announcement = await _unless(stopping, service.start())
+        announcement = await unless(stopping, service.start())
         if announcement is not None:
             print(json.dumps(announcement), flush=True)
             await stopping.wait()
@@ -293,51 +313,29 @@ async def serve(config: ServeConfig) -> None:
         _logger.info("stopped")
 
 
-def _on_signal(loop: asyncio.AbstractEventLoop, number: signal.Signals, act: Callable[[], None]) -> None:
-    try:
-        loop.add_signal_handler(number, act)
-    except NotImplementedError:  # Windows, whose event loops know no signals
-        signal.signal(number, lambda *_: loop.call_soon_threadsafe(act))
+def _cache(state: Path) -> Path:
+    return state / "checkpoints"
 
 
-async def _unless(stopping: asyncio.Event, work: Any) -> dict[str, Any] | None:
-    """What `work` returns, or None when it was cut short because the service is to stop."""
-    task, stopped = asyncio.create_task(work), asyncio.create_task(stopping.wait())
-    try:
-        await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        return task.result() if task.done() else None
-    finally:
-        for pending in (task, stopped):
-            pending.cancel()
-        await asyncio.gather(task, stopped, return_exceptions=True)
+def _registry_url(config: ServeConfig, state: Path) -> str:
+    return config.registry or f"sqlite:///{state}/registry.db"
 
 
-async def _refresh_tokens(tokens: TokenCache, registry: Registry, follower: Follower, _fleet: Fleet) -> None:
-    await follower.ask(partial(tokens.refresh, registry))
-
-
-def _stored_map(follower: Follower, policy: str) -> Mapping[str, Any]:
-    """The observation map that is kept with a policy; empty for none."""
-    record = follower.fleet.policies.get(policy) if follower.fleet is not None else None
-    return record.observation_map if record is not None else {}
-
-
-def _backend(config: ServeConfig) -> LoadingBackend:
+def _backend(config: ServeConfig) -> tuple[LoadingBackend, TritonServer | None]:
+    """The backend, and the Triton below it if there is one."""
     if config.backend == "local":
         os.environ |= openmp_environment(config.model.threads)
         from service.local import LocalBackend  # torch in this process only when the model is
 
-        return LocalBackend(config.model)
+        return LocalBackend(config.model), None
     address, control, repository = config.triton_address, config.triton_control_address, config.triton_repository
+    triton: TritonServer
     if address is not None and control is not None and repository is not None:
-        return TritonBackend(ExternalTriton(address, control, repository), config.model)
-    settings = TritonProcessSettings(threads=config.model.threads, otlp_http_url=config.otlp_http_url)
-    return TritonBackend(TritonProcess(find_installation(), settings), config.model)
-
-
-def _traced(gateway: GatewayServer, tracing: Tracing | None) -> ChunkAnswerer | TracedAnswerer:
-    """The gateway's answerer, as openpi's robots get it."""
-    return gateway.answerer if tracing is None else TracedAnswerer(gateway.answerer, tracing, method="openpi")
+        triton = ExternalTriton(address, control, repository)
+    else:
+        settings = TritonProcessSettings(threads=config.model.threads, otlp_http_url=config.otlp_http_url)
+        triton = TritonProcess(find_installation(), settings)
+    return TritonBackend(triton, config.model), triton
 
 
 def _triton_metrics(backend: LoadingBackend) -> Callable[[], Awaitable[bytes]] | None:

@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,6 +48,13 @@ def add_serve_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -
     verb.add_argument("--host", default="127.0.0.1", help="address of the gateway and the admin plane")
     verb.add_argument("--port", type=_port, default=50051, help="gRPC; 0 picks a free one")
     verb.add_argument("--admin-port", type=_port, default=8080, help="HTTP; 0 picks a free one")
+    verb.add_argument(
+        "--gateways",
+        type=int,
+        default=1,
+        metavar="N",
+        help="processes that answer robots on one port, when one core is too few; each connection stays with one",
+    )
     verb.add_argument("--openpi-port", type=_port, help="openpi's websocket wire; 0 picks a free one")
     verb.add_argument(
         "--openpi-map",
@@ -112,7 +120,7 @@ def _serve(options: argparse.Namespace) -> Callable[[], int]:
         tracing=_tracing(options),
         otlp_http_url=options.otlp_http_url,
         drain_s=options.drain_s,
-        model=model_settings(options, batching=options.batching == "on"),
+        model=replace(model_settings(options, batching=options.batching == "on"), num_gateways=options.gateways),
     )
     return partial(_run_serve, config)
 
@@ -121,6 +129,7 @@ def _run_serve(config: ServeConfig) -> int:
     from service.backend import BackendError
     from service.credentials.exposure import ExposedError
     from service.openpi import ObservationMapError
+    from service.processes.supervision import FurtherGatewayError
     from service.registry import RegistryUnavailableError
     from service.revision import RevisionError
     from service.serve import serve
@@ -139,6 +148,7 @@ def _run_serve(config: ServeConfig) -> int:
         BackendError,
         RegistryUnavailableError,
         ObservationMapError,
+        FurtherGatewayError,
         OSError,
     ) as error:
         print(f"cannot serve: {error}", file=sys.stderr)

@@ -17,7 +17,7 @@ from service.__main__ import main as service_main
 from training.__main__ import main as training_main
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/benchmarks.md")
+PAGES = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/benchmarks.md", "docs/methods.md")
 PROGRAMS: dict[str, Callable[[list[str]], int]] = {
     "service": service_main,
     "training": training_main,

@@ -19,7 +19,7 @@ from service.admin.authentication import attach_access
 from service.admin.dashboard import change_pages, fleet_pages, history_pages, sign_in_pages
 from service.admin.dashboard.rendering import static_files
 from service.admin.dashboard.sessions import Sessions
-from service.admin.dependencies import AdminParts, FleetParts, attach_parts
+from service.admin.dependencies import AdminParts, FleetParts, FurtherMetrics, attach_parts
 from service.admin.models import Problem
 from service.admin.own_pages import ChangesFromOwnPages, OwnNames
 from service.backend import Backend
@@ -70,12 +70,14 @@ def create_admin_app(
     credentials: Credentials | None = None,
     recent: RecentTraffic | None = None,
     triton_metrics: Callable[[], Awaitable[bytes]] | None = None,
+    further_metrics: FurtherMetrics | None = None,
     listen_host: str = "",
 ) -> FastAPI:
     """Builds the app over what the gateway serves; it counts in `metrics_registry` and in `recent`.
 
-    Without `credentials` nobody needs any. `triton_metrics` asks the Triton below the service, where there is one.
-    `listen_host` is what a server of the app listens on; empty for an app that is called without one.
+    Without `credentials` nobody needs any. `triton_metrics` asks the Triton below the service, where there is one,
+    `further_metrics` the gateway processes beside this one. `listen_host` is what a server of the app listens on; empty
+    for an app that is called without one.
     """
     credentials = credentials or Credentials(metrics_registry=metrics_registry)
     # The interactive pages load scripts from a third party; the schema itself has a route like any other.
@@ -89,6 +91,7 @@ def create_admin_app(
         recent=recent or RecentTraffic(),
         sessions=Sessions(),
         triton_metrics=triton_metrics,
+        further_metrics=further_metrics,
     )
     attach_parts(app, parts)
     attach_access(app, credentials.on(Surface.ADMIN))

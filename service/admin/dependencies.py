@@ -6,12 +6,13 @@ Owns the one place where the app's parts are kept and found again. Does not own 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, TypeVar
 
 from fastapi import Depends, FastAPI, Request
 from prometheus_client import CollectorRegistry
+from prometheus_client.core import Metric
 
 from service.admin.dashboard.sessions import Sessions
 from service.backend import Backend
@@ -24,6 +25,7 @@ from service.rollout import Follower, Rollout
 
 READINESS_TIMEOUT_S = 2.0
 _Result = TypeVar("_Result")
+FurtherMetrics = Callable[[], Awaitable[Mapping[int, Iterable[Metric] | None]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +48,8 @@ class AdminParts:
     sessions: Sessions
     # Triton's own; None where no Triton is below the service.
     triton_metrics: Callable[[], Awaitable[bytes]] | None
+    # Of the gateway processes beside this one, by number; None where there are none.
+    further_metrics: FurtherMetrics | None
 
 
 class ReadinessCheck:

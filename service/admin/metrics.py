@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated, Any
 
 from fastapi import Header, Response, status
@@ -14,14 +15,21 @@ from service.admin.dependencies import MetricsRegistry, Parts
 from service.admin.models import Problem
 from service.backend import BackendError
 from service.errors import NotReadyError
+from service.observability.process_metrics import FIRST, ProcessesMetrics
 
 router = ProtectedRouter(tags=["metrics"])
 
 
 @router.get("/metrics", response_class=Response)
-async def metrics(registry: MetricsRegistry, accept: Annotated[str, Header()] = "") -> Response:
+async def metrics(registry: MetricsRegistry, parts: Parts, accept: Annotated[str, Header()] = "") -> Response:
+    """Where further gateway processes answer robots too, theirs are among it, and samples have the label `process`."""
     encode, content_type = choose_encoder(accept)
-    return Response(encode(registry), media_type=content_type)
+    if parts.further_metrics is None:
+        return Response(encode(registry), media_type=content_type)
+    further = await parts.further_metrics()
+    processes = ProcessesMetrics({FIRST: registry.collect(), **further})
+    # In a thread: written out, several processes' metrics are long.
+    return Response(await asyncio.to_thread(encode, processes), media_type=content_type)
 
 
 _PROBLEMS: dict[int | str, dict[str, Any]] = {

@@ -12,6 +12,8 @@ from typing import Any, Protocol
 from prometheus_client.core import Exemplar, GaugeMetricFamily, Metric
 
 PROCESS = "process"
+# The number of the process that started the others.
+FIRST = 0
 
 
 class Collects(Protocol):

@@ -40,7 +40,7 @@ class Listening:
 
 
 class GatewayProcess:
-    """`listen` and `follow` once each, in either order; `stop` may be called in any state."""
+    """`listen` and `follow` once each, in either order; `drain` and `leave` may be called in any state."""
 
     def __init__(
         self,
@@ -124,13 +124,16 @@ class GatewayProcess:
         if self._openpi is not None:
             self._openpi.check_map()
 
-    async def stop(self, drain_s: float) -> None:
-        """Requests in flight get `drain_s` to end; then it leaves the fleet."""
+    async def drain(self, drain_s: float) -> None:
+        """Refuses robots, and gives requests in flight `drain_s` to end. `leave` must follow."""
         await self._guard.stop()
         await self.rollout.stop()
         await self.gateway.stop(drain_s)
         if self._openpi is not None:
             await self._openpi.stop()
+
+    async def leave(self) -> None:
+        """Is no gateway of the fleet any more."""
         await self.follower.stop()
 
 

@@ -30,7 +30,7 @@ MAX_LINE_BYTES = 64 * 1024 * 1024
 
 @dataclass(frozen=True, kw_only=True)
 class FurtherGatewayConfig:
-    """Everything that a further process goes by; paths are absolute."""
+    """Everything that a further process goes by. Paths may be relative, for all have one working directory."""
 
     # 1 for the first of the further ones.
     process: int
@@ -53,6 +53,7 @@ class FurtherGatewayConfig:
     # Of the collector that gets traces; empty for none.
     otlp_endpoint: str
     drain_s: float
+    # As logging numbers levels.
     log_level: int
 
     def to_json(self) -> str:

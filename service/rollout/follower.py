@@ -167,9 +167,15 @@ class Follower:
         async with asyncio.timeout(timeout_s), self._applied:
             await self._applied.wait_for(lambda: self._fleet is not None and self._fleet.generation >= generation)
 
-    async def settled(self) -> None:
-        """Waits until every revision that the fleet wanted when it was last read is here, or has failed to be."""
-        await asyncio.gather(*(held.task for held in self._held.values() if held.task is not None))
+    async def settled(self, *, timeout_s: float | None = None) -> None:
+        """Waits until every revision that the fleet wanted when it was last read is here, or has failed to be.
+
+        At most `timeout_s`, which is no error: loading goes on.
+        """
+        if tasks := [held.task for held in self._held.values() if held.task is not None]:
+            done, _ = await asyncio.wait(tasks, timeout=timeout_s)
+            for task in done:
+                task.result()
 
     async def stop(self) -> None:
         """Leaves the fleet. The backend keeps what it has: whoever owns it closes it."""

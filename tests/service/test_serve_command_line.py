@@ -38,6 +38,11 @@ def logging_as_before() -> Iterator[None]:
         (["serve", "--policy", "a=b", "--openpi-port", "0", "--openpi-map", __file__], "is no observation map"),
         (["serve", "--policy", "a=b", "--backend", "trition"], "invalid choice: 'trition'"),
         (["serve", "--policy", "a=b", "--threads", "0"], "threads is 0"),
+        (["serve", "--policy", "a=b", "--gateways", "0"], "num_gateways is 0"),
+        (
+            ["serve", "--policy", "a=b", "--gateways", "2", "--backend", "local"],
+            "several gateways need --backend triton",
+        ),
         (["serve", "--policy", "a=b", "--triton-address", "localhost:8001"], "come together"),
         (["bench", "overhead", "--policy", "a", "--iterations", "0"], "iterations is 0"),
         (["bench", "batching", "--policy", "a", "--concurrency", "0"], "concurrency is 0"),

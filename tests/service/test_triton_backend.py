@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from service.model_settings import ModelSettings
 from service.probe import ProbeCase, read_probe
 from service.revision import Revision, RevisionError, read_revision
 from service.triton.backend import SupervisionSettings, TritonBackend
+from service.triton.models import AnothersModels, TritonModels
 from service.triton.server import ExternalTriton, TritonStartError
 from service.triton.tensors import ACTIONS, META, TIMING
 
@@ -39,6 +40,10 @@ class FakeTriton:
     infer_error: tuple[int, str] | None = None
     # Loading mends what inference fails with.
     load_mends: bool = True
+    # What it says when it is asked whether it has a model.
+    has_model: bool = True
+    # Set once that was asked in vain.
+    was_asked: asyncio.Event = field(default_factory=asyncio.Event)
     holding: asyncio.Event = field(default_factory=asyncio.Event)
     loads: list[str] = field(default_factory=list)
     unloads: list[str] = field(default_factory=list)
@@ -71,6 +76,9 @@ class FakeTriton:
     async def _answer(self, path: str, description: bytes, content: bytes) -> tuple[int, bytes, str]:
         if path.endswith("/infer"):
             return await self._infer(json.loads(description)["inputs"], content)
+        if path.endswith("/ready") and not self.has_model:
+            self.was_asked.set()
+            return 400, b"", ""
         return 200, b"", ""
 
     def handlers(self) -> grpc.GenericRpcHandler:
@@ -209,9 +217,13 @@ def process(revision: Revision, tmp_path: Path) -> FakeProcess:
 
 @asynccontextmanager
 async def started(
-    process: Any, revision: Revision | None = None, supervision: SupervisionSettings = QUICK, **settings: Any
+    process: Any,
+    revision: Revision | None = None,
+    supervision: SupervisionSettings = QUICK,
+    models: TritonModels | None = None,
+    **settings: Any,
 ) -> AsyncIterator[TritonBackend]:
-    backend = TritonBackend(process, ModelSettings(**settings), supervision)
+    backend = TritonBackend(process, ModelSettings(**settings), supervision, models=models)
     try:
         await backend.start()
         if revision is not None:
@@ -341,6 +353,11 @@ async def test_there_is_room_for_two_batches_and_whatever_comes_goes_to_triton_a
         await asyncio.gather(*inside)
 
 
+async def test_of_several_gateways_each_has_room_for_one_batch(process: FakeProcess, revision: Revision) -> None:
+    async with started(process, revision, max_batch_size=2, num_gateways=3) as backend:
+        assert backend.capacity(revision.revision) == 2
+
+
 async def test_without_batching_one_runs_and_one_is_next(process: FakeProcess, revision: Revision) -> None:
     async with started(process, revision, batching=False) as backend:
         assert backend.capacity(revision.revision) == 2
@@ -458,3 +475,83 @@ async def test_a_triton_that_is_not_there_is_said_so(tmp_path: Path) -> None:
     external = ExternalTriton("127.0.0.1:1", "127.0.0.1:1", tmp_path, startup_timeout_s=0.1)
     with pytest.raises(TritonStartError, match=r"127.0.0.1:1 did not answer within 0.1 s"):
         await external.start()
+
+
+async def test_anothers_model_is_waited_for_probed_and_neither_loaded_nor_unloaded(
+    process: FakeProcess, revision: Revision
+) -> None:
+    process.triton.has_model = False
+    async with started(process, models=AnothersModels(lambda dead: None)) as backend:
+        loading = asyncio.create_task(backend.load(revision))
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(loading), 0.3)
+        assert process.triton.num_inferences == 0
+        process.triton.has_model = True
+        await asyncio.wait_for(loading, 5)
+        assert await backend.ready(revision.revision)
+        await backend.unload(revision.revision)
+        assert not await backend.ready(revision.revision)
+    assert (process.triton.loads, process.triton.unloads) == ([], [])
+    assert list(process.repository.iterdir()) == []
+
+
+async def test_anothers_model_that_died_is_reported_once_and_used_again_when_it_is_back(
+    process: FakeProcess, revision: Revision
+) -> None:
+    reported: list[str] = []
+    async with started(process, revision, models=AnothersModels(reported.append)) as backend:
+        process.triton.infer_error = DEAD_STUB
+        with pytest.raises(BackendUnavailableError):
+            await backend.predict(revision.revision, process.triton.cases[0].request, timeout_s=5)
+        await process.triton.wait_for_inferences(process.triton.num_inferences + 3)
+        assert not await backend.ready(revision.revision)
+        process.triton.infer_error = None
+        await become_ready(backend, revision)
+    assert reported == [revision.revision]
+    assert process.triton.loads == []
+
+
+async def test_anothers_model_that_does_not_come_is_no_verdict_on_the_checkpoint(
+    process: FakeProcess, revision: Revision
+) -> None:
+    process.triton.has_model = False
+    quick = replace(QUICK, load_timeout_s=0.2)
+    async with started(process, supervision=quick, models=AnothersModels(lambda dead: None)) as backend:
+        with pytest.raises(BackendUnavailableError, match=r"first process within 0\.2 s"):
+            await backend.load(revision)
+
+
+async def test_waiting_for_anothers_model_ends_with_the_triton_it_waits_in(
+    process: FakeProcess, revision: Revision
+) -> None:
+    process.triton.has_model = False
+    async with started(process, models=AnothersModels(lambda dead: None)) as backend:
+        loading = asyncio.create_task(backend.load(revision))
+        await asyncio.wait_for(process.triton.was_asked.wait(), 5)
+        process.num_failing_starts = 1000
+        await process.kill()
+        with pytest.raises(BackendUnavailableError, match="Triton was lost"):
+            await asyncio.wait_for(loading, 5)
+
+
+async def test_a_model_that_others_found_dead_is_loaded_again_without_waiting_for_a_heartbeat(
+    process: FakeProcess, revision: Revision
+) -> None:
+    async with started(process, revision) as backend:
+        process.triton.infer_error = DEAD_STUB
+        backend.look_at(revision.revision)
+        await process.triton.wait_for_loads(2)
+        await become_ready(backend, revision)
+
+
+async def test_a_triton_of_somebody_else_that_is_given_up_counts_as_lost_until_it_is_started_with_again(
+    process: FakeProcess, tmp_path: Path
+) -> None:
+    await process.start()
+    external = ExternalTriton(process.address, process.control_address, tmp_path, poll_interval_s=0.01)
+    await external.abandon()
+    assert "answers wrongly" in await asyncio.wait_for(external.wait_lost(), 5)
+    await external.start()
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(external.wait_lost(), 0.1)
+    await process.stop()

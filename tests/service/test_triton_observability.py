@@ -53,6 +53,8 @@ class Listener:
 class Metered:
     """As much of a TritonServer as metrics take."""
 
+    repository = Path()
+
     def __init__(self, metrics_address: str | None) -> None:
         self.metrics_address = metrics_address
 

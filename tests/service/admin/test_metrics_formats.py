@@ -9,6 +9,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Histogram
 
 from service.admin import create_admin_app
+from service.admin.dependencies import FurtherMetrics
 from service.backend import BackendUnavailableError
 
 OPENMETRICS = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;q=0.2"
@@ -16,7 +17,13 @@ OPENMETRICS = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;q=0.2
 
 @pytest.fixture
 def fetch(kit) -> Callable[..., Awaitable[httpx.Response]]:
-    async def get(path: str, *, accept: str = "*/*", triton: Callable[[], Awaitable[bytes]] | None = None):
+    async def get(
+        path: str,
+        *,
+        accept: str = "*/*",
+        triton: Callable[[], Awaitable[bytes]] | None = None,
+        further: FurtherMetrics | None = None,
+    ):
         registry = CollectorRegistry()
         Histogram("premotor_wait_seconds", "Waits.", registry=registry).observe(0.2, {"trace_id": "4bf9"})
         app = create_admin_app(
@@ -25,6 +32,7 @@ def fetch(kit) -> Callable[..., Awaitable[httpx.Response]]:
             metrics_registry=registry,
             fleet=None,  # None of these routes asks it.
             triton_metrics=triton,
+            further_metrics=further,
         )
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://admin") as client:
             return await client.get(path, headers={"accept": accept})
@@ -58,3 +66,25 @@ async def test_a_triton_that_restarts_is_said_to_be_away_and_none_to_be_none(fet
     assert answer.status_code == 503 and "retry-after" in answer.headers and "secret" not in answer.text
     none = await fetch("/metrics/triton")
     assert (none.status_code, none.json()["message"]) == (404, "no Triton runs below this service")
+
+
+async def test_metrics_of_several_processes_say_which_counted_and_which_did_not_answer(fetch):
+    other = CollectorRegistry()
+    Histogram("premotor_wait_seconds", "Waits.", registry=other).observe(3.0, {"trace_id": "cafe"})
+
+    async def further():
+        return {1: list(other.collect()), 2: None}
+
+    plain = (await fetch("/metrics", further=further)).text
+    assert 'premotor_wait_seconds_sum{process="0"} 0.2' in plain
+    assert 'premotor_wait_seconds_sum{process="1"} 3.0' in plain
+    assert 'premotor_gateway_process_up{process="1"} 1.0' in plain
+    assert 'premotor_gateway_process_up{process="2"} 0.0' in plain
+    assert plain.count("# TYPE premotor_wait_seconds histogram") == 1
+    asked = (await fetch("/metrics", accept=OPENMETRICS, further=further)).text
+    assert '# {trace_id="4bf9"} 0.2' in asked and '# {trace_id="cafe"} 3.0' in asked
+    assert asked.count("# TYPE premotor_wait_seconds histogram") == 1
+
+
+async def test_one_process_alone_has_no_label_of_processes(fetch):
+    assert "process" not in (await fetch("/metrics")).text
