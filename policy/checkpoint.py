@@ -23,9 +23,9 @@ from torch import Tensor
 
 from policy.config import ModelConfig
 from policy.embodiment import EmbodimentSpec
+from policy.models import Model, build_model
 from policy.normalization import Statistics
 from policy.request import ChunkRequest
-from policy.vla import VLA, build_vla
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -40,7 +40,7 @@ class CheckpointError(ValueError):
 def write_checkpoint(
     directory: Path,
     *,
-    vla: VLA,
+    vla: Model,
     specs: Sequence[EmbodimentSpec],
     statistics: Sequence[Statistics],
     probe: Probe,
@@ -99,7 +99,7 @@ def revision_of(directory: Path) -> str:
 class CheckpointParts:
     """What a checkpoint holds, checked and built, before anybody asks it."""
 
-    vla: VLA
+    vla: Model
     tokenizer: Tokenizer
     specs: Sequence[EmbodimentSpec]
     statistics: Sequence[Statistics]
@@ -120,7 +120,7 @@ def read_checkpoint(directory: Path) -> CheckpointParts:
         tokenizer = Tokenizer.from_file(str(directory / "tokenizer" / "tokenizer.json"))
     except Exception as error:  # tokenizers raises bare Exception
         raise CheckpointError(f"tokenizer/tokenizer.json cannot be read: {error}") from None
-    vla = build_vla(config, tokenizer)
+    vla = _build(config, tokenizer)
     _load_weights(vla, directory / "model.safetensors")
     return CheckpointParts(
         vla=vla,
@@ -210,7 +210,14 @@ def _write_probe(path: Path, probe: Probe) -> None:
     np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
 
 
-def _load_weights(vla: VLA, path: Path) -> None:
+def _build(config: ModelConfig, tokenizer: Tokenizer) -> Model:
+    try:
+        return build_model(config, tokenizer)
+    except ValueError as error:
+        raise CheckpointError(f"config.json: {error}") from None
+
+
+def _load_weights(vla: Model, path: Path) -> None:
     try:
         weights = load_file(path)
     except (SafetensorError, OSError) as error:

@@ -47,6 +47,28 @@ class VlmSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class IntentSettings:
+    """Of a model whose backbone gives intent alone (intent_vla.py): codes of latent actions, and what D reads of them.
+
+    `visual` is the JSON form of the frozen eyes' settings (visual_features.py); None leaves D without eyes of its own.
+    Without `use_intent` D reads eyes and state, and the backbone is not asked.
+    """
+
+    num_codes: int
+    num_tokens: int = 4
+    visual: Mapping[str, Any] | None = None
+    use_intent: bool = True
+
+    def __post_init__(self) -> None:
+        if self.num_codes < 2 or self.num_tokens < 1:
+            raise ValueError(
+                f"intent has {self.num_tokens} tokens of {self.num_codes} codes, expected at least 1 of at least 2"
+            )
+        if self.visual is None and not self.use_intent:
+            raise ValueError("intent.use_intent is false and visual is null, expected one of them: D would be blind")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     size: str
     num_embodiments: int
@@ -69,6 +91,8 @@ class ModelConfig:
     encoder_inputs: EncoderInputs = "state-action"
     # Longest prefix of given actions, in control steps, that the decoder was trained to continue; 0 is none.
     max_inference_delay: int = 0
+    # Paper B's way from looking to moving; None is paper A's.
+    intent: IntentSettings | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_inference_delay < self.action_horizon:
@@ -93,6 +117,8 @@ class ModelConfig:
         # What came later is named where it differs, so that runs and checkpoints from before it stay what they are.
         if not self.max_inference_delay:
             del values["max_inference_delay"]
+        if self.intent is None:
+            del values["intent"]
         return values
 
     @classmethod
@@ -102,6 +128,8 @@ class ModelConfig:
         values["encoder"] = _build(TrunkConfig, values.get("encoder"), "encoder")
         values["decoder"] = _build(TrunkConfig, values.get("decoder"), "decoder")
         values["backbone"] = _backbone(values.get("backbone"))
+        if "intent" in values:
+            values["intent"] = _build(IntentSettings, values["intent"], "intent")
         return _build(cls, values, "model")
 
 

@@ -19,10 +19,11 @@ from policy.checkpoint import CheckpointError, Probe, load_probe, read_checkpoin
 from policy.config import ModelConfig
 from policy.embodiment import EmbodimentSpec
 from policy.images import resize_frames
+from policy.models import Model
 from policy.normalization import Normalizer, Statistics
 from policy.real_time import Continuation, Guidance, Prefix, soft_mask
 from policy.request import ChunkRequest, RealTimeChunking
-from policy.vla import VLA, HistoryBatch
+from policy.vla import HistoryBatch
 
 Dtype = Literal["fp32", "bf16"]
 
@@ -40,7 +41,7 @@ class Policy:
     def __init__(
         self,
         *,
-        vla: VLA,
+        vla: Model,
         specs: Sequence[EmbodimentSpec],
         statistics: Sequence[Statistics],
         manifest: Mapping[str, Any],

@@ -17,8 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from policy.flow import integrate
-from policy.real_time import Continuation, VelocityField
+from policy.real_time import Continuation, VelocityField, sample_chunks
 from policy.trunk import Trunk, TrunkConfig
 
 _TIME_FEATURES = 64
@@ -140,25 +139,15 @@ class ActionDecoder(nn.Module):
     ) -> Float[Tensor, "batch horizon max_action_dim"]:
         """Actions in model units; padded dimensions are 0 from noise to output.
 
-        `continuations` are the samples that continue a previous chunk, a sample in at most one of them. They are
-        integrated apart: only those that are guided pay for a gradient.
+        `continuations` are the samples that continue a previous chunk (real_time.sample_chunks).
         """
-        if not continuations:
-            return integrate(self._field(latent, embodiment, action_mask), _masked(noise, action_mask), num_steps)
-        chunks = torch.empty_like(noise)
-        alone = set(range(len(noise))).difference(*(part.rows for part in continuations))
-        for rows, part in [(sorted(alone), None), *((part.rows, part) for part in continuations)]:
-            if rows:
-                # What inference mode has made cannot be part of a gradient; a selection of it, made outside, can.
-                with torch.inference_mode(False), torch.no_grad():
-                    own = torch.tensor(rows, device=noise.device)
-                    field = self._field(latent[own], embodiment[own], action_mask[own])
-                    start = _masked(noise[own], action_mask[own])
-                    if part is not None:
-                        field, start = part.velocity(field), part.start(start)
-                    sampled = integrate(field, start, [num_steps[row] for row in rows])
-                chunks[own] = sampled
-        return chunks
+
+        def field(rows: Tensor | None) -> VelocityField:
+            if rows is None:
+                return self._field(latent, embodiment, action_mask)
+            return self._field(latent[rows], embodiment[rows], action_mask[rows])
+
+        return sample_chunks(field, _masked(noise, action_mask), num_steps, continuations)
 
     def _field(self, latent: Tensor, embodiment: Tensor, action_mask: Tensor) -> VelocityField:
         return lambda x, time, given=None: _masked(self(x, time, latent, embodiment, given).to(x.dtype), action_mask)

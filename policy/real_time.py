@@ -15,15 +15,15 @@ depend on x cannot be pulled, and a larger weight makes noise of it. Of such pol
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from policy.flow import Velocity
+from policy.flow import Velocity, integrate
 
 # The paper's beta, for its 5 Euler steps (arXiv 2506.07339, section 4.2).
 DEFAULT_MAX_GUIDANCE_WEIGHT = 5.0
@@ -114,3 +114,31 @@ class Prefix:
 
 
 Continuation = Guidance | Prefix
+
+
+def sample_chunks(
+    field: Callable[[Int[Tensor, " rows"] | None], VelocityField],
+    noise: Float[Tensor, "batch horizon dim"],
+    num_steps: Sequence[int],
+    continuations: Sequence[Continuation],
+) -> Float[Tensor, "batch horizon dim"]:
+    """Chunks from noise; `field` gives the velocity of the samples it is told, of all for None.
+
+    `continuations` are the samples that continue a previous chunk, a sample in at most one of them. They are
+    integrated apart: only those that are guided pay for a gradient.
+    """
+    if not continuations:
+        return integrate(field(None), noise, num_steps)
+    chunks = torch.empty_like(noise)
+    alone = set(range(len(noise))).difference(*(part.rows for part in continuations))
+    for rows, part in [(sorted(alone), None), *((part.rows, part) for part in continuations)]:
+        if rows:
+            # What inference mode has made cannot be part of a gradient; a selection of it, made outside, can.
+            with torch.inference_mode(False), torch.no_grad():
+                own = torch.tensor(rows, device=noise.device)
+                velocity, start = field(own), noise[own]
+                if part is not None:
+                    velocity, start = part.velocity(velocity), part.start(start)
+                sampled = integrate(velocity, start, [num_steps[row] for row in rows])
+            chunks[own] = sampled
+    return chunks

@@ -90,12 +90,17 @@ def prior_config(config: ModelConfig) -> PriorConfig:
 
 def build_vla(config: ModelConfig, tokenizer: Tokenizer) -> VLA:
     """A VLA with fresh weights; draws them from torch's default generator."""
+    return VLA(config, build_backbone(config, tokenizer))
+
+
+def build_backbone(config: ModelConfig, tokenizer: Tokenizer) -> Backbone:
+    """As build_vla does."""
     settings = config.backbone
     if isinstance(settings, ConvolutionalSettings):
-        return VLA(config, ConvolutionalBackbone(_convolutional(config, settings), tokenizer))
+        return ConvolutionalBackbone(_convolutional(config, settings), tokenizer)
     from policy.vlm import VlmBackbone  # transformers takes seconds to import; only this kind pays
 
-    return VLA(config, VlmBackbone(config, settings, tokenizer))
+    return VlmBackbone(config, settings, tokenizer)
 
 
 def _convolutional(config: ModelConfig, settings: ConvolutionalSettings) -> ConvolutionalConfig:

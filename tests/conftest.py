@@ -25,7 +25,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 # Shapes and dtypes at tensor boundaries are checked here and free in production. Modules that validate their own input
 # are left out, for their errors must be their own. Before any of them is imported.
-_CHECKED = ("flow", "trunk", "prior", "backbone", "convolutional", "vlm_families", "vlm", "vla")
+_CHECKED = (
+    "flow", "trunk", "prior", "backbone", "convolutional", "vlm_families", "vlm", "vla", "intent", "intent_vla",
+)  # fmt: skip
 install_import_hook([f"policy.{name}" for name in _CHECKED], "beartype.beartype")
 
 from policy.checkpoint import write_checkpoint

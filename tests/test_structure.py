@@ -62,7 +62,10 @@ REACHES_FOR_THE_MODEL = (
     "service.chaos.twin_service",
 )
 MODEL_CODE = ("torch", "policy", "transformers", "safetensors", "tokenizers", "training")
-WITHOUT_MODEL_CODE = ("service.gateway", "service.admin", "service.openpi", "service.credentials")
+WITHOUT_MODEL_CODE = ("service.gateway", "service.admin", "service.openpi", "service.credentials", "service.processes")
+# Paper B's model stands on paper A's, never the other way; a config alone decides which is built.
+PAPER_B = ("policy.intent", "policy.intent_vla", "policy.visual_features")
+CHOOSES_THE_MODEL = "policy.models"
 # Deserialisers that run what they read. Jobs between our own processes are multiprocessing's business, not a file's.
 EXECUTABLE_FORMATS = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 EXECUTING = {"eval", "exec", "torch.load", "torch.hub.load", "os.system", "yaml.load"}
@@ -233,6 +236,19 @@ def model_code_reached(house: House, *packages: str, lazily: bool = True) -> lis
     ]
 
 
+def paper_b_under_paper_a(house: House) -> list[str]:
+    """Modules of the policy that need paper B's and are not it; the one that chooses does so when it is asked."""
+    faults = []
+    for module in house.under("policy"):
+        chooses = module.name == CHOOSES_THE_MODEL
+        faults += [
+            f"{module.name} imports {imported.name}"
+            for imported in module.imports
+            if imported.name in PAPER_B and module.name not in PAPER_B and not (chooses and imported.lazy)
+        ]
+    return faults
+
+
 def executable_input(house: House) -> list[str]:
     """Ways by which what is read from the wire or a disk would be run."""
     faults = []
@@ -342,6 +358,11 @@ def test_serving_starts_without_model_code(house: House) -> None:
     assert model_code_reached(house, "service.serve", "service.__main__", lazily=False) == []
 
 
+def test_paper_a_needs_nothing_of_paper_b(house: House) -> None:
+    assert paper_b_under_paper_a(house) == []
+    assert {*PAPER_B, CHOOSES_THE_MODEL} <= house.modules.keys()
+
+
 def test_nothing_that_is_read_is_run(house: House) -> None:
     assert executable_input(house) == []
 
@@ -379,6 +400,18 @@ def build(tmp_path: Path) -> Build:
         return tmp_path
 
     return write
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("policy/prior.py", "from policy.intent import IntentHead"),
+        ("policy/vla.py", "def f():\n    from policy import intent_vla"),
+        ("policy/models.py", "from policy.intent_vla import IntentVLA"),
+    ],
+)
+def test_paper_b_under_paper_a_is_found(build: Build, path: str, source: str) -> None:
+    assert len(paper_b_under_paper_a(House.read(build({path: source})))) == 1
 
 
 @pytest.mark.parametrize(

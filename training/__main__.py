@@ -17,8 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from training import bench_data
+from training.ego_video.clips_command import add_ego_clips_verb
+from training.ego_video.command import add_ego_pack_verb
+from training.latent_actions.command import add_latent_actions_verb
 from training.names import UnknownNameError
 from training.playback import command as playback
+from training.video_prior.command import add_video_prior_verb
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -131,6 +135,10 @@ def _parser() -> argparse.ArgumentParser:
                 "--inference-delay", type=int, metavar="STEPS", help="after which a chunk takes over (default: 0)"
             )
             verb.add_argument("--videos", type=Path, metavar="DIRECTORY", help="film the first episodes of each task")
+    add_ego_pack_verb(verbs)
+    add_ego_clips_verb(verbs)
+    add_latent_actions_verb(verbs)
+    add_video_prior_verb(verbs)
     return parser
 
 
@@ -172,6 +180,8 @@ def _run(options: argparse.Namespace) -> int:
     from training.recipe import Recipe, RunDirectory
 
     torch.set_num_threads(options.threads)
+    if "perform" in options:  # a verb that brings its own arguments brings its work too
+        return options.perform(options)
     if options.verb == "bench-data":
         bench_data.run(options)
         return 0

@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 
 from policy.config import ModelConfig
 from policy.embodiment import EmbodimentSpec
+from policy.models import Model
 from policy.sizes import SIZES
-from policy.vla import VLA
 from policy.vlm import VlmBackbone
 from policy.vlm_directory import VlmDirectory
 from training.recipe import BackboneRecipe
@@ -48,7 +48,7 @@ def config_around(size: str, specs: Sequence[EmbodimentSpec], model: VlmDirector
     )
 
 
-def load_pretrained(vla: VLA, model: VlmDirectory) -> None:
+def load_pretrained(vla: Model, model: VlmDirectory) -> None:
     """Draws new tokens from torch's default generator."""
     _backbone(vla).load_pretrained(model.path)
 
@@ -65,7 +65,7 @@ def describe(vla_config: ModelConfig, recipe: BackboneRecipe, model: VlmDirector
     }
 
 
-def add_lora(vla: VLA, *, rank: int, seed: int) -> None:
+def add_lora(vla: Model, *, rank: int, seed: int) -> None:
     """Freezes the model and gives every linear layer of its language part an addition that trains and starts as none.
 
     What is not the model's (tokens that are no words, the prior, the latent) trains as before.
@@ -85,7 +85,7 @@ def add_lora(vla: VLA, *, rank: int, seed: int) -> None:
         inject_adapter_in_model(settings, vlm)
 
 
-def merge_lora(vla: VLA) -> None:
+def merge_lora(vla: Model) -> None:
     """The same model with what LoRA learned in its weights, under the names that they had before."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -97,7 +97,7 @@ def merge_lora(vla: VLA) -> None:
     vlm.requires_grad_(True)
 
 
-def _backbone(vla: VLA) -> VlmBackbone:
+def _backbone(vla: Model) -> VlmBackbone:
     if not isinstance(vla.backbone, VlmBackbone):
         raise ValueError(
             f"backbone is {type(vla.backbone).__name__}, and the recipe's backbone tunes vision-language models alone"
@@ -105,5 +105,5 @@ def _backbone(vla: VLA) -> VlmBackbone:
     return vla.backbone
 
 
-def _vlm(vla: VLA) -> PreTrainedModel:
+def _vlm(vla: Model) -> PreTrainedModel:
     return _backbone(vla).vlm

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -135,9 +135,10 @@ class Corpus:
         }
 
 
-def open_corpus(recipe: Recipe, run: RunDirectory) -> Corpus:
+def open_corpus(recipe: Recipe, run: RunDirectory, more_instructions: Iterable[str] = ()) -> Corpus:
     """Pack what is not packed yet, then read specs, statistics and words.
 
+    `more_instructions` are words beyond the packs' own that a tokenizer trained here shall know.
     Raises FileNotFoundError when a task's dataset is missing, ValueError when the checkpoint that stage 2 starts from
     knows other bodies, CheckpointError when it cannot be read, OSError or ValueError when a pretrained model cannot be
     the backbone.
@@ -164,7 +165,8 @@ def open_corpus(recipe: Recipe, run: RunDirectory) -> Corpus:
         specs.setdefault(pack.spec.name, pack.spec)
     ordered = list(specs.values())
     if pretrained is None:
-        tokenizer = train_tokenizer([instruction for pack in packs for instruction in pack.instructions])
+        instructions = [instruction for pack in packs for instruction in pack.instructions]
+        tokenizer = train_tokenizer([*instructions, *more_instructions])
         config = _config(recipe, ordered, tokenizer)
     else:
         from training.backbone import config_around
@@ -241,6 +243,11 @@ def _fine_tuned(recipe: Recipe, packs: Sequence[Pack], parent: CheckpointParts) 
         raise ValueError(
             f"stage2.start_from {recipe.stage2.start_from} has no vision-language model that the recipe's backbone "
             "could tune; leave backbone out"
+        )
+    if parent.vla.config.intent is not None:
+        raise ValueError(
+            f"stage2.start_from {recipe.stage2.start_from} has an intent, and stage 2 tunes models without; "
+            "choose a checkpoint of paper A's model"
         )
     known = {spec.name: spec.digest for spec in parent.specs}
     for pack in packs:

@@ -15,9 +15,9 @@ import torch
 
 from policy.checkpoint import write_checkpoint
 from policy.config import ModelConfig
+from policy.models import Model
 from policy.policy import Policy
 from policy.request import ChunkRequest
-from policy.vla import VLA
 from training.corpus import Corpus
 from training.data.pack import Pack
 from training.data.windows import gather_windows
@@ -26,9 +26,18 @@ _PROBE_FRAME = 12  # far enough into an episode to have a whole history
 
 
 def export_checkpoint(
-    corpus: Corpus, vla: VLA, directory: Path, *, training: Mapping[str, Any], metrics: Mapping[str, Any]
+    corpus: Corpus,
+    vla: Model,
+    directory: Path,
+    *,
+    training: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    made_by: Mapping[str, Any] | None = None,
 ) -> str:
-    """Write the checkpoint and return its revision. Raises FileExistsError when `directory` exists."""
+    """Write the checkpoint and return its revision. Raises FileExistsError when `directory` exists.
+
+    `made_by` takes the place of paper A's method, variant and recipe in the manifest, and adds to it.
+    """
     requests = [probe_request(pack, corpus.config) for pack in _one_per_body(corpus.packs)]
     policy = Policy(vla=vla.to("cpu"), specs=corpus.specs, statistics=corpus.statistics, manifest={}, revision="")
     return write_checkpoint(
@@ -41,6 +50,7 @@ def export_checkpoint(
             "method": "action prior from state-action trajectories (arXiv 2606.26095)",
             "variant": corpus.parent.manifest["variant"] if corpus.parent else corpus.recipe.variant,
             "recipe": corpus.recipe.to_json(),
+            **(made_by or {}),
             "backbone": corpus.backbone_manifest,
             "data": {
                 pack.task: {

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from policy.backbone import ObservationBatch
-from policy.vla import VLA, HistoryBatch
+from policy.models import Model
+from policy.vla import HistoryBatch
 from training.batches import Mixture
 from training.objective import MotionBatch, to_device
 
@@ -21,7 +22,7 @@ _ROWS = 64
 
 
 def inspect(
-    vla: VLA, mixture: Mixture, *, num_frames: int = 384, seed: int = 0, device: str | torch.device = "cpu"
+    vla: Model, mixture: Mixture, *, num_frames: int = 384, seed: int = 0, device: str | torch.device = "cpu"
 ) -> list[dict[str, Any]]:
     """Per pack: mean |error| of sampled chunks, model units, over real steps and dimensions; ratios to the true one.
 
@@ -53,7 +54,7 @@ def inspect(
     return rows
 
 
-def chunk_error(vla: VLA, observation: ObservationBatch, history: HistoryBatch | None, motion: MotionBatch) -> float:
+def chunk_error(vla: Model, observation: ObservationBatch, history: HistoryBatch | None, motion: MotionBatch) -> float:
     """Mean |sampled - recorded| in model units, the same noise whatever the inputs."""
     noise = torch.randn(motion.actions.shape, generator=torch.Generator().manual_seed(0)).to(motion.actions.device)
     total = count = 0.0

@@ -6,6 +6,7 @@ with and a pass without history that share the prefix. Losses count real dimensi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal, TypeVar
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from policy.backbone import ObservationBatch
 from policy.flow import interpolate, sample_time
+from policy.models import Model
 from policy.prior import ActionDecoder, ActionPrior
 from policy.vla import VLA, HistoryBatch
 from training.parallel import ALONE, Processes
@@ -103,11 +105,28 @@ def flow_loss(
     processes: Processes = ALONE,
     max_inference_delay: int = 0,
 ) -> Tensor:
-    """E ||D(x_r, r, z) - (actions - noise)||^2 over `num_draws` draws of noise and time per chunk.
+    """velocity_loss of D given one latent a chunk."""
 
-    With `max_inference_delay` every other draw gives the first 1 to so many actions, all as likely, as they are: the
-    decoder learns to continue them, and they do not count (arXiv 2512.05964). The others give none, for most chunks
-    are asked for without.
+    def velocity(x: Tensor, time: Tensor, given: Tensor | None) -> Tensor:
+        return decoder(x, time, latent.repeat(num_draws, 1), motion.embodiment.repeat(num_draws), given)
+
+    return velocity_loss(velocity, motion, generator, num_draws, processes, max_inference_delay)
+
+
+def velocity_loss(
+    velocity: Callable[[Tensor, Tensor, Tensor | None], Tensor],
+    motion: MotionBatch,
+    generator: torch.Generator,
+    num_draws: int = 1,
+    processes: Processes = ALONE,
+    max_inference_delay: int = 0,
+) -> Tensor:
+    """E ||v(x_r, r) - (actions - noise)||^2 over `num_draws` draws of noise and time per chunk.
+
+    `velocity` gets noisy chunks, times and what is given of all draws, one whole batch after another. With
+    `max_inference_delay` every other draw gives the first 1 to so many actions, all as likely, as they are: the decoder
+    learns to continue them, and they do not count (arXiv 2512.05964). The others give none, for most chunks are asked
+    for without.
     """
     device = motion.actions.device
     actions = motion.actions.repeat(num_draws, 1, 1)
@@ -124,8 +143,7 @@ def flow_loss(
         delays = _own_rows(delays, num_draws, processes)
         given = torch.arange(actions.shape[1], device=device) < delays[:, None]
         x, mask = torch.where(given[:, :, None], actions, x), mask & ~given[:, :, None]
-    velocity = decoder(x, time, latent.repeat(num_draws, 1), motion.embodiment.repeat(num_draws), given)
-    return processes.mean((velocity.float() - (actions - noise)).square(), mask)
+    return processes.mean((velocity(x, time, given).float() - (actions - noise)).square(), mask)
 
 
 def _own_rows(drawn: Tensor, num_draws: int, processes: Processes) -> Tensor:
@@ -150,7 +168,7 @@ def stage1_losses(
 
 
 def observe_sampled(
-    vla: VLA, observation: ObservationBatch, history: HistoryBatch, with_history: Tensor
+    vla: Model, observation: ObservationBatch, history: HistoryBatch, with_history: Tensor
 ) -> tuple[list[Tensor], Tensor | None]:
     """One query output per sample, with its history where `with_history` [batch] is True, and what the eyes say."""
     told, untold = with_history.nonzero()[:, 0], (~with_history).nonzero()[:, 0]
@@ -167,6 +185,25 @@ def observe_sampled(
     return [torch.cat([query for query, _ in parts])[back]], torch.cat(visual)[back] if visual else None
 
 
+def observe_passes(
+    vla: Model, batch: VLABatch, generator: torch.Generator, history_pass: HistoryPass, processes: Processes = ALONE
+) -> tuple[list[Tensor], Tensor | None]:
+    """Query outputs of each pass over the batch, and what the eyes say.
+
+    With `history_pass` "both" every sample counts with and without its history, half each (paper A). "sampled" tosses
+    a coin for each sample instead: the same loss in expectation, for little more than a pass without history.
+    """
+    if batch.history is not None and history_pass == "sampled":
+        coins = torch.rand(
+            len(batch.motion.actions) * processes.world_size, generator=generator, device=batch.motion.actions.device
+        )
+        return observe_sampled(vla, batch.observation, batch.history, processes.rows(coins) < 0.5)
+    output = vla.observe(batch.observation, batch.history)
+    if output.with_history is None:
+        return [output.without_history], output.visual
+    return [output.without_history, output.with_history], output.visual
+
+
 def stage2_losses(
     vla: VLA,
     batch: VLABatch,
@@ -181,21 +218,9 @@ def stage2_losses(
     processes: Processes = ALONE,
 ) -> dict[str, Tensor]:
     """ "loss" is what to minimise; `distillation` is lambda(k), at 0 of which E's pass over the future is skipped.
-
-    With `history_pass` "both" every sample counts with and without its history, half each (paper A). "sampled" tosses
-    a coin for each sample instead: the same loss in expectation, for little more than a pass without history.
-    `max_inference_delay` is of the prediction's flow_loss.
+    `history_pass` is as observe_passes says, `max_inference_delay` of the prediction's flow_loss.
     """
-    if batch.history is not None and history_pass == "sampled":
-        coins = torch.rand(
-            len(batch.motion.actions) * processes.world_size, generator=generator, device=batch.motion.actions.device
-        )
-        queries, visual = observe_sampled(vla, batch.observation, batch.history, processes.rows(coins) < 0.5)
-    else:
-        output = vla.observe(batch.observation, batch.history)
-        queries, visual = [output.without_history], output.visual
-        if output.with_history is not None:
-            queries.append(output.with_history)
+    queries, visual = observe_passes(vla, batch, generator, history_pass, processes)
     latents = [vla.to_latent(query) for query in queries]
     losses = {
         "prediction": torch.stack(

@@ -7,12 +7,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from policy.config import ConvolutionalSettings
 from policy.prior import ActionPrior
 from policy.vla import VLA
+from training.batches import Mixture
 from training.corpus import Corpus
 from training.data.pack import Pack
 from training.loop import run, step_seed
@@ -46,22 +48,14 @@ def train_stage2(
         vla.prior.load_state_dict(prior.state_dict())
     modules: dict[str, nn.Module] = {"vla": vla}
     packs = corpus.stage2_packs
-    landmark_head = _landmark_head(corpus, packs)
+    landmark_head = build_landmark_head(corpus, packs)
     if landmark_head is not None:
         modules["landmark_head"] = landmark_head.to(device)
     mixture = corpus.mixture(packs, landmarks=landmark_head is not None)
     sampler = corpus.sampler(packs, recipe.batch_size, corpus.recipe.seed + 2, processes)
 
     def batch(step: int) -> VLABatch:
-        coins = torch.Generator().manual_seed(step_seed(corpus.recipe.seed + 3, step))
-        state_mask = processes.rows(torch.rand(recipe.batch_size, generator=coins) >= recipe.state_dropout)
-        shifts = None
-        if recipe.image_shift:
-            drawn = (recipe.batch_size, corpus.config.max_cameras, 2)
-            shifts = torch.randint(-recipe.image_shift, recipe.image_shift + 1, drawn, generator=coins)
-            shifts = processes.rows(shifts)
-        rows = mixture.vla(sampler.batch(step), state_mask, history=recipe.history, shifts=shifts)
-        return to_device(rows, device)
+        return to_device(rows_of_step(corpus, mixture, sampler.batch(step), step, processes), device)
 
     def loss(step: int, rows: VLABatch, generator: torch.Generator) -> Mapping[str, Tensor]:
         return stage2_losses(
@@ -114,6 +108,25 @@ def train_stage2(
     return vla
 
 
+def rows_of_step(
+    corpus: Corpus,
+    mixture: Mixture,
+    picks: Sequence[tuple[int, np.ndarray]],
+    step: int,
+    processes: Processes = ALONE,
+) -> VLABatch:
+    """What a step trains on of the frames picked for it; hidden states and shifts are functions of seed and step."""
+    recipe = corpus.recipe.stage2
+    coins = torch.Generator().manual_seed(step_seed(corpus.recipe.seed + 3, step))
+    state_mask = processes.rows(torch.rand(recipe.batch_size, generator=coins) >= recipe.state_dropout)
+    shifts = None
+    if recipe.image_shift:
+        drawn = (recipe.batch_size, corpus.config.max_cameras, 2)
+        shifts = torch.randint(-recipe.image_shift, recipe.image_shift + 1, drawn, generator=coins)
+        shifts = processes.rows(shifts)
+    return mixture.vla(picks, state_mask, history=recipe.history, shifts=shifts)
+
+
 def _build(corpus: Corpus) -> VLA:
     """The model as it trains: with LoRA where the recipe says so."""
     vla, backbone = corpus.build_model(), corpus.recipe.backbone
@@ -124,7 +137,7 @@ def _build(corpus: Corpus) -> VLA:
     return vla
 
 
-def _landmark_head(corpus: Corpus, packs: Sequence[Pack]) -> LandmarkHead | None:
+def build_landmark_head(corpus: Corpus, packs: Sequence[Pack]) -> LandmarkHead | None:
     """Only for eyes that report keypoints; its own seed keeps the model's weights independent of it."""
     backbone = corpus.config.backbone
     if not corpus.recipe.stage2.landmark_weight or not isinstance(backbone, ConvolutionalSettings):

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from training.simulation.bodies.sawyer import SPEC
-from training.simulation.rendering import FastRenderer, FreeView
+from training.simulation.rendering import FastRenderer, FreeView, Stage
 from training.simulation.task import Frame
 
 VIEWS = {
@@ -238,6 +238,12 @@ class MetaWorldSimulation:
             ring=self._environment.data.site(ring_site).xpos.copy() if ring_site else readings[4:7],
             goal=self._environment._target_pos,
         )
+
+    def stage(self) -> Stage:
+        """For filming: what a picture does not say."""
+        if self._renderer is None:
+            self._renderer = self._make_renderer()
+        return Stage(self._environment.model, self._environment.data, self._renderer)
 
     def step(self, action: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         executed = np.clip(action, -1.0, 1.0).astype(np.float32)

@@ -97,8 +97,36 @@ class FastRenderer:
         self._renderer.update_scene(data, camera, scene_option=self._options)
         groups[:] = present
 
+    def geoms(self, data: Any, name: str) -> npt.NDArray[np.int32]:
+        """Which geom each pixel of a view shows, int32 [size, size], -1 for none."""
+        view, camera = self._views[name]
+        self._update_scene(data, view, camera)
+        self._renderer.enable_segmentation_rendering()
+        shown = self._renderer.render()
+        self._renderer.disable_segmentation_rendering()
+        is_geom = shown[..., 1] == int(mujoco.mjtObj.mjOBJ_GEOM)
+        geoms = np.where(is_geom, shown[..., 0], -1).astype(np.int32)
+        return geoms[::-1, ::-1] if isinstance(view, ModelView) and view.upside_down else geoms
+
+    def project(self, data: Any, name: str, point: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        """Where a point [3] of the world is in a view, [2], x right and y down, its sides at -1 and 1; NaN behind."""
+        view, _ = self._views[name]
+        position, axes, field_rad = _pose(self._model, data, view)
+        right, up, behind = (np.asarray(point) - position) @ axes
+        place = np.array([right, -up]) / -behind / np.tan(0.5 * field_rad) if behind < 0 else np.full(2, np.nan)
+        return -place if isinstance(view, ModelView) and view.upside_down else place
+
     def close(self) -> None:
         self._renderer.close()
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A running simulation as MuJoCo holds it, with the renderer of its views: what clips are filmed from."""
+
+    model: Any
+    data: Any
+    renderer: FastRenderer
 
 
 def _camera(view: View) -> Any:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from policy.embodiment import EmbodimentSpec, GroupKind
 from training.simulation.bodies import load_body
-from training.simulation.rendering import FastRenderer, FreeView, ModelView
+from training.simulation.rendering import FastRenderer, FreeView, ModelView, Stage
 from training.simulation.robosuite.arm import CONTROL_RATE_HZ, RobosuiteArm
 from training.simulation.robosuite.drive import Drive, JointDrive, PoseDrive, joint_delta_controller
 from training.simulation.robosuite.servo import ArmServo
@@ -106,6 +106,12 @@ class RobosuiteSimulation:
         unseen = [self._model.body(name).id for name in self._arm.unseen_bodies]
         self._model.geom_group[np.isin(self._model.geom_bodyid, unseen)] = COLLISION_GEOM_GROUP
         return FastRenderer(self._model, self._views, hidden_geom_groups=(COLLISION_GEOM_GROUP,))
+
+    def stage(self) -> Stage:
+        """For filming: what a picture does not say."""
+        if self._renderer is None:
+            self._renderer = self._make_renderer()
+        return Stage(self._model, self._data, self._renderer)
 
     def step(self, action: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         executed = np.clip(action, -1.0, 1.0).astype(np.float32)

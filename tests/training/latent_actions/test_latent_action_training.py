@@ -1,0 +1,132 @@
+"""Training: resumes exactly, is saved whole, refuses what it cannot do, and learns what it is told to learn."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from policy.visual_features import FrozenEyes
+from training.ego_video.pack import ClipPack
+from training.latent_actions.model import LatentActionModel
+from training.latent_actions.settings import EyesSettings, LatentActionSettings
+from training.latent_actions.train import (
+    eyes_digest,
+    model_digest,
+    read_eyes,
+    read_latent_actions,
+    shifted,
+    train_eyes,
+    train_latent_actions,
+)
+
+MakeClips = Callable[..., ClipPack]
+
+
+def losses(directory: Path) -> list[tuple[float, float]]:
+    """Loss and gradient norm of each step."""
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return [(line["loss"], line["gradient_norm"]) for line in lines]
+
+
+def test_eyes_that_were_interrupted_end_as_if_they_had_not_been(
+    clips: ClipPack, eyes_settings: EyesSettings, eyes: FrozenEyes, tmp_path: Path
+) -> None:
+    train_eyes([clips], eyes_settings, tmp_path, seed=0, until=5)
+    assert not (tmp_path / "eyes.json").exists()
+    resumed = train_eyes([clips], eyes_settings, tmp_path, seed=0)
+    assert eyes_digest(resumed) == eyes_digest(eyes) == eyes_digest(read_eyes(tmp_path))
+
+
+def test_latent_actions_that_were_interrupted_end_as_if_they_had_not_been(
+    clips: ClipPack,
+    eyes: FrozenEyes,
+    settings: LatentActionSettings,
+    trained: tuple[LatentActionModel, Path],
+    tmp_path: Path,
+) -> None:
+    # After the first revival and in the middle of counting: both must come back.
+    train_latent_actions([clips], eyes, settings, tmp_path, seed=0, until=6)
+    resumed = train_latent_actions([clips], eyes, settings, tmp_path, seed=0)
+    assert losses(tmp_path) == losses(trained[1])
+    assert model_digest(resumed) == model_digest(trained[0])
+
+
+def test_what_is_read_back_is_what_was_trained(trained: tuple[LatentActionModel, Path], clips: ClipPack) -> None:
+    model, directory = trained
+    read = read_latent_actions(directory)
+    assert model_digest(read) == model_digest(model)
+    frames = torch.from_numpy(np.array(clips.frames[:2]))
+    torch.testing.assert_close(read.see(frames), model.see(frames))
+    assert not any(parameter.requires_grad for parameter in read.parameters())
+
+
+def test_another_seed_and_other_clips_give_another_model(
+    clips: ClipPack,
+    make_clips: MakeClips,
+    eyes: FrozenEyes,
+    settings: LatentActionSettings,
+    trained: tuple[LatentActionModel, Path],
+    tmp_path: Path,
+) -> None:
+    short = replace(settings, schedule=replace(settings.schedule, num_steps=2))
+    digests = {
+        model_digest(train_latent_actions(packs, eyes, short, tmp_path / name, seed=seed))
+        for name, packs, seed in (
+            ("a", [clips], 0),
+            ("b", [clips], 1),
+            ("c", [clips, make_clips(num_clips=2, seed=5)], 0),
+        )
+    }
+    assert len(digests) == 3
+    with pytest.raises(ValueError, match="clips differ"):
+        train_latent_actions([make_clips(num_clips=2, seed=5)], eyes, short, tmp_path / "a", seed=0)
+
+
+def test_a_shifted_picture_goes_on_with_its_edge() -> None:
+    picture = torch.arange(9).view(1, 3, 3)
+    assert shifted(picture, torch.tensor([[1, 0]]))[0].tolist() == [[0, 0, 1], [3, 3, 4], [6, 6, 7]]
+    assert shifted(picture, torch.tensor([[0, -2]]))[0].tolist() == [[6, 7, 8]] * 3
+    frames = torch.randint(0, 256, (2, 4, 4, 3), dtype=torch.uint8)
+    moved = shifted(frames, torch.tensor([[0, 0], [-1, 2]]))
+    assert torch.equal(moved[0], frames[0])
+    assert torch.equal(moved[1, 2:, :3], frames[1, :2, 1:])
+
+
+def test_two_views_train_and_resume_like_one(
+    clips: ClipPack, eyes: FrozenEyes, settings: LatentActionSettings, tmp_path: Path
+) -> None:
+    two_views = replace(settings, view_shift=6, schedule=replace(settings.schedule, num_steps=5))
+    train_latent_actions([clips], eyes, two_views, tmp_path / "killed", seed=0, until=4)
+    resumed = train_latent_actions([clips], eyes, two_views, tmp_path / "killed", seed=0)
+    whole = train_latent_actions([clips], eyes, two_views, tmp_path / "whole", seed=0)
+    assert model_digest(resumed) == model_digest(whole)
+
+
+def test_masks_that_a_pack_lacks_are_refused(
+    make_clips: MakeClips, eyes: FrozenEyes, settings: LatentActionSettings, tmp_path: Path
+) -> None:
+    bare = make_clips(num_clips=2, masks=False)
+    with pytest.raises(ValueError, match="no flow masks"):
+        train_latent_actions([bare], eyes, settings, tmp_path, seed=0)
+    train_latent_actions([bare], eyes, replace(settings, masks="truth"), tmp_path / "truth", seed=0, until=1)
+    train_latent_actions([bare], eyes, replace(settings, masks="none"), tmp_path / "none", seed=0, until=1)
+
+
+def test_packs_of_different_sizes_are_refused(
+    clips: ClipPack, make_clips: MakeClips, eyes_settings: EyesSettings, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="different image_size"):
+        train_eyes([clips, make_clips(num_clips=2, size=48)], eyes_settings, tmp_path, seed=0)
+
+
+def test_a_directory_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="train it first"):
+        read_latent_actions(tmp_path)
+    with pytest.raises(OSError, match="save_pretrained"):
+        read_eyes(tmp_path)

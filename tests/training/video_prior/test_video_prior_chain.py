@@ -1,0 +1,297 @@
+"""From clips to a checkpoint at toy size: each part resumes, is shared, and leaves alone what it must."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import training.video_prior.adaptation as adaptation
+import training.video_prior.intent_pretraining as pretraining
+from policy.config import IntentSettings
+from policy.intent import fold_patches
+from policy.intent_vla import IntentVLA
+from policy.policy import Policy
+from training.corpus import Corpus, open_corpus
+from training.ego_video.pack import ClipPack
+from training.export import probe_request
+from training.latent_actions.label import UNLABELLED
+from training.loop import Schedule
+from training.recipe import BackboneRecipe, Recipe, RunDirectory, Stage1Recipe
+from training.video_prior.adaptation import Beginnings, adapt
+from training.video_prior.intent_pretraining import NEUTRAL, LabelledClips, build_model, pretrain_intent
+from training.video_prior.objective import adaptation_losses, code_losses
+from training.video_prior.pipeline import METHOD, VideoPrior
+from training.video_prior.recipe import (
+    AdaptationRecipe,
+    IntentRecipe,
+    PretrainingRecipe,
+    VideoPriorRecipe,
+    VideoPriorRun,
+)
+
+MakePrior = Callable[..., VideoPrior]
+
+
+@pytest.fixture
+def make_prior(recipe: VideoPriorRecipe, run_root: Path, tmp_path: Path) -> MakePrior:
+    """A run on the recordings; runs of one test share parts."""
+
+    def build(name: str = "", **changes: Any) -> VideoPrior:
+        changed = replace(recipe, **changes)
+        run = VideoPriorRun.of(changed, run_root, tmp_path / "shared")
+        root = run_root.with_name(name) if name else run_root
+        if name:
+            root.mkdir(exist_ok=True)
+            run = replace(run, robots=RunDirectory(root=root, shared=run_root))
+        return VideoPrior(recipe=changed, run=run)
+
+    return build
+
+
+@pytest.fixture(scope="module")
+def corpus(recipe: VideoPriorRecipe, toy_run: RunDirectory) -> Corpus:
+    """Without eyes: what needs none of the clips."""
+    corpus = open_corpus(recipe.base, toy_run, ["push it to the left", "push it to the right"])
+    intent = IntentSettings(num_codes=4, num_tokens=2)
+    return replace(corpus, config=replace(corpus.config, intent=intent))
+
+
+def adapted(prior: VideoPrior, until: int | None = None) -> IntentVLA:
+    vla = prior.adapted(until)
+    assert isinstance(vla, IntentVLA)
+    return vla
+
+
+def losses(directory: Path, name: str = "loss") -> list[float]:
+    return [json.loads(line)[name] for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+
+def changed(before: dict[str, Tensor], module: nn.Module) -> set[str]:
+    """The parts of a model, by the first of their names, with a weight that is another."""
+    return {name.split(".")[0] for name, value in module.state_dict().items() if not torch.equal(value, before[name])}
+
+
+def test_the_chain_ends_in_a_checkpoint_like_any_other(make_prior: MakePrior) -> None:
+    prior = make_prior()
+    policy = Policy.from_checkpoint(prior.export())
+    manifest = policy.manifest
+    assert (manifest["method"], manifest["variant"]) == (METHOD, "video-prior")
+    assert VideoPriorRecipe.from_json(manifest["recipe"]) == prior.recipe
+    assert [clips["digest"] for clips in manifest["video"]["clips"]] == [pack.digest for pack in prior.clips]
+    assert len(manifest["video"]["latent_actions_sha256"]) == len(manifest["video"]["eyes_sha256"]) == 64
+    assert manifest["training"].items() >= {"pretraining_steps": 4, "adaptation_steps": 8, "stage1_steps": 0}.items()
+    assert manifest["data"]["slide"]["num_episodes"] == 4
+    asked = probe_request(prior.corpus.packs[0], prior.corpus.config)
+    others = [replace(asked, seed=seed, instruction="push it to the left") for seed in range(3)]
+    alone = policy.predict_chunk([asked])[0]
+    torch.testing.assert_close(policy.predict_chunk([*others, asked])[-1], alone, atol=1e-5, rtol=1e-5)
+    trained = losses(prior.run.adaptation, "intent")
+    assert len(trained) == 8 and all(np.isfinite(trained))
+    # Done, it is only read.
+    again = make_prior()
+    assert again.export() == prior.run.robots.checkpoint
+    assert not {"corpus", "eyes"} & vars(again).keys()
+
+
+def test_a_chain_killed_in_pretraining_and_in_adaptation_gives_the_losses_of_an_unbroken_one(
+    make_prior: MakePrior, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class KilledError(Exception):
+        pass
+
+    def dying(real: Callable[..., Any], at: int) -> Callable[..., Any]:
+        calls = iter(range(at + 1))
+
+        def step(*arguments: Any, **options: Any) -> Any:
+            if next(calls) == at:
+                raise KilledError
+            return real(*arguments, **options)
+
+        return step
+
+    unbroken = adapted(make_prior("unbroken"))
+    first = make_prior()
+    shared = replace(first.run, shared=first.run.shared.with_name("of its own"))
+    for module, name, at in ((pretraining, "code_losses", 2), (adaptation, "adaptation_losses", 5)):
+        real = getattr(module, name)
+        monkeypatch.setattr(module, name, dying(real, at))
+        with pytest.raises(KilledError):
+            replace(first, run=shared).adapted()
+        monkeypatch.setattr(module, name, real)
+    prior = replace(first, run=shared)
+    resumed = adapted(prior)
+    assert losses(shared.adaptation) == losses(make_prior("unbroken").run.adaptation)
+    for name, value in unbroken.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_arms_that_differ_in_what_the_decoder_reads_share_their_pretraining(make_prior: MakePrior) -> None:
+    both, blind = make_prior(), make_prior("blind", intent=IntentRecipe(use_eyes=False))
+    assert both.pretraining_directory == blind.pretraining_directory
+    assert both.intent is not None and blind.intent is not None
+    for name, value in both.intent.state_dict().items():
+        assert torch.equal(value, blind.intent.state_dict()[name]), name
+    other = make_prior("other", pretraining=replace(both.recipe.pretraining, batch_size=3))
+    assert other.pretraining_directory != both.pretraining_directory
+    assert other.latent_actions_directory == both.latent_actions_directory
+    assert blind.corpus.config.intent is not None and blind.corpus.config.intent.visual is None
+    adapted(blind, until=1)
+    assert "intent" in (blind.run.adaptation / "metrics.jsonl").read_text()
+
+
+def test_the_control_starts_at_random_and_trains_the_same_head(make_prior: MakePrior) -> None:
+    recipe = make_prior().recipe
+    none = replace(recipe.pretraining, schedule=replace(recipe.pretraining.schedule, num_steps=0))
+    control = make_prior("control", pretraining=none, adaptation=AdaptationRecipe(intent_weight=0.0))
+    assert control.intent is None and control.robot_codes is None
+    start = adapted(control, until=0)
+    fresh = build_model(control.corpus, control.eyes)
+    # What its cameras see was measured.
+    fresh.decoder.standardize_sight(start.decoder.visual_mean, start.decoder.visual_scale.reciprocal())
+    assert changed(weights(fresh), start) == set()
+    pretrained = adapted(make_prior("pretrained"), until=0)
+    # The backbone has learned from clips, each body from video; all else starts as the control does.
+    assert changed(weights(fresh), pretrained) == {"backbone", "head"}
+    trained = adapted(control)
+    assert changed(weights(fresh), trained) >= {"backbone", "head", "decoder", "encoder"}
+    assert "intent" not in json.loads((control.run.adaptation / "metrics.jsonl").read_text().splitlines()[0])
+
+
+def test_a_decoder_is_told_how_its_cameras_differ(make_prior: MakePrior) -> None:
+    prior = make_prior()
+    start = adapted(prior, until=0)
+    (pack,), eyes = prior.corpus.stage2_packs, prior.eyes
+    frames = np.unique(np.linspace(0, pack.num_frames - 1, 192).astype(np.int64))
+    assert len(frames) == pack.num_frames
+    seen = fold_patches(eyes(torch.from_numpy(np.array(pack.images["front"]))))
+    differs = (seen - start.decoder.visual_mean[0, 0]) * start.decoder.visual_scale[0, 0]
+    torch.testing.assert_close(differs.mean(0), torch.zeros_like(differs[0]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(differs.square().mean(), torch.tensor(1.0))
+    trained = adapted(prior)
+    torch.testing.assert_close(trained.decoder.visual_mean, start.decoder.visual_mean, atol=0, rtol=0)
+
+
+def test_frozen_intent_and_eyes_stay_what_they_were(make_prior: MakePrior) -> None:
+    base = make_prior().recipe.base
+    still = replace(base, stage2=replace(base.stage2, history=False))
+    prior = make_prior(base=still, adaptation=AdaptationRecipe(tuning="frozen"))
+    before = weights(adapted(prior, until=0))
+    assert changed(before, adapted(prior)) == {"decoder"}
+    assert "intent" not in json.loads((prior.run.adaptation / "metrics.jsonl").read_text().splitlines()[0])
+
+
+def test_a_backbone_that_reports_keypoints_learns_landmarks_as_in_stage_2(make_prior: MakePrior) -> None:
+    recipe = make_prior().recipe
+    none = replace(recipe.pretraining, schedule=replace(recipe.pretraining.schedule, num_steps=0))
+    prior = make_prior(base=replace(recipe.base, size="tiny"), pretraining=none, adaptation=AdaptationRecipe())
+    adapted(prior, until=2)
+    first, second = (json.loads(line) for line in (prior.run.adaptation / "metrics.jsonl").read_text().splitlines())
+    for step in (first, second):
+        found = step["prediction"] + 0.1 * step["intent"] + step["landmarks"]
+        assert step["loss"] == pytest.approx(found, rel=1e-4)
+
+
+def test_stage_1_of_paper_a_starts_decoder_and_encoder(make_prior: MakePrior) -> None:
+    base = make_prior().recipe.base
+    stage1 = Stage1Recipe(schedule=Schedule(num_steps=2, warmup_steps=1), batch_size=4)
+    prior = make_prior(base=replace(base, stage1=stage1))
+    assert prior.prior is not None
+    start = adapted(prior, until=0)
+    torch.testing.assert_close(start.encoder.state_dict(), prior.prior.encoder.state_dict())
+    torch.testing.assert_close(start.decoder.trunk.state_dict(), prior.prior.decoder.trunk.state_dict())
+
+
+def test_lora_trains_additions_that_the_checkpoint_does_not_know(
+    save_vlm: Callable[..., Path], toy_run: RunDirectory, recipe: VideoPriorRecipe, tmp_path: Path
+) -> None:
+    backbone = BackboneRecipe(directory=str(save_vlm(tmp_path / "model", "smolvlm")), tuning="lora", lora_rank=2)
+    corpus = open_corpus(replace(recipe.base, backbone=backbone), toy_run)
+    corpus = replace(corpus, config=replace(corpus.config, intent=IntentSettings(num_codes=4, num_tokens=2)))
+    before = weights(build_model(corpus, None))
+    tuning = AdaptationRecipe(tuning="lora")
+    vla = adapt(corpus, Beginnings(eyes=None, made_by={}), None, tuning, tmp_path / "adaptation", until=2)
+    assert vla.state_dict().keys() == before.keys()
+    moved = {name for name, value in vla.state_dict().items() if not torch.equal(value, before[name])}
+    assert any("text_model" in name for name in moved) and not any("vision_model" in name for name in moved)
+
+
+def test_intent_is_learned_from_frames_and_words(corpus: Corpus, clip_packs: tuple[str, str], tmp_path: Path) -> None:
+    packs = [ClipPack.open(directory) for directory in clip_packs]
+    codes = []
+    for pack in packs:
+        right = np.array([clip.instruction.endswith("right") for clip in pack.clips])
+        codes.append(np.repeat(np.where(right[:, None], [3, 0], [1, 2]), 12, axis=0))
+        codes[-1][::5] = UNLABELLED
+    clips = LabelledClips(packs=packs, codes=codes)
+    assert len(clips.places) == sum((each != UNLABELLED).all(1).sum() for each in codes)
+    observation, labels = clips.batch(clips.places[::7], corpus.config, None)
+    assert (labels != UNLABELLED).all()
+    assert not observation.state_mask.any() and observation.camera_mask[:, 0].all()
+    assert set(observation.embodiment.tolist()) == {corpus.config.num_embodiments}
+    assert NEUTRAL in clips.batch(clips.places[clips.places[:, 0] == 1][:1], corpus.config, None)[0].instructions
+    schedule = Schedule(num_steps=40, warmup_steps=2, log_every=1)
+    recipe = replace(corpus.recipe, seed=3)
+    pretrain_intent(
+        replace(corpus, recipe=recipe),
+        clips,
+        PretrainingRecipe(schedule=schedule, batch_size=16),
+        tmp_path,
+        codes_made_by={},
+    )
+    found = losses(tmp_path, "intent")
+    assert found[0] > 1.0 and np.mean(found[-5:]) < 0.5 * found[0]
+    with pytest.raises(ValueError, match="no frame of the clips has a code"):
+        _ = LabelledClips(packs=packs, codes=[np.full_like(each, UNLABELLED) for each in codes]).places
+
+
+def test_code_losses_count_labelled_frames_alone() -> None:
+    logits = torch.zeros(3, 2, 4)
+    logits[0, :, 1] = 9.0
+    codes = torch.tensor([[1, 1], [UNLABELLED, UNLABELLED], [1, 2]])
+    found = code_losses(logits, codes)
+    expected = torch.nn.functional.cross_entropy(logits[[0, 2]].flatten(0, 1), codes[[0, 2]].flatten())
+    torch.testing.assert_close(found["intent"], expected)
+    assert found["intent_accuracy"] == 0.5
+    assert code_losses(logits, torch.full((3, 2), UNLABELLED))["intent"] == 0.0
+
+
+def test_adaptation_is_flow_and_a_part_of_intent(corpus: Corpus) -> None:
+    vla = build_model(corpus, None)
+    nn.init.normal_(vla.decoder.velocity_out.weight)
+    mixture = corpus.mixture(corpus.packs, landmarks=False)
+    batch = mixture.vla([(0, np.array([3, 9, 14, 20]))], torch.tensor([True, True, False, True]))
+    codes = torch.tensor([[1, 1], [0, 3], [UNLABELLED, UNLABELLED], [1, 2]])
+
+    def found(intent_weight: float, codes: Tensor | None, **options: Any) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        return adaptation_losses(vla, batch, codes, generator, intent_weight=intent_weight, **options)
+
+    both = found(0.1, codes)
+    torch.testing.assert_close(both["loss"], both["prediction"] + 0.1 * both["intent"])
+    alone = found(0.1, None)
+    assert set(alone) == {"loss", "prediction"}
+    torch.testing.assert_close(alone["loss"], both["prediction"])
+    more = found(0.1, codes, num_draws=3, history_pass="sampled", max_inference_delay=2)
+    more["loss"].backward()
+    assert all(value.grad is not None for value in vla.decoder.trunk.parameters())
+
+
+def test_a_checkpoint_with_intent_is_not_tuned_as_one_of_paper_a(
+    make_prior: MakePrior, toy_recipe: Recipe, toy_run: RunDirectory
+) -> None:
+    checkpoint = make_prior().export()
+    stage2 = replace(toy_recipe.stage2, start_from=str(checkpoint))
+    with pytest.raises(ValueError, match="has an intent, and stage 2 tunes models without"):
+        open_corpus(replace(toy_recipe, stage2=stage2), toy_run)

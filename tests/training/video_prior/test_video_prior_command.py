@@ -1,0 +1,54 @@
+"""`python -m training video-prior`: what it is asked, what it says, how it ends."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from policy.policy import Policy
+from training.__main__ import main
+
+
+@pytest.fixture
+def arguments(recipe_values: dict[str, Any], tmp_path: Path) -> list[str]:
+    path = tmp_path / "toy.json"
+    path.write_text(json.dumps(recipe_values))
+    return ["--recipe", str(path), "--threads", "1"]
+
+
+def test_parts_are_made_one_by_one_and_the_checkpoint_evaluates_as_any_other(
+    arguments: list[str], run_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = [*arguments, "--run", str(run_root)]
+    for part in ("eyes", "latent-actions", "pretraining", "adaptation"):
+        assert main(["video-prior", part, *run]) == 0
+        said = capsys.readouterr().out
+        assert said.startswith(f"{part}: {run_root}")
+        assert Path(said.split(": ", 1)[1].strip()).is_dir()
+    assert main(["video-prior", *run]) == 0
+    assert Policy.from_checkpoint(run_root / "checkpoint").manifest["variant"] == "video-prior"
+    assert main(["stats", "--run", str(run_root)]) == 0
+    assert "slide: 4 episodes" in capsys.readouterr().out
+
+
+def test_eyes_need_no_robot(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = [*arguments, "--run", str(tmp_path / "empty")]
+    assert main(["video-prior", "eyes", *run]) == 0
+    assert main(["video-prior", *run]) == 1
+    assert "no demonstrations of slide" in capsys.readouterr().err
+
+
+def test_a_wrong_call_says_what_is_wrong(
+    arguments: list[str], clip_packs: tuple[str, str], run_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = [*arguments, "--run", str(run_root)]
+    assert main(["video-prior", *run, "--clips", str(run_root)]) == 1
+    assert "is not a clip pack" in capsys.readouterr().err
+    assert main(["video-prior", "eyes", *run, "--clips", clip_packs[0]]) == 0
+    assert main(["video-prior", "eyes", *run, "--seed", "7"]) == 1
+    assert "recipe of another run" in capsys.readouterr().err
+    assert main(["video-prior", "--recipe", "video-pior"]) == 2
+    assert "did you mean 'video-prior'" in capsys.readouterr().err

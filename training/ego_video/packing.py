@@ -1,0 +1,83 @@
+"""Found clips into one clip pack: each is read, checked for length, given masks if wished, and added or skipped.
+
+A pack appears when it is whole. A packing that is killed leaves `<directory>.tmp`, which the next one throws away.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from training.ego_video.pack import Clip, ClipPack, ClipPackWriter, Frames, Masks
+from training.ego_video.sources import FoundClip, PictureForm, ReadClip, UnusableClipError
+
+FlowMasks = Callable[[Frames, float], Masks]
+
+
+def pack_clips(
+    found: Sequence[FoundClip],
+    directory: Path,
+    *,
+    form: PictureForm,
+    gap_s: float,
+    masks: FlowMasks | None = None,
+    report: Callable[[str], None] = print,
+) -> ClipPack:
+    """The pack of all clips that can be used and last two gaps of a pair or more.
+
+    `masks` makes a clip's masks of its frames and rate. `report` is told of each clip that is skipped. Raises
+    ValueError for two clips of one name, before the first is read, and when none can be used.
+    """
+    if not gap_s > 0:
+        raise ValueError(f"gap_s is {gap_s}, expected above 0")
+    repeated = sorted(name for name, times in Counter(clip.name for clip in found).items() if times > 1)
+    if repeated:
+        raise ValueError(f"{len(repeated)} names are those of two clips, such as {repeated[0]!r}; rename a directory")
+    writer = ClipPackWriter(directory, form.image_size)
+    try:
+        for clip in found:
+            try:
+                read = clip.read(form)
+                _check_length(read, gap_s)
+            except UnusableClipError as error:
+                writer.skip(clip.name, str(error))
+                report(f"skipped {clip.name}: {error}")
+                continue
+            stored = Clip(
+                name=clip.name, source=clip.source, rate_hz=read.rate_hz, instruction=read.instruction, body=clip.body
+            )
+            writer.add(stored, read.frames, masks=None if masks is None else masks(read.frames, read.rate_hz))
+        return writer.close()
+    except BaseException:
+        writer.discard()
+        raise
+
+
+def format_pack(pack: ClipPack) -> str:
+    """What is in a pack, for a person: a line for each source, and what was skipped with its reason."""
+    lines = []
+    for source in sorted({clip.source for clip in pack.clips}):
+        clips = [clip for clip in pack.clips if clip.source == source]
+        rates_hz = sorted({f"{clip.rate_hz:g}" for clip in clips})
+        bodies = ", ".join(sorted({clip.body for clip in clips if clip.body})) or "unknown"
+        duration_s = sum(clip.num_frames / clip.rate_hz for clip in clips)
+        lines.append(
+            f"{source}: {len(clips)} clips, {sum(clip.num_frames for clip in clips)} frames, {duration_s:.1f} s "
+            f"at {' and '.join(rates_hz[:4])} Hz, {sum(bool(clip.instruction) for clip in clips)} with an instruction, "
+            f"body {bodies}"
+        )
+    if pack.skipped:
+        lines.append(f"skipped {len(pack.skipped)}:")
+        lines += [f"  {clip.name}: {clip.reason}" for clip in pack.skipped]
+    masks = "with masks" if pack.masks is not None else "without masks"
+    lines.append(f"{len(pack.clips)} clips of {pack.image_size} pixels, {masks}, digest {pack.digest[:12]}")
+    return "\n".join(lines)
+
+
+def _check_length(clip: ReadClip, gap_s: float) -> None:
+    duration_s = len(clip.frames) / clip.rate_hz
+    if duration_s < 2 * gap_s:
+        raise UnusableClipError(f"too short: {duration_s:.2f} s, two gaps of {gap_s:g} s are needed")
+    if gap_s * clip.rate_hz < 0.5:
+        raise UnusableClipError(f"too slow: {clip.rate_hz:g} Hz has no two frames {gap_s:g} s apart")

@@ -1,0 +1,118 @@
+"""What vectors say linearly: ridge regression held out by clip, and how alike two bodies' vectors are (linear CKA).
+
+Owns statistics on arrays; knows no model and no clip (probes.py does).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+_PENALTIES = (1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3)
+
+
+def one_hot(codes: npt.NDArray[np.int64], num_codes: int) -> Array:
+    """[N, num_tokens] to [N, num_tokens * num_codes]."""
+    return (codes[..., None] == np.arange(num_codes)).reshape(len(codes), -1).astype(np.float64)
+
+
+def readout_r2(inputs: npt.ArrayLike, targets: npt.ArrayLike, groups: npt.ArrayLike, num_folds: int = 5) -> float:
+    """R2 of a ridge read-out on groups it was not fitted on: 1 is exact, 0 the mean, below 0 worse than the mean.
+
+    Rows of a group are never on both sides, and the penalty is chosen within the fitted groups. Raises ValueError for
+    fewer groups than twice the folds, and for targets that are all the same.
+    """
+    missed, total = readout_errors(inputs, targets, groups, num_folds)
+    if not total.sum():
+        raise ValueError("the targets are all the same: nothing to read out")
+    return 1 - float(missed.sum() / total.sum())
+
+
+def readout_errors(
+    inputs: npt.ArrayLike, targets: npt.ArrayLike, groups: npt.ArrayLike, num_folds: int = 5
+) -> tuple[Array, Array]:
+    """What readout_r2 is made of: squared errors of the read-out and of the mean, [rows] each, held out by group."""
+    x, y, group = np.asarray(inputs, float), np.asarray(targets, float), np.asarray(groups)
+    y = y.reshape(len(y), -1)
+    names = np.unique(group)
+    if len(names) < 2 * num_folds:
+        raise ValueError(f"{len(names)} clips are too few for {num_folds} folds, expected at least {2 * num_folds}")
+    fold = np.random.default_rng(0).permutation(len(names)) % num_folds
+    fold_of_row = fold[np.searchsorted(names, group)]
+    missed, total = np.zeros(len(y)), np.zeros(len(y))
+    for held_out in range(num_folds):
+        test = fold_of_row == held_out
+        tune = fold_of_row == (held_out + 1) % num_folds
+        fit = ~test & ~tune
+        penalty = min(_PENALTIES, key=lambda each: _squared(x[fit], y[fit], x[tune], y[tune], each).sum())
+        missed[test] = _squared(x[~test], y[~test], x[test], y[test], penalty)
+        total[test] = np.square(y[test] - y[~test].mean(0)).sum(1)
+    return missed, total
+
+
+def linear_cka(x: npt.ArrayLike, y: npt.ArrayLike) -> float:
+    """Similarity in [0, 1] of two representations of the same N things, row by row (Kornblith et al., 1905.00414)."""
+    a, b = (np.asarray(each, float) - np.asarray(each, float).mean(0) for each in (x, y))
+    return float(np.square(b.T @ a).sum() / (np.linalg.norm(a.T @ a) * np.linalg.norm(b.T @ b) + 1e-12))
+
+
+def body_directions(vectors: npt.ArrayLike, is_second: npt.ArrayLike, max_directions: int = 8) -> Array:
+    """Orthonormal directions [directions, dim] by which a linear classifier tells two bodies apart.
+
+    Logistic regressions one after another, each on what those before it left, until one does no better than chance by
+    5 points; then the principal axes of their directions. Paper B says "logistic-regression directions and PCA" and
+    gives no code: the order and the end are ours.
+    """
+    x, label = np.asarray(vectors, float), np.asarray(is_second, bool)
+    x = (x - x.mean(0)) / (x.std() + 1e-12)
+    chance = max(label.mean(), 1 - label.mean())
+    found: list[Array] = []
+    for _ in range(min(max_directions, x.shape[1])):
+        weights, right = _logistic(x, label)
+        if right < chance + 0.05 or not np.linalg.norm(weights):
+            break
+        found.append(weights / np.linalg.norm(weights))
+        x = x - np.outer(x @ found[-1], found[-1])
+    if not found:
+        return np.zeros((0, x.shape[1]))
+    return np.linalg.svd(np.stack(found), full_matrices=False)[2]
+
+
+def without(vectors: npt.ArrayLike, directions: Array) -> Array:
+    """The vectors with nothing left along orthonormal `directions`."""
+    x = np.asarray(vectors, float)
+    return x - (x @ directions.T) @ directions
+
+
+def matched(first: npt.ArrayLike, second: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    """For each row of `second` [M, dim] the row of `first` [N, dim] nearest to it."""
+    a, b = np.asarray(first, float), np.asarray(second, float)
+    return np.array([int(np.square(a - row).sum(1).argmin()) for row in b], np.int64)
+
+
+def _squared(fit_x: Array, fit_y: Array, x: Array, y: Array, penalty: float) -> Array:
+    """[rows of x]"""
+    mean_x, mean_y = fit_x.mean(0), fit_y.mean(0)
+    centred = fit_x - mean_x
+    gram = centred.T @ centred + penalty * np.eye(centred.shape[1])
+    weights = np.linalg.solve(gram, centred.T @ (fit_y - mean_y))
+    return np.square(y - mean_y - (x - mean_x) @ weights).sum(1)
+
+
+def _logistic(
+    x: Array, label: npt.NDArray[np.bool_], num_steps: int = 30, penalty: float = 1e-3
+) -> tuple[Array, float]:
+    """Weights by Newton's steps, and the fraction of rows on the right side."""
+    design = np.concatenate([x, np.ones((len(x), 1))], 1)
+    weights = np.zeros(design.shape[1])
+    shrink = penalty * np.eye(len(weights))
+    for _ in range(num_steps):
+        guess = 1 / (1 + np.exp(-np.clip(design @ weights, -30, 30)))
+        gradient = design.T @ (guess - label) / len(x) + shrink @ weights
+        curvature = (design * (guess * (1 - guess))[:, None]).T @ design / len(x) + shrink
+        step = np.linalg.solve(curvature, gradient)
+        weights -= step
+        if np.abs(step).max() < 1e-6:
+            break
+    return weights[:-1], float(((design @ weights > 0) == label).mean())

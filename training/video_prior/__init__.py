@@ -1,0 +1,5 @@
+"""A policy's way from video to a checkpoint (paper B, arXiv 2606.18955, stages 2 and 3).
+
+Owns the recipe of the whole chain, intent pretraining on codes of clips, adaptation to robots, and the verb
+`video-prior`. Eyes and codes are training/latent_actions', clips training/ego_video's.
+"""

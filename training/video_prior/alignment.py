@@ -1,0 +1,238 @@
+"""V: a head that brings latent actions of two frames onto the sphere of E's motion latents (ours).
+
+On robots' recordings both exist: what moved between two frames, and the states and actions of the same span. There V
+learns E's answer, and E stands still. Owns V, the rows it learns from, its training and its scores. Latent actions and
+E come as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from policy.prior import ActionPrior, normalize_latent
+from training.batches import Mixture
+from training.corpus import Corpus
+from training.data.pack import Pack
+from training.data.sampler import TaskBalancedSampler
+from training.latent_actions.label import Vectors
+from training.loop import run
+from training.objective import MotionBatch, encode_motion, to_device
+from training.video_prior.joint_recipe import AlignmentLoss, AlignmentRecipe
+
+# Among how many pairs of frames a score's retrieval looks, and how many batches of so many it takes at most.
+_CANDIDATES, _SCORED_BATCHES = 64, 16
+
+Picks = Sequence[tuple[int, npt.NDArray[np.int64]]]  # (pack, frames)
+
+
+class VideoHead(nn.Module):
+    """V: z_v = norm(MLP(latent actions of a frame pair, standardized)), on the same sphere as E's z."""
+
+    def __init__(self, num_features: int, width: int, latent_dim: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(num_features, width)
+        self.out = nn.Linear(width, latent_dim)
+
+    def forward(self, features: Float[Tensor, "batch features"]) -> Float[Tensor, "batch latent_dim"]:
+        return normalize_latent(self.out(F.silu(self.hidden(features))))
+
+
+@dataclass(frozen=True)
+class StandardizedLatents:
+    """Continuous action latents of some packs' frames, each body's of mean 0 and variance 1.
+
+    Who moves, and how far it gets within a gap, shifts latents more than where it goes does: without this, what V
+    learned on robots would say of a hand that it is no robot.
+    """
+
+    features: Sequence[Vectors]  # per pack [num_frames, num_tokens * latent_dim]
+    paired: Sequence[npt.NDArray[np.bool_]]  # per pack [num_frames]: is there a second frame within clip or episode?
+
+
+def standardized(latents: Sequence[Vectors], bodies: Sequence[npt.NDArray[np.str_]]) -> StandardizedLatents:
+    """`latents` [num_frames, num_tokens, latent_dim] of each pack as label_pack gives them, zeros where a frame has no
+    second one; `bodies` [num_frames] name who moves."""
+    flat = [each.reshape(len(each), -1) for each in latents]
+    whole, body = np.concatenate(flat), np.concatenate(bodies)
+    paired = whole.any(1)
+    features = np.zeros_like(whole)
+    for name in np.unique(body[paired]):
+        rows = np.flatnonzero(paired & (body == name))
+        own = whole[rows]
+        spread = own.std(0)
+        features[rows] = (own - own.mean(0)) / np.where(spread < 1e-6, 1, spread)
+    borders = np.cumsum([len(each) for each in flat])[:-1]
+    return StandardizedLatents(np.split(features, borders), np.split(paired, borders))
+
+
+@dataclass(frozen=True)
+class AlignmentRows:
+    features: Tensor  # float32 [batch, num_tokens * latent_dim]
+    motion: MotionBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class MotionPairs:
+    """Robots' frames that have both: a second frame a gap later, and the window of states and actions that E reads."""
+
+    mixture: Mixture
+    features: Sequence[Vectors]  # of each of the mixture's packs [num_frames, num_features]
+    training: Sequence[npt.NDArray[np.int64]]  # frames of each pack
+    held_out: Sequence[npt.NDArray[np.int64]]  # of its last episodes
+
+    @classmethod
+    def of(cls, mixture: Mixture, latents: StandardizedLatents, held_out_fraction: float) -> MotionPairs:
+        """Raises ValueError for a pack without a pair to train on."""
+        parts = [
+            _split(pack, paired, held_out_fraction) for pack, paired in zip(mixture.packs, latents.paired, strict=True)
+        ]
+        return cls(
+            mixture=mixture,
+            features=latents.features,
+            training=[training for training, _ in parts],
+            held_out=[held_out for _, held_out in parts],
+        )
+
+    def batch(self, picks: Picks) -> AlignmentRows:
+        features = np.concatenate([self.features[index][frames] for index, frames in picks])
+        return AlignmentRows(torch.from_numpy(features), self.mixture.motion(picks))
+
+
+def _split(
+    pack: Pack, paired: npt.NDArray[np.bool_], held_out_fraction: float
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    num_held_out = int(np.ceil(pack.num_episodes * held_out_fraction))
+    first_held_out = int(pack.episode_start[pack.num_episodes - num_held_out])
+    frames = np.flatnonzero(paired)
+    training, held_out = frames[frames < first_held_out], frames[frames >= first_held_out]
+    if not len(training):
+        raise ValueError(
+            f"pack {pack.directory}: of {pack.num_episodes - num_held_out} episodes to align on none has two frames a "
+            "gap apart; record more or shorten joint.alignment.gap_s"
+        )
+    return training, held_out
+
+
+def alignment_losses(z_video: Tensor, z: Tensor, kind: AlignmentLoss, temperature: float) -> dict[str, Tensor]:
+    """ "loss" is what to minimise, of V's and E's latents [batch, latent_dim]; none of it reaches E.
+
+    "distance" is the mean squared one. "retrieval" is the part of z_v whose nearest z of the batch is their own.
+    """
+    z = z.detach()
+    # Of latents of root mean square 1 the mean product is the cosine.
+    cosine = z_video @ z.T / z.shape[-1]
+    own = torch.arange(len(z), device=z.device)
+    losses = {
+        "distance": (z_video - z).square().mean(),
+        "retrieval": (cosine.argmax(1) == own).float().mean(),
+    }
+    if kind == "regression":
+        return {"loss": losses["distance"], **losses}
+    logits = cosine / temperature
+    return {"loss": (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2, **losses}
+
+
+def alignment_identity(corpus: Corpus, recipe: AlignmentRecipe, made_by: Mapping[str, Any]) -> dict[str, Any]:
+    """What a resumed alignment must agree on, and what names its directory."""
+    settings = {name: value for name, value in asdict(recipe).items() if name != "schedule"}
+    return {
+        **corpus.identity(corpus.stage2_packs),
+        "training": "joint alignment",
+        "alignment": settings,
+        "starts_from": dict(made_by),
+    }
+
+
+def align(
+    corpus: Corpus,
+    prior: ActionPrior,
+    pairs: MotionPairs,
+    recipe: AlignmentRecipe,
+    directory: Path,
+    *,
+    made_by: Mapping[str, Any],
+    device: str | torch.device = "cpu",
+    until: int | None = None,
+) -> VideoHead:
+    """Train V to the recipe's end (or to step `until`), resuming what `directory` holds; averaged weights.
+
+    `made_by` says what made latents and prior, for a resumed run to agree on.
+    """
+    seed, data = corpus.recipe.seed + 7, corpus.recipe.data
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        head = VideoHead(pairs.features[0].shape[1], recipe.width, corpus.config.latent_dim).to(device)
+    prior = prior.to(device)
+    packs = pairs.mixture.packs
+    weights = [data.weight(pack.task) for pack in packs]
+    sampler = TaskBalancedSampler([len(frames) for frames in pairs.training], weights, recipe.batch_size, seed)
+
+    def batch(step: int) -> AlignmentRows:
+        picks = [(index, pairs.training[index][places]) for index, places in sampler.batch(step)]
+        return to_device(pairs.batch(picks), device)
+
+    def loss(step: int, rows: AlignmentRows, generator: torch.Generator) -> Mapping[str, Tensor]:
+        with torch.no_grad():
+            z = encode_motion(prior, rows.motion)
+        return alignment_losses(head(rows.features), z, recipe.loss, recipe.temperature)
+
+    averaged = run(
+        directory=directory,
+        modules=nn.ModuleDict({"head": head}),
+        averaged="head",
+        schedule=recipe.schedule,
+        seed=seed,
+        batch=batch,
+        loss=loss,
+        identity=alignment_identity(corpus, recipe, made_by),
+        device=device,
+        until=until,
+    )
+    averaged.copy_to(head)
+    return head.eval()
+
+
+@torch.inference_mode()
+def score_alignment(prior: ActionPrior, head: VideoHead, pairs: MotionPairs) -> dict[str, float]:
+    """How well V says what E says, on held-out episodes of all packs alike.
+
+    "distance" and "retrieval" are alignment_losses', in batches of `num_candidates`: 64, or all pairs where there are
+    fewer. "constant_distance" is that of the best answer that is the same for every pair.
+    """
+    places = np.concatenate(
+        [np.stack([np.full_like(frames, index), frames], 1) for index, frames in enumerate(pairs.held_out)]
+    )
+    if not len(places):
+        return {"num_pairs": 0, "num_candidates": 0}
+    places = np.random.default_rng(0).permutation(places)
+    num_candidates = min(_CANDIDATES, len(places))
+    num_batches = min(_SCORED_BATCHES, len(places) // num_candidates)
+    device = head.out.weight.device
+    found, said = [], []
+    for start in range(0, num_batches * num_candidates, num_candidates):
+        chosen = places[start : start + num_candidates]
+        picks = [(index, chosen[chosen[:, 0] == index, 1]) for index in np.unique(chosen[:, 0]).tolist()]
+        rows = to_device(pairs.batch(picks), device)
+        z = encode_motion(prior, rows.motion)
+        losses = alignment_losses(head(rows.features), z, "regression", 1.0)
+        found.append([losses["distance"].item(), losses["retrieval"].item()])
+        said.append(z)
+    distance, retrieval = np.mean(found, 0).tolist()
+    z = torch.cat(said)
+    return {
+        "num_pairs": num_batches * num_candidates,
+        "num_candidates": num_candidates,
+        "distance": distance,
+        "constant_distance": (normalize_latent(z.mean(0)) - z).square().mean().item(),
+        "retrieval": retrieval,
+    }

@@ -1,0 +1,79 @@
+"""`python -m training video-prior`: from clips and recordings to a checkpoint, or as far as it is told.
+
+Owns its arguments. Where a part lies goes to stdout, progress to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from training.video_prior.pipeline import VideoPrior
+    from training.video_prior.recipe import VideoPriorRecipe
+
+VIDEO_PRIOR = "a policy whose intent is learned from video: eyes, codes, pretraining, adaptation, export (resumable)"
+PARTS = ("eyes", "latent-actions", "pretraining", "alignment", "adaptation", "export")
+
+
+def add_video_prior_verb(verbs: Any) -> None:
+    """`verbs` is what ArgumentParser.add_subparsers gave."""
+    verb: argparse.ArgumentParser = verbs.add_parser(
+        "video-prior",
+        help=VIDEO_PRIOR,
+        description=f"{VIDEO_PRIOR}. The robots' side of the recipe is left in --run as recipe.json, "
+        "which the verbs record, stats and evaluate read.",
+    )
+    verb.add_argument("part", nargs="?", choices=PARTS, default="export", help="make all up to this (default: export)")
+    verb.add_argument(
+        "--recipe", default="video-prior", help="a name in training/video_prior/recipes or a JSON file (video-prior)"
+    )
+    verb.add_argument("--run", type=Path, metavar="DIR", help="the run's directory (default: build/runs/RECIPE)")
+    verb.add_argument("--shared", type=Path, metavar="DIR", help="of parts that runs share (default: parts in --run)")
+    verb.add_argument("--clips", nargs="+", metavar="DIR", help="clip packs in place of the recipe's")
+    verb.add_argument("--seed", type=int, help="of pretraining and adaptation (default: the recipe's)")
+    verb.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    verb.add_argument("--threads", type=int, default=2, help="torch threads (default: 2)")
+    verb.set_defaults(perform=_perform)
+
+
+def _perform(options: argparse.Namespace) -> int:
+    from training.video_prior.joint_pipeline import prior_of
+    from training.video_prior.recipe import VideoPriorRecipe, VideoPriorRun
+
+    recipe = _as_asked(VideoPriorRecipe.load(options.recipe), options)
+    root = options.run or Path("build/runs") / recipe.name
+    run = VideoPriorRun.of(recipe, root, options.shared)
+    run.keep_recipe(recipe)
+    where = _make(prior_of(recipe, run, options.device), options.part)
+    print(f"{options.part}: {where or 'the recipe has none'}")
+    return 0
+
+
+def _as_asked(recipe: VideoPriorRecipe, options: argparse.Namespace) -> VideoPriorRecipe:
+    if options.clips:
+        recipe = replace(recipe, clips=tuple(options.clips))
+    if options.seed is not None:
+        recipe = replace(recipe, base=replace(recipe.base, seed=options.seed))
+    return recipe
+
+
+def _make(prior: VideoPrior, part: str) -> Path | None:
+    """Everything up to `part`, and where it lies."""
+    if part == "eyes":
+        _ = prior.eyes
+        return prior.eyes_directory
+    if part == "latent-actions":
+        _ = prior.latent_actions
+        return prior.latent_actions_directory
+    if part == "pretraining":
+        _ = prior.intent
+        return prior.pretraining_directory
+    if part == "alignment":
+        return prior.aligned()
+    if part == "adaptation":
+        prior.adapted()
+        return prior.run.adaptation
+    return prior.export()
