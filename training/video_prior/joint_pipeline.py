@@ -60,7 +60,8 @@ class JointPrior(VideoPrior):
         ]
         bodies = [np.full(pack.num_frames, pack.spec.name) for pack in packs]
         mixture = corpus.mixture(packs, landmarks=False)
-        return MotionPairs.of(mixture, standardized(latents, bodies), alignment.held_out_fraction)
+        prior = self._trained_prior
+        return MotionPairs.of(mixture, standardized(latents, bodies), prior, alignment.held_out_fraction)
 
     @cached_property
     def alignment_directory(self) -> Path:
@@ -75,7 +76,6 @@ class JointPrior(VideoPrior):
         """V, aligned to E of stage 1."""
         return align(
             self.corpus,
-            self._trained_prior,
             self.pairs,
             self._joint.alignment,
             self.alignment_directory,
@@ -86,7 +86,7 @@ class JointPrior(VideoPrior):
     @cached_property
     def alignment_scores(self) -> Mapping[str, float]:
         """V against E on held-out episodes, as alignment.score_alignment says."""
-        return score_alignment(self._trained_prior, self.head, self.pairs)
+        return score_alignment(self.head, self.pairs)
 
     @cached_property
     def latent_clips(self) -> LatentClips | None:

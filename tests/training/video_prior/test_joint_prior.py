@@ -19,10 +19,12 @@ from policy.policy import Policy
 from policy.prior import ActionPrior
 from policy.vla import prior_config
 from training.__main__ import main
+from training.batches import Mixture
 from training.corpus import Corpus, open_corpus
 from training.ego_video.pack import ClipPack
 from training.export import probe_request
 from training.loop import Schedule
+from training.objective import encode_motion
 from training.recipe import RunDirectory
 from training.stage2 import train_stage2
 from training.video_prior.alignment import (
@@ -90,7 +92,7 @@ def clips(corpus: Corpus, clip_packs: tuple[str, str]) -> LatentClips:
     return LatentClips.of(packs, StandardizedLatents(features, paired), head)
 
 
-def told_pairs(corpus: Corpus) -> MotionPairs:
+def told_mixture(corpus: Corpus) -> tuple[Mixture, StandardizedLatents]:
     """Robots that go in circles, each episode its own; a frame's latents tell where on which circle it is, bent."""
     generator = np.random.default_rng(0)
     num_episodes, length = 24, 20
@@ -109,10 +111,9 @@ def told_pairs(corpus: Corpus) -> MotionPairs:
         episode_seed=starts,
         episode_instruction=np.zeros(num_episodes, np.int64),
     )
-    mixture = corpus.mixture([pack], landmarks=False)
     features = np.tanh(states @ generator.normal(0, 0.3, (2, 24))).astype(np.float32)
     paired = np.tile(np.arange(length) < 8, num_episodes)
-    return MotionPairs.of(mixture, StandardizedLatents([features], [paired]), 0.25)
+    return corpus.mixture([pack], landmarks=False), StandardizedLatents([features], [paired])
 
 
 def losses(directory: Path, name: str = "loss") -> list[float]:
@@ -160,11 +161,11 @@ def test_a_body_in_two_packs_is_one_body() -> None:
 def test_v_learns_what_e_says_and_finds_it_in_episodes_it_never_saw(
     corpus: Corpus, prior: ActionPrior, tmp_path: Path, kind: AlignmentLoss
 ) -> None:
-    pairs = told_pairs(corpus)
+    pairs = MotionPairs.of(*told_mixture(corpus), prior, 0.25)
     schedule = Schedule(num_steps=80, learning_rate=1e-2, warmup_steps=5, ema_decay=0.9, log_every=1)
     recipe = AlignmentRecipe(loss=kind, temperature=0.02, width=64, batch_size=32, schedule=schedule)
-    before = score_alignment(prior, align(corpus, prior, pairs, recipe, tmp_path / "0", made_by={}, until=0), pairs)
-    after = score_alignment(prior, align(corpus, prior, pairs, recipe, tmp_path / kind, made_by={}), pairs)
+    before = score_alignment(align(corpus, pairs, recipe, tmp_path / "0", made_by={}, until=0), pairs)
+    after = score_alignment(align(corpus, pairs, recipe, tmp_path / kind, made_by={}), pairs)
     found = losses(tmp_path / kind)
     assert np.mean(found[-5:]) < 0.6 * found[0]
     assert after["num_candidates"] == before["num_candidates"] == len(pairs.held_out[0]) == 48
@@ -174,25 +175,26 @@ def test_v_learns_what_e_says_and_finds_it_in_episodes_it_never_saw(
         assert after["distance"] < 0.5 * after["constant_distance"] < before["distance"]
 
 
-def test_held_out_episodes_are_no_part_of_training(corpus: Corpus) -> None:
-    pairs = told_pairs(corpus)
-    pack = pairs.mixture.packs[0]
+def test_held_out_episodes_are_no_part_of_training(corpus: Corpus, prior: ActionPrior) -> None:
+    mixture, latents = told_mixture(corpus)
+    pairs, pack = MotionPairs.of(mixture, latents, prior, 0.25), mixture.packs[0]
     assert set(pack.episode_of(pairs.training[0]).tolist()) == set(range(18))
     assert set(pack.episode_of(pairs.held_out[0]).tolist()) == set(range(18, 24))
-    none = StandardizedLatents([pairs.features[0]], [np.zeros(pack.num_frames, bool)])
+    motion = mixture.motion([(0, np.array([3, 41]))])
+    torch.testing.assert_close(pairs.batch([(0, np.array([3, 41]))]).z, encode_motion(prior, motion).detach())
+    none = StandardizedLatents(latents.features, [np.zeros(pack.num_frames, bool)])
     with pytest.raises(ValueError, match="none has two frames a gap apart"):
-        MotionPairs.of(pairs.mixture, none, 0.25)
+        MotionPairs.of(mixture, none, prior, 0.25)
 
 
 @pytest.mark.parametrize("kind", ["regression", "contrastive"])
 def test_no_gradient_of_the_alignment_reaches_e(corpus: Corpus, prior: ActionPrior, kind: AlignmentLoss) -> None:
-    rows = told_pairs(corpus).batch([(0, np.arange(6))])
-    own = copy.deepcopy(prior)
-    motion = rows.motion
-    z = own.encoder(motion.states, motion.actions, motion.step_mask, motion.embodiment)
+    mixture, latents = told_mixture(corpus)
+    own, features = copy.deepcopy(prior), torch.from_numpy(latents.features[0][:6])
+    z = encode_motion(own, mixture.motion([(0, np.arange(6))]))
     assert z.requires_grad
-    head = VideoHead(rows.features.shape[1], 8, corpus.config.latent_dim)
-    alignment_losses(head(rows.features), z, kind, 0.1)["loss"].backward()
+    head = VideoHead(features.shape[1], 8, corpus.config.latent_dim)
+    alignment_losses(head(features), z, kind, 0.1)["loss"].backward()
     assert all(value.grad is None for value in own.parameters())
     assert all(value.grad is not None and value.grad.any() for value in head.parameters())
 
