@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from training.experiments.definitions import EXPERIMENTS, experiment
+from training.experiments.video import command as video
+from training.experiments.video.definitions import VIDEO_EXPERIMENTS
 
 if TYPE_CHECKING:
     from training.experiments.experiment import Experiment
@@ -30,7 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "name",
         metavar="NAME",
-        help=f"{', '.join(EXPERIMENTS)}; {EVERYTHING} of them; or {REPORT}: make every report and RESULTS.md again",
+        help=f"{', '.join(EXPERIMENTS)}; {EVERYTHING} of them; {', '.join(VIDEO_EXPERIMENTS)}, on priors from video; "
+        f"{video.EVERYTHING}: these; or {REPORT}: make every report and RESULTS.md again",
     )
     parser.add_argument("--budget", default="cpu", help="cpu, gpu or a JSON file (default: cpu)")
     parser.add_argument("--seeds", type=_seeds, metavar="0,1,2", help="of training (default: the budget's)")
@@ -54,6 +57,8 @@ def run(options: argparse.Namespace) -> int:
         for path in write_reports(RESULTS):
             print(path)
         return 0
+    if video.is_about_video(options.name):
+        return video.run(options, RESULTS)
     asked = tuple(EXPERIMENTS.values()) if options.name == EVERYTHING else (experiment(options.name),)
     budget = Budget.load(options.budget)
     seeds = options.seeds or budget.seeds

@@ -8,7 +8,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Protocol
 
 from training.experiments.budget import Budget
 from training.experiments.experiment import Arm, BaseName, Condition, Experiment
@@ -18,6 +18,16 @@ Kind = Literal["stage 1", "stage 2", "evaluation"]
 Part = Literal["all", "done", "left"]
 KINDS: tuple[Kind, ...] = ("stage 1", "stage 2", "evaluation")
 _MINIMUM_MEASURED = 3
+
+
+class JobOfPlan(Protocol):
+    """What the order of work knows of a job."""
+
+    @property
+    def key(self) -> str: ...
+
+    @property
+    def needs(self) -> tuple[str, ...]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +103,7 @@ class Plan:
 
     def hours(self, num_workers: int) -> float:
         """Until the last of the jobs left ends, each worker taking the next one whose needs are done."""
-        return _makespan(self.left, self.seconds, num_workers) / 3600
+        return makespan(self.left, self.seconds, num_workers) / 3600
 
 
 def checkpoint_steps(arm: Arm, run: Run) -> tuple[int, ...]:
@@ -215,7 +225,8 @@ def _measured(job: Job, store: Store) -> float:
     return store.evaluation(job.run, job.step, job.condition, job.task).seconds
 
 
-def _makespan(jobs: Sequence[Job], seconds: Mapping[str, float], num_workers: int) -> float:
+def makespan(jobs: Sequence[JobOfPlan], seconds: Mapping[str, float], num_workers: int) -> float:
+    """Seconds until the last of the jobs ends, each worker taking the next one whose needs are done."""
     waiting, now = list(jobs), 0.0
     open_keys = {job.key for job in jobs}
     running: list[tuple[float, str]] = []

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from training.experiments.definitions import EXPERIMENTS
+from training.experiments.markdown import count, percent_cell, table, task_cell
 from training.experiments.plots import draw
 from training.experiments.results import HOLDS, NOT_RUN, NOT_SHOWN, OPPOSITE, results_name
+from training.experiments.video import report as video_report
 from training.json_file import write_text
 
 _ASKED_SEEDS, _ASKED_EPISODES = 3, 50
@@ -32,15 +34,19 @@ Values = Mapping[str, Any]
 
 def write_reports(results: Path) -> list[Path]:
     """Every report, figure and RESULTS.md, made again from results/*/results.json; returns what was written."""
-    found = {path.parent: json.loads(path.read_text()) for path in sorted(results.glob("*/results.json"))}
+    read = {path.parent: json.loads(path.read_text()) for path in sorted(results.glob("*/results.json"))}
+    found = {directory: values for directory, values in read.items() if values["experiment"] in EXPERIMENTS}
+    video = {directory: values for directory, values in read.items() if directory not in found}
     written = []
     for directory, values in found.items():
         figures = draw(values, directory)
         report = directory / "report.md"
         write_text(report, format_report(values, [figure.name for figure in figures]))
         written += [report, *figures]
+    for directory, values in video.items():
+        written += video_report.write_report(values, directory)
     summary = results.parent / "RESULTS.md"
-    write_text(summary, format_summary(list(found.values())))
+    write_text(summary, format_summary(list(found.values())) + video_report.format_section(list(video.values())))
     return [*written, summary]
 
 
@@ -102,14 +108,14 @@ def format_summary(all_values: Sequence[Values]) -> str:
         f"{_RULE} {_MULTIPLICITY}",
         f"Of {sum(counts.values())} claims {counts[HOLDS]} hold, {counts[NOT_SHOWN]} are not shown, for "
         f"{counts[OPPOSITE]} the opposite was found, {counts[NOT_RUN]} were not run.",
-        _table(["experiment", "claim", "ours (95 % interval)", "paper A", "verdict", "command"], rows),
+        table(["experiment", "claim", "ours (95 % interval)", "paper A", "verdict", "command"], rows),
         "## Joint success",
         *_joint_success(known),
         "## Cost",
         "The plan, which is printed before anything starts, is wall clock with the budget's worker processes when an "
         "experiment is run alone; the last three columns are measured hours of one worker process. What several "
         "experiments share is counted in each.",
-        _table(["experiment", "done", "planned hours", "stage 1", "stage 2", "tests"], costs),
+        table(["experiment", "done", "planned hours", "stage 1", "stage 2", "tests"], costs),
         *_totals(known),
         "## Not run, or with less than was asked",
         "\n".join(f"- {line}" for line in _missing(known)) or "Nothing.",
@@ -142,7 +148,7 @@ def shortfalls(values: Values) -> list[str]:
     """Where there is less than three seeds, fifty episodes, or all of the jobs."""
     budget, lines = values["budget"], []
     if len(values["seeds"]) < _ASKED_SEEDS:
-        lines.append(f"Shortfall: {_count(len(values['seeds']), 'seed')} of training, {_ASKED_SEEDS} were asked for.")
+        lines.append(f"Shortfall: {count(len(values['seeds']), 'seed')} of training, {_ASKED_SEEDS} were asked for.")
     tests = any(arm["checkpoints"] for arm in values["arms"])
     if tests and budget["episodes"] < _ASKED_EPISODES:
         lines.append(
@@ -168,7 +174,7 @@ def _success_table(values: Values) -> list[str]:
         cells = []
         for group in groups:
             paper = arm["paper"].get(group)
-            cells += [_percent_cell(_last(arm)["groups"].get(group)), "" if paper is None else f"{paper:.1f}"]
+            cells += [percent_cell(_last(arm)["groups"].get(group)), "" if paper is None else f"{paper:.1f}"]
         seeds = max((each["num_seeds"] for each in _last(arm)["groups"].values()), default=0)
         rows.append([arm["name"], *cells, str(seeds)])
     header = [cell for group in groups for cell in (f"{titles[group]}, %", "paper A")]
@@ -176,7 +182,7 @@ def _success_table(values: Values) -> list[str]:
         index for index in range(len(header) + 2) if index in (0, len(header) + 1) or any(row[index] for row in rows)
     ]
     header = ["arm", *header, "seeds"]
-    return ["## Success", _table([header[i] for i in keep], [[row[i] for i in keep] for row in rows])]
+    return ["## Success", table([header[i] for i in keep], [[row[i] for i in keep] for row in rows])]
 
 
 def _tasks_title(values: Values) -> str:
@@ -194,14 +200,14 @@ def _task_table(values: Values) -> list[str]:
         cells = []
         for arm in tested:
             found = _last(arm)["tasks"].get(task)
-            cells.append("" if found is None or not found["episodes"] else _task_cell(found))
+            cells.append("" if found is None or not found["episodes"] else task_cell(found))
         rows.append([task, f"{about['body']}{', low data' if about['low_data'] else ''}", *cells])
-    return [_table(["task", "body", *(f"{arm['name']}, %" for arm in tested)], rows)]
+    return [table(["task", "body", *(f"{arm['name']}, %" for arm in tested)], rows)]
 
 
 def _claims_table(values: Values) -> str:
     rows = [[claim["claim"], _ours(claim), _papers(claim), claim["verdict"]] for claim in _claims(values)]
-    return _table(["claim", "ours (95 % interval)", "paper A", "verdict"], rows)
+    return table(["claim", "ours (95 % interval)", "paper A", "verdict"], rows)
 
 
 def _what_held(values: Values) -> list[str]:
@@ -226,12 +232,12 @@ def _method(values: Values) -> list[str]:
     budget, hardware = values["budget"], values["hardware"]
     bodies = list(dict.fromkeys(about["body"] for about in values["tasks"].values()))
     tested = any(arm["checkpoints"] for arm in values["arms"])
-    num_seeds = _count(len(values["seeds"]), "seed")
+    num_seeds = count(len(values["seeds"]), "seed")
     lines = [f"Budget {budget['name']} ({budget['what']}): size {budget['size']}, {num_seeds} of training."]
     if tested:
         curve = f"; {budget['curve_episodes']} at earlier checkpoints" if values["figure"] == "curve" else ""
         lines.append(
-            f"{_count(len(values['tasks']), 'task')} on {_count(len(bodies), 'body', 'bodies')}; {budget['episodes']} "
+            f"{count(len(values['tasks']), 'task')} on {count(len(bodies), 'body', 'bodies')}; {budget['episodes']} "
             f"test episodes a task and seed{curve}."
         )
     costs = values["costs"]
@@ -315,16 +321,6 @@ def _papers(claim: Values) -> str:
     return "-" if claim["paper_points"] is None else f"{claim['paper_points']:+.1f} points"
 
 
-def _percent_cell(found: Values | None) -> str:
-    if found is None:
-        return "-"
-    return f"{100 * found['value']:.1f} ({100 * found['low']:.1f} to {100 * found['high']:.1f})"
-
-
-def _task_cell(found: Values) -> str:
-    return f"{100 * found['successes'] / found['episodes']:.0f} ({100 * found['low']:.0f} to {100 * found['high']:.0f})"
-
-
 def _last(arm: Values) -> Values:
     return arm["checkpoints"][-1]
 
@@ -335,12 +331,3 @@ def _label(values: Values) -> str:
 
 def _directory(values: Values) -> str:
     return f"results/{results_name(values['experiment'], values['budget']['name'])}"
-
-
-def _count(number: int, one: str, many: str = "") -> str:
-    return f"{number} {one if number == 1 else many or one + 's'}"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)

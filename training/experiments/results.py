@@ -80,7 +80,7 @@ def collect(experiment: Experiment, store: Store, seeds: Sequence[int]) -> dict[
         "ratios": [found.ratio(ratio) for ratio in experiment.ratios],
         "planned_hours": round(from_nothing(jobs, store).hours(budget.num_workers), 2),
         "costs": _costs(jobs.jobs, store),
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": {"python": platform.python_version(), **versions()},
         "hardware": hardware(),
         "git_commit": git_commit(),
     }
@@ -329,6 +329,6 @@ def _costs(jobs: Sequence[Any], store: Store) -> dict[str, float]:
     return {f"{name}_hours": round(value / 3600, 3) for name, value in seconds.items()}
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     installed = {each.metadata["Name"] for each in importlib.metadata.distributions()}
     return {name: importlib.metadata.version(name) for name in _PACKAGES if name in installed}

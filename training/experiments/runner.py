@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from training.experiments.experiment import Condition
-from training.experiments.plan import EvaluationJob, Job, Plan, Stage1Job, Stage2Job, is_done
-from training.experiments.store import Store
+from training.experiments.plan import EvaluationJob, Job, JobOfPlan, Plan, Stage1Job, Stage2Job, is_done
+from training.experiments.store import Evaluation, Store
 from training.recipe import Recipe, RunDirectory
 
 _EPISODES_AT_ONCE = 25  # what a kill may cost of an evaluation
+
+
+_Job = TypeVar("_Job", bound=JobOfPlan)
 
 
 class ExperimentError(RuntimeError):
@@ -62,36 +65,69 @@ def perform(job: Job, store: Store, work: Work) -> None:
 
 
 def _evaluate(job: EvaluationJob, store: Store, work: Work) -> None:
-    checkpoint = store.checkpoint(job.run, job.step)
-    evaluation = store.evaluation(job.run, job.step, job.condition, job.task)
-    while (tried := len(evaluation.seeds)) < job.num_episodes:
+    def keep(evaluation: Evaluation) -> None:
+        store.write_evaluation(job.run, job.step, job.condition, job.task, evaluation)
+
+    try_scenes(
+        store.evaluation(job.run, job.step, job.condition, job.task),
+        store.checkpoint(job.run, job.step),
+        job.condition,
+        job.task,
+        range(job.run.recipe.evaluation.first_seed, job.run.recipe.evaluation.first_seed + job.num_episodes),
+        work.evaluate,
+        keep,
+    )
+
+
+def try_scenes(
+    evaluation: Evaluation,
+    checkpoint: Path,
+    condition: Condition,
+    task: str,
+    seeds: range,
+    evaluate: Callable[[Path, Condition, str, int, int], Mapping[str, Any]],
+    keep: Callable[[Evaluation], None],
+) -> None:
+    """Try what `evaluation` lacks of these scenes, a few at a time; `keep` gets what there is after each few.
+
+    `evaluate` is Work's. Raises ExperimentError when the checkpoint is not the one that was tested before.
+    """
+    while (tried := len(evaluation.seeds)) < len(seeds):
         started = time.monotonic()
-        row = work.evaluate(
-            checkpoint,
-            job.condition,
-            job.task,
-            job.run.recipe.evaluation.first_seed + tried,
-            min(_EPISODES_AT_ONCE, job.num_episodes - tried),
-        )
+        row = evaluate(checkpoint, condition, task, seeds[tried], min(_EPISODES_AT_ONCE, len(seeds) - tried))
         if evaluation.seeds and evaluation.revision != row["revision"]:
             raise ExperimentError(
                 f"{checkpoint} is revision {row['revision']}, its first {tried} scenes were tried with "
                 f"{evaluation.revision}; delete those results or the checkpoint"
             )
         evaluation = evaluation.plus(row, time.monotonic() - started)
-        store.write_evaluation(job.run, job.step, job.condition, job.task, evaluation)
+        keep(evaluation)
 
 
 def carry_out(plan: Plan, store: Store, work: Work, executor: Executor, num_workers: int) -> None:
     """Do what is left of a plan. Raises ExperimentError when jobs failed, after the others are done."""
-    waiting = list(plan.left)
+
+    def submit(job: Job) -> Future[None]:
+        return executor.submit(perform, job, store, work)
+
+    carry_out_jobs(plan.left, submit, lambda job: is_done(job, store), num_workers)
+
+
+def carry_out_jobs(
+    jobs: Sequence[_Job], submit: Callable[[_Job], Future[None]], is_done: Callable[[_Job], bool], num_workers: int
+) -> None:
+    """Do jobs in their order, each once those that it needs are done, at most `num_workers` at a time.
+
+    Raises ExperimentError when jobs failed, after the others are done.
+    """
+    waiting = list(jobs)
     open_keys = {job.key for job in waiting}
-    running: dict[Future[None], Job] = {}
+    running: dict[Future[None], _Job] = {}
     failures: list[str] = []
     while waiting or running:
         while len(running) < num_workers and (job := _next(waiting, open_keys)) is not None:
             waiting.remove(job)
-            running[executor.submit(perform, job, store, work)] = job
+            running[submit(job)] = job
         if not running:
             break
         for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -99,7 +135,7 @@ def carry_out(plan: Plan, store: Store, work: Work, executor: Executor, num_work
             error = future.exception()
             if isinstance(error, BrokenProcessPool) or (error is not None and not isinstance(error, Exception)):
                 raise error
-            if error is None and is_done(job, store):
+            if error is None and is_done(job):
                 open_keys.remove(job.key)
                 _report(f"done: {job.key} ({len(waiting) + len(running)} left)")
             else:
@@ -110,7 +146,7 @@ def carry_out(plan: Plan, store: Store, work: Work, executor: Executor, num_work
         raise ExperimentError(f"{len(failures)} jobs failed{skipped}: " + "; ".join(failures))
 
 
-def _next(waiting: Sequence[Job], open_keys: set[str]) -> Job | None:
+def _next(waiting: Sequence[_Job], open_keys: set[str]) -> _Job | None:
     return next((job for job in waiting if not open_keys.intersection(job.needs)), None)
 
 

@@ -11,7 +11,7 @@ import fcntl
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -59,15 +59,15 @@ class Store:
             "size": recipe.size,
             "seed": recipe.seed,
             "autocast": recipe.autocast,
-            "data": _explicit(replace(recipe.data, root="")),
-            "stage1": _explicit(recipe.stage1) if has_stage1 else None,
-            "stage2": _explicit(replace(recipe.stage2, start_from=parent.digest if parent else "")),
+            "data": explicit(replace(recipe.data, root="")),
+            "stage1": explicit(recipe.stage1) if has_stage1 else None,
+            "stage2": explicit(replace(recipe.stage2, start_from=parent.digest if parent else "")),
         }
         shared = {key: value for key, value in trained.items() if key != "stage2"}
         return Run(
             recipe=recipe,
-            digest=_digest({**trained, "recordings": data}),
-            stage1_digest=_digest({**shared, "recordings": data}) if has_stage1 else "",
+            digest=digest_of({**trained, "recordings": data}),
+            stage1_digest=digest_of({**shared, "recordings": data}) if has_stage1 else "",
             parent=parent,
         )
 
@@ -85,14 +85,14 @@ class Store:
         return directory.snapshot(step)
 
     def stage1_outcome(self, digest: str) -> Mapping[str, Any] | None:
-        return _read(self.stage1_directory(digest) / _OUTCOME)
+        return read_json(self.stage1_directory(digest) / _OUTCOME)
 
     def write_stage1_outcome(self, digest: str, recipe: Recipe, values: Mapping[str, Any]) -> None:
         write_json(self.stage1_directory(digest) / "recipe.json", recipe.to_json())
         write_json(self.stage1_directory(digest) / _OUTCOME, values)
 
     def run_outcome(self, run: Run) -> Mapping[str, Any] | None:
-        return _read(self.run_directory(run).root / _OUTCOME)
+        return read_json(self.run_directory(run).root / _OUTCOME)
 
     def write_run_outcome(self, run: Run, values: Mapping[str, Any]) -> None:
         write_json(self.run_directory(run).root / "recipe.json", run.recipe.to_json())
@@ -102,7 +102,7 @@ class Store:
         return int((self.run_outcome(run) or {"steps": 0})["steps"])
 
     def evaluation(self, run: Run, step: int, condition: Condition, task: str) -> Evaluation:
-        return Evaluation.from_json(_read(self._evaluation_path(run, step, condition, task)) or {})
+        return Evaluation.from_json(read_json(self._evaluation_path(run, step, condition, task)) or {})
 
     def write_evaluation(self, run: Run, step: int, condition: Condition, task: str, evaluation: Evaluation) -> None:
         write_json(self._evaluation_path(run, step, condition, task), evaluation.to_json())
@@ -111,16 +111,9 @@ class Store:
         directory = self.run_directory(run).root / "evaluations"
         return directory / f"step_{step:06d}" / condition.name / f"{task}.json"
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> AbstractContextManager[None]:
         """One process at a time carries out jobs here; raises BusyError."""
-        self.root.mkdir(parents=True, exist_ok=True)
-        with (self.root / "lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise BusyError(f"another process carries out experiments in {self.root}; wait for its end") from None
-            yield
+        return locked(self.root)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,26 +164,38 @@ class Evaluation:
         )
 
 
+@contextmanager
+def locked(root: Path) -> Iterator[None]:
+    """One process at a time is inside; raises BusyError."""
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BusyError(f"another process carries out experiments in {root}; wait for its end") from None
+        yield
+
+
 def _parent_training(training: Training) -> Training:
     return replace(training, adapted_episodes=0)
 
 
-def _explicit(part: Any) -> dict[str, Any]:
+def explicit(part: Any) -> dict[str, Any]:
     """What a part of a recipe sets itself: a setting that is added later with a default changes no digest."""
     found = {}
     for each in fields(part):
         value = getattr(part, each.name)
         default = each.default if each.default_factory is MISSING else each.default_factory()
         if is_dataclass(value):
-            found[each.name] = _explicit(value)
+            found[each.name] = explicit(value)
         elif value != default:
             found[each.name] = dict(value) if isinstance(value, Mapping) else value
     return found
 
 
-def _digest(values: Mapping[str, Any]) -> str:
+def digest_of(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _read(path: Path) -> Mapping[str, Any] | None:
+def read_json(path: Path) -> Mapping[str, Any] | None:
     return json.loads(path.read_text()) if path.is_file() else None

@@ -35,7 +35,7 @@ class TrainingWork:
         from training.stage1 import train_stage1
 
         run = RunDirectory.of(recipe, directory)
-        with _logged(directory):
+        with logged(directory):
             train_stage1(open_corpus(recipe, run), run.stage1, device=self.device)
         return {"seconds": round(seconds_spent(run.stage1), 1), "git_commit": git_commit()}
 
@@ -50,7 +50,7 @@ class TrainingWork:
 
         stage1 = RunDirectory.of(recipe, stage1_directory).stage1 if stage1_directory else None
         ended = until == recipe.stage2.schedule.num_steps
-        with _logged(run.root):
+        with logged(run.root):
             if ended:
                 train(recipe, run, device=self.device, stage1_directory=stage1)
             else:
@@ -79,7 +79,7 @@ class TrainingWork:
             inference_delay=condition.inference_delay,
             num_inference_steps=EULER_STEPS,
         )
-        with _logged(checkpoint.parent):
+        with logged(checkpoint.parent):
             (row,) = evaluate(target, tasks=[task], num_episodes=num_episodes, first_seed=first_seed)
         return {**row, "revision": revision_of(checkpoint)}
 
@@ -122,7 +122,7 @@ def _end_with(parent: Any) -> None:
 
 
 @contextmanager
-def _logged(directory: Path) -> Iterator[None]:
+def logged(directory: Path) -> Iterator[None]:
     """Progress of every step goes to a file: two processes share one terminal."""
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / "log.txt").open("a", buffering=1) as file, redirect_stderr(file):

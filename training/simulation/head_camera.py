@@ -53,12 +53,12 @@ class HeadCamera:
         self._slope = np.tan(0.5 * np.deg2rad(model.cam_fovy[self._id]))
         self._renderer = mujoco.Renderer(model, size, size)
 
-    def take(self, data: Any) -> tuple[Vector, npt.NDArray[np.int32]]:
-        """float [size, size, 3] RGB, and the geom of each pixel, int32 [size, size], -1 for none."""
+    def take(self, data: Any) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
+        """uint8 [size, size, 3] RGB, and the geom of each pixel, int32 [size, size], -1 for none."""
         self._renderer.update_scene(data, self._id)
         self._renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
         self._renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
-        picture = self._renderer.render().astype(np.float64)
+        picture = self._renderer.render()
         self._renderer.enable_segmentation_rendering()
         shown = self._renderer.render()
         self._renderer.disable_segmentation_rendering()

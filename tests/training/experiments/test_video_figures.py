@@ -1,0 +1,80 @@
+"""Figures of codes and their intervals, against closed forms and known noise."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from training.experiments.video.figures import FIGURES, Sample, estimate, sample_of
+
+
+def r2(values: np.ndarray) -> Sample:
+    """R2 of each seed and clip [S, C], clips of equal weight."""
+    return Sample("R2", np.stack([1 - values, np.ones_like(values)], -1))
+
+
+def test_r2_is_of_all_clips_together_not_the_mean_of_theirs() -> None:
+    sums = np.array([[[0.0, 1.0], [9.0, 9.0]]])
+    assert estimate(Sample("R2", sums)).value == pytest.approx(1 - 9 / 10)
+
+
+def test_usage_and_perplexity_are_those_of_all_clips() -> None:
+    counts = np.array([[[4, 0, 0, 0], [0, 4, 0, 0]]], float)
+    assert estimate(Sample("usage", counts)).value == 0.5
+    assert estimate(Sample("perplexity", counts)).value == pytest.approx(2.0)
+    even = np.full((1, 3, 16), 5.0)
+    assert estimate(Sample("perplexity", even)).value == pytest.approx(16.0)
+
+
+def test_the_interval_of_usage_contains_it_though_resampling_loses_codes() -> None:
+    found = estimate(Sample("usage", np.eye(8)[None]))
+    assert found.value == 1.0 and found.high == 1.0 and found.low < 0.8
+
+
+def test_the_interval_of_many_clips_is_that_of_their_mean() -> None:
+    noise = np.random.default_rng(0).normal(0.5, 0.2, (1, 400))
+    found = estimate(r2(noise))
+    assert found.high - found.low == pytest.approx(2 * 1.96 * 0.2 / math.sqrt(400), rel=0.15)
+    assert found.caveat == "one seed of training: no interval contains its variation"
+
+
+def test_seeds_that_differ_widen_the_interval_beyond_that_of_clips() -> None:
+    generator = np.random.default_rng(0)
+    clips = generator.normal(0.5, 0.1, (1, 100)).repeat(3, 0)
+    apart = clips + np.array([[-0.2], [0.0], [0.2]])
+    alike, differing = estimate(r2(clips)), estimate(r2(apart))
+    assert differing.high - differing.low > 3 * (alike.high - alike.low)
+    assert differing.value == pytest.approx(alike.value)
+
+
+def test_a_difference_is_paired_by_seed_and_clip() -> None:
+    hard = np.random.default_rng(1).normal(0.0, 0.5, (3, 50))
+    found = estimate(r2(hard + 0.1), r2(hard))
+    assert (found.low, found.value, found.high) == pytest.approx((0.1, 0.1, 0.1))
+    with pytest.raises(ValueError, match=r"figures are of \(3, 50\) and \(3, 40\) seeds and clips"):
+        estimate(r2(hard), r2(hard[:, :40]))
+
+
+def test_cka_is_the_mean_of_bodies_and_its_draws_are_paired() -> None:
+    draws = np.random.default_rng(2).uniform(0.4, 0.6, (3, 2, 50))
+    found = estimate(Sample("CKA", draws))
+    assert found.value == pytest.approx(draws.mean())
+    assert draws.min() < found.low < found.value < found.high < draws.max()
+    gap = estimate(Sample("CKA", draws + 0.05), Sample("CKA", draws))
+    assert (gap.low, gap.high) == pytest.approx((0.05, 0.05))
+
+
+def test_continuous_latents_have_no_codes_to_count() -> None:
+    probe: dict[str, Any] = {"sums": {FIGURES["effector, action"].part: [[0.0, 1.0]]}}
+    assert sample_of("usage", [probe]) is None
+    assert sample_of("effector, action", [probe]) is not None
+    assert sample_of("effector, action", []) is None
+
+
+def test_the_same_seed_gives_the_same_interval() -> None:
+    sample = r2(np.random.default_rng(0).normal(0.5, 0.2, (3, 20)))
+    assert estimate(sample) == estimate(sample)
+    assert estimate(sample) != estimate(sample, seed=1)

@@ -1,0 +1,165 @@
+"""From probes and tests to words: the control first, verdicts by interval, paper B beside, paper A's pages alone."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.training.experiments.fake_video_work import FakeVideoWork, video_store_of
+from tests.training.experiments.fake_work import store_of
+from training.__main__ import main
+from training.experiments.budget import Budget
+from training.experiments.definitions import experiment
+from training.experiments.report import format_summary, write_reports
+from training.experiments.results import HOLDS, NOT_RUN, NOT_SHOWN
+from training.experiments.results import collect as collect_prior
+from training.experiments.results import write_results as write_prior
+from training.experiments.video.budget import VideoBudget
+from training.experiments.video.definitions import VIDEO_EXPERIMENTS
+from training.experiments.video.plan import plan
+from training.experiments.video.report import format_section
+from training.experiments.video.results import collect, write_results
+from training.experiments.video.runner import carry_out
+from training.video_prior.recipe import VideoPriorRecipe
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """results/ of the four, decoupling of one seed of two; beside one of paper A's."""
+    root = tmp_path_factory.mktemp("video")
+    budget = replace(VideoBudget.load("cpu"), episodes=3, seeds=(0, 1))
+    store = video_store_of(budget, root / "experiments")
+    for each in VIDEO_EXPERIMENTS.values():
+        seeds = (0,) if each.name == "decoupling" else (0, 1)
+        with ThreadPoolExecutor(1) as executor:
+            carry_out(plan([each], store, seeds), store, FakeVideoWork(), executor, num_workers=1)
+        write_results(each, collect(each, store, (0, 1)), root / "results", store, (0, 1))
+    prior = store_of(Budget.load("cpu"), root / "prior")
+    each = experiment("decay")
+    write_prior(each, collect_prior(each, prior, (0,)), root / "results", prior, (0,))
+    write_reports(root / "results")
+    return root
+
+
+def values(root: Path, name: str) -> dict:
+    return json.loads((root / "results" / name / "results.json").read_text())
+
+
+def claim(root: Path, name: str, words: str) -> dict:
+    (found,) = [each for each in values(root, name)["claims"] if words in each["claim"]]
+    return found
+
+
+@pytest.mark.parametrize("name", list(VIDEO_EXPERIMENTS))
+def test_each_leaves_results_recipes_report_and_figures(name: str, finished: Path) -> None:
+    directory = finished / "results" / name
+    assert len(list((directory / "recipes").glob("*.json"))) == len(values(finished, name)["arms"])
+    report = (directory / "report.md").read_text()
+    assert "![" in report and f"`python -m training experiment {name}`" in report
+    assert (directory / "plot.png").read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in (directory / "plot.svg").read_text()
+    for each in VIDEO_EXPERIMENTS[name].claims:
+        assert each.claim in report
+
+
+def test_recipes_of_policies_can_be_trained_again(finished: Path) -> None:
+    for path in (finished / "results/adaptation/recipes").glob("*.json"):
+        VideoPriorRecipe.from_json(json.loads(path.read_text()))
+
+
+def test_the_control_stands_before_every_claim_about_video(finished: Path) -> None:
+    text = (finished / "RESULTS.md").read_text()
+    section = text[text.index("## Priors from video") :]
+    assert "The control, no pretraining: " in section
+    assert section.index("The control, no pretraining") < section.index("| claim |")
+    first = next(line for line in section.splitlines() if line.startswith("| ["))
+    assert "latent pretraining helps the same head at 10 demonstrations" in first
+
+
+def test_every_claim_about_video_stands_in_the_summary_beside_paper_b(finished: Path) -> None:
+    text = (finished / "RESULTS.md").read_text()
+    for each in VIDEO_EXPERIMENTS.values():
+        for known in each.claims:
+            assert f"| {known.claim} |" in text
+    assert "+15.3 points" in text and "paper B 0.914" in text and "+0.048" in text
+
+
+def test_paper_a_s_part_of_the_summary_is_as_without_video(finished: Path) -> None:
+    text = (finished / "RESULTS.md").read_text()
+    assert text.startswith(format_summary([values(finished, "decay")]) + "\n## Priors from video")
+    assert format_section([]) == ""
+
+
+def test_verdicts_of_figures_follow_intervals_and_bounds(finished: Path) -> None:
+    better = claim(finished, "latent-quality", "motion by 0.5 of R2 better")
+    assert better["verdict"] == HOLDS and better["estimate"]["value"] == pytest.approx(0.8)
+    assert claim(finished, "latent-quality", "without masks, too")["verdict"] == "the opposite"
+    assert claim(finished, "latent-quality", "true masks")["verdict"] == NOT_SHOWN
+    assert claim(finished, "latent-quality", "keep the camera's motion out")["verdict"] == HOLDS
+    assert claim(finished, "latent-quality", "three quarters")["estimate"]["value"] == pytest.approx(15 / 16)
+    aligned = claim(finished, "alignment", "the body subspace removed")
+    assert aligned["verdict"] == HOLDS and aligned["estimate"]["value"] == pytest.approx(0.2, abs=0.01)
+    assert aligned["paper"] == pytest.approx(0.048)
+    report = (finished / "results/alignment/report.md").read_text()
+    assert "(paper B's figure lies outside our interval)" in report
+
+
+def test_successes_are_those_of_scenes_and_differences_are_paired(finished: Path) -> None:
+    found = values(finished, "adaptation")
+    for arm in found["arms"]:
+        solved = "".join("".join(task["outcomes"].values()) for task in arm["tasks"].values())
+        assert len(solved) == 2 * 2 * 3
+        assert arm["success"]["value"] == pytest.approx(solved.count("1") / len(solved))
+    by_name = {arm["name"]: arm["success"]["value"] for arm in found["arms"]}
+    for each in found["claims"]:
+        if not each["than"]:
+            assert each["estimate"]["value"] == pytest.approx(by_name[each["arm"]] - by_name[each["baseline"]])
+
+
+def test_a_seed_that_is_not_done_enters_no_interval_and_is_said(finished: Path) -> None:
+    found = values(finished, "decoupling")
+    # Of the second seed it has what adaptation shares with it.
+    assert {arm["name"]: arm["success"]["num_seeds"] for arm in found["arms"]} == {
+        "no pretraining": 2,
+        "full": 2,
+        "intent + visual encoder": 1,
+        "intent only": 1,
+        "visual encoder only": 1,
+        "frozen VLM": 1,
+    }
+    report = (finished / "results/decoupling/report.md").read_text()
+    assert "**Partial.**" in report and "8 of 12 policies" in report
+    assert "Shortfall: 2 seeds of training, 3 were asked for." in report
+    assert "Shortfall: 3 test episodes a task and seed, 50 were asked for." in report
+
+
+def test_without_any_job_done_nothing_is_claimed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["experiment", "video", "--collect", "--json", str(tmp_path / "all.json")]) == 0
+    for name in VIDEO_EXPERIMENTS:
+        assert {each["verdict"] for each in values(tmp_path, name)["claims"]} == {NOT_RUN}
+        assert not (tmp_path / "results" / name / "plot.png").exists()
+    assert "The control was not run." in (tmp_path / "RESULTS.md").read_text()
+    assert len(json.loads((tmp_path / "all.json").read_text())) == 4
+
+
+def test_the_plan_of_video_is_printed_without_any_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["experiment", "latent-quality", "--plan", "--seeds", "0,1"]) == 0
+    out = capsys.readouterr().out
+    for line in ("clips             4      0      4", "codes            10      0     10", "26 jobs left"):
+        assert line in out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_video_budget_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["experiment", "video", "--budget", "gpu"]) == 2
+    assert "unknown budget 'gpu', did you mean 'cpu'" in capsys.readouterr().err

@@ -1,0 +1,213 @@
+"""A budget of the experiments on video: clips, steps, demonstrations and what they cost. Frozen data in budgets/*.json.
+
+Owns its strict JSON form and the one place where an arm becomes a recipe. Does not own the experiments or any run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from training.experiments.experiment import DEFAULT_DECAY
+from training.experiments.video.experiment import CodesTraining, PolicyTraining
+from training.json_file import build
+from training.latent_actions.settings import LatentActionSettings
+from training.names import shipped_json
+from training.suite import Suite
+from training.video_prior.joint_recipe import JointRecipe
+from training.video_prior.recipe import AdaptationRecipe, IntentRecipe, VideoPriorRecipe
+
+BUDGETS = Path(__file__).parent / "budgets"
+CLIPS = ("hands-training", "robots-training", "hands-testing", "robots-testing")
+TRAINING_CLIPS = CLIPS[:2]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipBudget:
+    """What is filmed. `robot_tasks` are of different bodies and none that a policy is tested on.
+
+    Hands are of the seeds of hand_clips.TRAINING_SEEDS and TESTING_SEEDS from their first on, `robots_*` scenes of each
+    task from `first_robot_*` on. A robot's frame is every `robot_steps_per_frame` control steps and counts as one of
+    `rate_hz`: bodies are shown at a pace at which a chunk of any of them is about `gap_s` of the recipe.
+    """
+
+    image_size: int
+    rate_hz: float
+    hands_training: int
+    hands_testing: int
+    robot_tasks: tuple[str, ...]
+    robots_training: int
+    robots_testing: int
+    first_robot_training: int
+    first_robot_testing: int
+    robot_steps_per_frame: int
+
+    def __post_init__(self) -> None:
+        if self.first_robot_testing < self.first_robot_training + self.robots_training:
+            raise ValueError(
+                f"clips.first_robot_testing is {self.first_robot_testing}, expected at least "
+                f"{self.first_robot_training + self.robots_training}: no scene may be for both"
+            )
+
+    def number(self, name: str) -> int:
+        """How many scenes one of CLIPS has."""
+        kind, purpose = name.split("-")
+        number = {
+            ("hands", "training"): self.hands_training,
+            ("hands", "testing"): self.hands_testing,
+            ("robots", "training"): self.robots_training * len(self.robot_tasks),
+            ("robots", "testing"): self.robots_testing * len(self.robot_tasks),
+        }
+        return number[kind, purpose]
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoCosts:
+    """Seconds of one worker: of a step, of filming a scene, of a probe, and of a job's start."""
+
+    hand_clip_s: float
+    robot_clip_s: float
+    eyes_step_s: float
+    codes_step_s: float
+    probe_s: float
+    pretraining_step_s: float
+    stage1_step_s: float
+    labels_s: float
+    alignment_step_s: float
+    policy_step_s: float
+    joint_step_s: float
+    start_s: float
+    evaluation_start_s: float
+    episode_s: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoBudget:
+    """`recipe` is the whole chain: each arm leaves out of it what it has not."""
+
+    name: str
+    what: str
+    device: str
+    num_workers: int
+    hours: float
+    seeds: tuple[int, ...]
+    suite: Suite
+    clips: ClipBudget
+    recipe: VideoPriorRecipe
+    joint: JointRecipe
+    episodes: int
+    costs: VideoCosts
+
+    def __post_init__(self) -> None:
+        tasks = self.tasks
+        if unknown := sorted(set(tasks) - set(self.suite.low_data_group.tasks)):
+            raise ValueError(f"budget {self.name}: base.data.tasks names {unknown}, expected tasks of low data")
+        if missing := sorted(set(tasks) - set(self.costs.episode_s)):
+            raise ValueError(f"budget {self.name}: costs.episode_s says nothing of {missing}")
+        if shared := sorted(set(tasks) & set(self.clips.robot_tasks)):
+            raise ValueError(f"budget {self.name}: clips.robot_tasks names {shared}, which policies are tested on")
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """What policies are trained and tested on."""
+        return self.recipe.base.data.tasks
+
+    def latent_actions(self, training: CodesTraining) -> LatentActionSettings:
+        return replace(self.recipe.latent_actions, masks=training.masks, num_codes=training.num_codes)
+
+    def codes_recipe(self, seed: int, clips: Mapping[str, str]) -> VideoPriorRecipe:
+        """Of eyes and of the codes that policies learn: no policy is trained by it. `clips` has directories by name."""
+        return replace(
+            self.recipe, clips=tuple(clips[name] for name in TRAINING_CLIPS), video_seed=seed, base=self._base(seed)
+        )
+
+    def policy_recipe(self, training: PolicyTraining, seed: int, clips: Mapping[str, str]) -> VideoPriorRecipe:
+        """The exact recipe of a policy."""
+        whole = self.codes_recipe(seed, clips)
+        base = whole.base
+        num_steps = base.stage2.schedule.num_steps
+        stage1 = base.stage1
+        if not training.state_prior:
+            stage1 = replace(stage1, schedule=replace(stage1.schedule, num_steps=0))
+        decay_steps = 0 if training.joint is None else round(Fraction(num_steps) * DEFAULT_DECAY)
+        base = replace(
+            base,
+            data=replace(base.data, episodes=dict.fromkeys(self.tasks, training.demonstrations)),
+            stage1=stage1,
+            stage2=replace(base.stage2, decay_steps=decay_steps),
+        )
+        name = f"{self.name}-{_words(training)}-seed-{seed}"
+        base = replace(base, name=name)
+        no_pretraining = replace(whole.pretraining, schedule=replace(whole.pretraining.schedule, num_steps=0))
+        if training.joint is not None:
+            joint = replace(
+                self.joint,
+                alignment=replace(self.joint.alignment, loss=training.joint),
+                video_weight=self.joint.video_weight if training.sees_clips else 0.0,
+            )
+            return replace(
+                whole,
+                name=name,
+                variant="joint-prior" if training.sees_clips else "state-prior",
+                intent=IntentRecipe(),
+                pretraining=no_pretraining,
+                adaptation=AdaptationRecipe(),
+                joint=joint,
+                base=base,
+            )
+        return replace(
+            whole,
+            name=name,
+            intent=IntentRecipe(use_intent=training.use_intent, use_eyes=training.use_eyes),
+            pretraining=whole.pretraining if training.pretraining else no_pretraining,
+            adaptation=AdaptationRecipe(
+                tuning="frozen" if training.frozen else "full",
+                intent_weight=whole.adaptation.intent_weight if training.learns_codes else 0.0,
+                gap_s=whole.adaptation.gap_s,
+            ),
+            base=base,
+        )
+
+    def _base(self, seed: int) -> Any:
+        base = self.recipe.base
+        return replace(base, seed=seed, evaluation=replace(base.evaluation, num_episodes=self.episodes))
+
+    @classmethod
+    def load(cls, name_or_path: str) -> VideoBudget:
+        """A budget shipped in training/experiments/video/budgets by its name, or any JSON file by its path.
+
+        Raises UnknownNameError, or ValueError that names an unknown or missing key.
+        """
+        return cls.from_json(json.loads(shipped_json("budget", name_or_path, BUDGETS).read_text()))
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> VideoBudget:
+        parts = dict(values)
+        parts["suite"] = Suite.load(str(parts.get("suite", "")))
+        clips = dict(parts.get("clips", {}))
+        parts["clips"] = build(
+            ClipBudget, {**clips, "robot_tasks": tuple(clips.get("robot_tasks", ()))}, "budget.clips"
+        )
+        parts["recipe"] = VideoPriorRecipe.from_json(
+            {"name": parts.get("name"), "clips": list(TRAINING_CLIPS), **parts.get("recipe", {})}
+        )
+        parts["joint"] = JointRecipe.from_json(parts.get("joint", {}))
+        parts["costs"] = build(VideoCosts, parts.get("costs", {}), "budget.costs")
+        parts["seeds"] = tuple(parts.get("seeds", ()))
+        return build(cls, parts, "budget")
+
+
+def _words(training: PolicyTraining) -> str:
+    words = [f"{training.demonstrations}-demonstrations"]
+    words += ["pretraining"] if training.pretraining else []
+    words += ["codes"] if training.learns_codes else []
+    words += ["state-prior"] if training.state_prior else []
+    words += [] if training.use_intent else ["no-intent"]
+    words += [] if training.use_eyes else ["no-eyes"]
+    words += ["frozen"] if training.frozen else []
+    words += [f"joint-{training.joint}" if training.sees_clips else "no-clips"] if training.joint else []
+    return "-".join(words)

@@ -1,0 +1,78 @@
+"""`python -m training experiment` of the experiments on video: plan, carry out, report. The verb owns its arguments."""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from training.experiments.video.definitions import VIDEO_EXPERIMENTS
+
+if TYPE_CHECKING:
+    from training.experiments.video.experiment import VideoExperiment
+    from training.experiments.video.store import VideoStore
+
+EVERYTHING = "video"
+_JOBS_PER_PROCESS = 25  # simulators leak a little
+
+
+def is_about_video(name: str) -> bool:
+    return name == EVERYTHING or name in VIDEO_EXPERIMENTS
+
+
+def run(options: argparse.Namespace, results: Path) -> int:
+    from training.experiments.video.budget import VideoBudget
+    from training.experiments.video.plan import format_plan, plan
+    from training.experiments.video.runner import carry_out
+    from training.experiments.video.store import VideoStore
+    from training.experiments.video.work import ChainWork
+    from training.experiments.work import Recordings, start_worker
+
+    everything = options.name == EVERYTHING
+    asked = tuple(VIDEO_EXPERIMENTS.values()) if everything else (VIDEO_EXPERIMENTS[options.name],)
+    budget = VideoBudget.load(options.budget)
+    seeds = options.seeds or budget.seeds
+    num_workers = options.workers or budget.num_workers
+    root = options.store or Path("build/experiments") / f"video-{budget.name}"
+    store = VideoStore(root=root, budget=budget, data_identity=Recordings())
+    planned = plan(asked, store, seeds)
+    print(f"budget {budget.name} ({budget.what}), seeds {', '.join(map(str, seeds))}: {options.name}")
+    print(format_plan(planned, num_workers), flush=True)
+    if options.plan:
+        return 0
+    if options.collect:
+        _report(asked, store, seeds, options.json, results)
+        return 0
+    with store.locked():
+        try:
+            if planned.left:
+                # Spawned, not forked: a forked GL context is broken.
+                with ProcessPoolExecutor(
+                    num_workers,
+                    mp_context=multiprocessing.get_context("spawn"),
+                    initializer=start_worker,
+                    max_tasks_per_child=_JOBS_PER_PROCESS,
+                ) as executor:
+                    carry_out(planned, store, ChainWork(device=budget.device), executor, num_workers)
+        finally:
+            # What there is when a job fails or the keyboard interrupts is a partial result, and says so.
+            _report(asked, store, seeds, options.json, results)
+    return 0
+
+
+def _report(
+    asked: Sequence[VideoExperiment], store: VideoStore, seeds: Sequence[int], json_file: Path | None, results: Path
+) -> None:
+    from training.experiments.report import write_reports
+    from training.experiments.video.results import collect, write_results
+    from training.json_file import write_json
+
+    collected = [collect(each, store, seeds) for each in asked]
+    for each, values in zip(asked, collected, strict=True):
+        print(write_results(each, values, results, store, seeds))
+    write_reports(results)
+    if json_file:
+        write_json(json_file, collected)

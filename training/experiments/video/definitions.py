@@ -1,0 +1,299 @@
+"""The four experiments on priors from video: which arms there are, what is claimed, what paper B says.
+
+Paper B is arXiv 2606.18955. Its control, the same head without latent pretraining, was never run: it comes first here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from training.experiments.video.experiment import (
+    CodesTraining,
+    FigureClaim,
+    PolicyArm,
+    PolicyClaim,
+    PolicyExperiment,
+    PolicyTraining,
+    ProbedArm,
+    ProbeExperiment,
+    Term,
+    VideoExperiment,
+)
+
+DEMONSTRATIONS = (10, 50)
+_FEW = DEMONSTRATIONS[0]
+_FLOW, _NO_MASKS, _TRUTH = "flow masks, 16 codes", "no masks, 16 codes", "true masks, 16 codes"
+_MANY_CODES, _CONTINUOUS = "flow masks, 64 codes", "flow masks, continuous"
+_OURS, _UNMASKED = "ours (flow masks)", "no masks"
+_CONTROL, _LATENT, _STATE_PRIOR, _BOTH = "no pretraining", "latent pretraining", "state-prior", "both"
+_JOINT, _JOINT_CONTROL = "joint-prior", "paper A's policy"
+_CONTRASTIVE = f"joint-prior by contrast, {_FEW} demonstrations"
+_FULL, _UNTAUGHT = "full", "intent + visual encoder"
+_BLIND, _FROZEN, _SIGHT = "intent only", "frozen VLM", "visual encoder only"
+
+_CODES_NOTE = (
+    "Clips are simulated hands under a moving camera and robots whose actions are hidden, on tasks and scenes that no "
+    "policy is tested on; figures are of clips that no training saw. Every seed trains its own eyes and codes."
+)
+
+
+def _latent_quality() -> ProbeExperiment:
+    return ProbeExperiment(
+        name="latent-quality",
+        title="Does the action code follow motion and ignore the background?",
+        question="Latent actions with masks from nothing, flow or the simulator, and with 16, 64 or no codes.",
+        arms=(
+            ProbedArm(name=_NO_MASKS, training=CodesTraining(masks="none")),
+            ProbedArm(name=_FLOW, training=CodesTraining()),
+            ProbedArm(name=_TRUTH, training=CodesTraining(masks="truth")),
+            ProbedArm(name=_MANY_CODES, training=CodesTraining(num_codes=64)),
+            ProbedArm(name=_CONTINUOUS, training=CodesTraining(num_codes=0)),
+        ),
+        claims=(
+            FigureClaim(
+                claim="flow masks make the action code follow the hand",
+                first=Term(arm=_FLOW, figure="effector, action"),
+                second=Term(arm=_NO_MASKS, figure="effector, action"),
+            ),
+            FigureClaim(
+                claim="the action code tells the hand's motion by 0.5 of R2 better than the background code",
+                first=Term(arm=_FLOW, figure="effector, action"),
+                second=Term(arm=_FLOW, figure="effector, background"),
+                than=0.5,
+            ),
+            FigureClaim(
+                claim="without masks, too, by 0.5 of R2 better than the background code",
+                first=Term(arm=_NO_MASKS, figure="effector, action"),
+                second=Term(arm=_NO_MASKS, figure="effector, background"),
+                than=0.5,
+            ),
+            FigureClaim(
+                claim="the background code tells the camera's motion better than the action code",
+                first=Term(arm=_FLOW, figure="scenery, background"),
+                second=Term(arm=_FLOW, figure="scenery, action"),
+            ),
+            FigureClaim(
+                claim="flow masks keep the camera's motion out of the action code",
+                first=Term(arm=_FLOW, figure="scenery, action"),
+                second=Term(arm=_NO_MASKS, figure="scenery, action"),
+                expected="lower",
+            ),
+            FigureClaim(
+                claim="true masks are better than flow's",
+                first=Term(arm=_TRUTH, figure="effector, action"),
+                second=Term(arm=_FLOW, figure="effector, action"),
+            ),
+            FigureClaim(
+                claim="64 codes follow the hand better than 16",
+                first=Term(arm=_MANY_CODES, figure="effector, action"),
+                second=Term(arm=_FLOW, figure="effector, action"),
+            ),
+            FigureClaim(
+                claim="continuous latents follow the hand better than 16 codes",
+                first=Term(arm=_CONTINUOUS, figure="effector, action"),
+                second=Term(arm=_FLOW, figure="effector, action"),
+            ),
+            FigureClaim(
+                claim="at least three quarters of 16 codes are used", first=Term(arm=_FLOW, figure="usage"), than=0.75
+            ),
+            FigureClaim(
+                claim="a hand's codes move a robot: less error than with the codes of any motion",
+                first=Term(arm=_FLOW, figure="transferred codes"),
+                second=Term(arm=_FLOW, figure="shuffled codes"),
+                expected="lower",
+            ),
+            FigureClaim(
+                claim="a hand's codes are better than none",
+                first=Term(arm=_FLOW, figure="transferred codes"),
+                second=Term(arm=_FLOW, figure="no codes"),
+                expected="lower",
+            ),
+        ),
+        shown=(
+            "effector, action",
+            "effector, background",
+            "effector in scene, action",
+            "effector in scene, background",
+            "scenery, action",
+            "scenery, background",
+            "usage",
+            "perplexity",
+            "own codes",
+            "transferred codes",
+            "shuffled codes",
+            "no codes",
+        ),
+        drawn=("effector, action", "effector, background", "scenery, action", "scenery, background"),
+        paper="Not measured: paper B shows codes of three motions, and varies neither masks nor the number of codes.",
+        notes=(
+            _CODES_NOTE,
+            "A read-out is a ridge regression held out by clip, from one-hot codes, or from the latents of the arm "
+            "without codes; what moved is half a picture's side. Effector in scene is its motion less the scenery's.",
+            "An error is of a robot's last frame's features, weighed by how far each changed, over the error of "
+            "changing nothing, which is 1. A hand's codes are those of the pair of frames whose effector moved most "
+            "alike in the picture.",
+            "The read-out asks for at least 0.5 and usage for at least three quarters: these claims hold when the "
+            "interval excludes less. Resampled clips use no more codes than all of them, so usage is bounded from "
+            "below alone.",
+        ),
+    )
+
+
+def _alignment() -> ProbeExperiment:
+    return ProbeExperiment(
+        name="alignment",
+        title="Do hands and robots have the same latent actions?",
+        question="Linear CKA of a hand's and two robots' latents of equal motion, with the body subspace and without.",
+        arms=(
+            ProbedArm(name=_UNMASKED, training=CodesTraining(masks="none"), paper={"CKA without body": 0.866}),
+            ProbedArm(name=_OURS, training=CodesTraining(), paper={"CKA without body": 0.914}),
+        ),
+        claims=(
+            FigureClaim(
+                claim="masks align bodies, the body subspace removed",
+                first=Term(arm=_OURS, figure="CKA without body"),
+                second=Term(arm=_UNMASKED, figure="CKA without body"),
+                paper=0.914 - 0.866,
+            ),
+            FigureClaim(
+                claim="masks align bodies as they are",
+                first=Term(arm=_OURS, figure="CKA"),
+                second=Term(arm=_UNMASKED, figure="CKA"),
+            ),
+            FigureClaim(
+                claim="removing the body subspace raises CKA: it flatters",
+                first=Term(arm=_OURS, figure="CKA without body"),
+                second=Term(arm=_OURS, figure="CKA"),
+            ),
+        ),
+        shown=("CKA", "CKA without body"),
+        drawn=("CKA", "CKA without body"),
+        paper=(
+            "CKA of 0.9139 +- 0.0099 against 0.8659 +- 0.0064 of UniVLA, which has no masks, after removing a domain "
+            "subspace (logistic-regression directions, PCA; 50 bootstraps). Without that removal it gives none."
+        ),
+        notes=(
+            _CODES_NOTE,
+            "The paper does not say which pairs are compared. Ours are a robot's pair of frames and the hand's whose "
+            "effector moved most alike in the picture; the mean is over two robots, the interval over seeds and 50 "
+            "bootstraps of the pairs.",
+            "Nothing is trained for this: these are the latent actions of latent-quality.",
+        ),
+    )
+
+
+def _adaptation() -> PolicyExperiment:
+    families = {
+        _CONTROL: PolicyTraining(demonstrations=_FEW),
+        _LATENT: PolicyTraining(demonstrations=_FEW, pretraining=True, learns_codes=True),
+        _STATE_PRIOR: PolicyTraining(demonstrations=_FEW, state_prior=True),
+        _BOTH: PolicyTraining(demonstrations=_FEW, pretraining=True, learns_codes=True, state_prior=True),
+        _JOINT_CONTROL: PolicyTraining(demonstrations=_FEW, state_prior=True, joint="regression", sees_clips=False),
+        _JOINT: PolicyTraining(demonstrations=_FEW, state_prior=True, joint="regression"),
+    }
+    arms = [
+        PolicyArm(
+            name=_at(family, count),
+            training=replace(training, demonstrations=count),
+            family=family,
+            position=count,
+        )
+        for family, training in families.items()
+        for count in DEMONSTRATIONS
+    ]
+    contrastive = replace(families[_JOINT], joint="contrastive")
+    return PolicyExperiment(
+        name="adaptation",
+        title="Is it the video, or the head?",
+        question="The low-data group with 10 and 50 demonstrations a task: one head, with what comes before it varied.",
+        arms=(*arms, PolicyArm(name=_CONTRASTIVE, training=contrastive)),
+        claims=(
+            *(
+                PolicyClaim(claim=claim.format(count=count), arm=_at(arm, count), baseline=_at(baseline, count))
+                for claim, arm, baseline in (
+                    ("latent pretraining helps the same head at {count} demonstrations", _LATENT, _CONTROL),
+                    ("paper A's prior helps the same head at {count} demonstrations", _STATE_PRIOR, _CONTROL),
+                    ("both help the same head at {count} demonstrations", _BOTH, _CONTROL),
+                    ("latent pretraining adds to paper A's prior at {count} demonstrations", _BOTH, _STATE_PRIOR),
+                    ("clips help paper A's policy at {count} demonstrations", _JOINT, _JOINT_CONTROL),
+                    ("the joint prior is ahead of latent pretraining at {count} demonstrations", _JOINT, _LATENT),
+                )
+                for count in DEMONSTRATIONS
+            ),
+            PolicyClaim(
+                claim=f"latent pretraining helps more at {DEMONSTRATIONS[0]} demonstrations than at "
+                f"{DEMONSTRATIONS[-1]}",
+                arm=_at(_LATENT, DEMONSTRATIONS[0]),
+                baseline=_at(_CONTROL, DEMONSTRATIONS[0]),
+                than=(_at(_LATENT, DEMONSTRATIONS[-1]), _at(_CONTROL, DEMONSTRATIONS[-1])),
+            ),
+            PolicyClaim(
+                claim=f"alignment by contrast beats alignment by regression at {_FEW} demonstrations",
+                arm=_CONTRASTIVE,
+                baseline=_at(_JOINT, _FEW),
+            ),
+        ),
+        figure="families",
+        axis="demonstrations of each task",
+        paper=(
+            "Adaptation with 50 demonstrations per task only, and always with latent pretraining: 67.7 on RoboTwin and "
+            "91.8 on LIBERO, against 63.6 and 88.1 of UniVLA. The same head without pretraining was not run."
+        ),
+        notes=(
+            "The control reads what every other arm of its head reads and learns from the robots' actions alone: its "
+            "frozen eyes were trained on the clips' single frames, its intent on nothing.",
+            "Paper A's policy and joint-prior have paper A's head, which reads the motion latent, and its "
+            "distillation; their control is paper A's policy, trained by the same stage without a clip.",
+            _CODES_NOTE,
+        ),
+    )
+
+
+def _decoupling() -> PolicyExperiment:
+    full = PolicyTraining(demonstrations=_FEW, pretraining=True, learns_codes=True)
+    return PolicyExperiment(
+        name="decoupling",
+        title="Where does the gain come from?",
+        question="What the head reads, and what of the model adapts, with 10 demonstrations a task.",
+        arms=(
+            PolicyArm(name=_CONTROL, training=PolicyTraining(demonstrations=_FEW)),
+            PolicyArm(name=_FULL, training=full),
+            PolicyArm(name=_UNTAUGHT, training=replace(full, learns_codes=False)),
+            PolicyArm(name=_BLIND, training=replace(full, use_eyes=False)),
+            PolicyArm(name=_SIGHT, training=PolicyTraining(demonstrations=_FEW, use_intent=False)),
+            PolicyArm(name=_FROZEN, training=replace(full, learns_codes=False, frozen=True)),
+        ),
+        claims=(
+            PolicyClaim(claim="the whole helps over no pretraining", arm=_FULL, baseline=_CONTROL),
+            PolicyClaim(
+                claim="the visual encoder adds to intent", arm=_FULL, baseline=_BLIND, paper_points=67.7 - 62.8
+            ),
+            PolicyClaim(claim="intent adds to the visual encoder", arm=_FULL, baseline=_SIGHT),
+            PolicyClaim(
+                claim="adapting the VLM beats freezing it", arm=_FULL, baseline=_FROZEN, paper_points=67.7 - 52.4
+            ),
+            PolicyClaim(claim="the loss on codes adds while adapting", arm=_FULL, baseline=_UNTAUGHT),
+        ),
+        figure="arms",
+        paper=(
+            "On RoboTwin 67.7 in full, 62.8 without the visual encoder and 52.4 with a frozen VLM; on LIBERO 91.8 and "
+            "85.4 without the visual encoder."
+        ),
+        notes=(
+            "Full is intent and visual encoder, all of the model adapted, with the loss on codes of the robots' own "
+            "frames; intent + visual encoder is that without the loss. Intent only has no visual encoder, and frozen "
+            "VLM adapts the head alone, as the released code does.",
+            "No pretraining and full are the very runs of adaptation.",
+            _CODES_NOTE,
+        ),
+    )
+
+
+def _at(family: str, demonstrations: int) -> str:
+    return f"{family}, {demonstrations} demonstrations"
+
+
+VIDEO_EXPERIMENTS: Mapping[str, VideoExperiment] = {
+    made.name: made for made in (_latent_quality(), _alignment(), _adaptation(), _decoupling())
+}

@@ -1,0 +1,169 @@
+"""What an experiment on video is, as frozen data: arms, the figures that claims are about, and paper B's figures.
+
+Owns the vocabulary and its checks. The four experiments are definitions.py's; steps, clips and episodes are a budget's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from training.experiments.experiment import Direction
+
+if TYPE_CHECKING:  # they import torch, which an experiment's name must not wait for
+    from training.latent_actions.settings import Masks
+    from training.video_prior.joint_recipe import AlignmentLoss
+
+PolicyFigure = Literal["families", "arms"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodesTraining:
+    """Eyes and latent actions on the training clips; `num_codes` 0 leaves the latents continuous."""
+
+    masks: Masks = "flow"
+    num_codes: int = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyTraining:
+    """A policy on `demonstrations` of each task, as what it changes in the budget's recipe.
+
+    `pretraining` on the clips' codes comes before, `learns_codes` of the robots' own frames beside the actions.
+    `state_prior` starts the decoder from paper A's stage 1. `joint` trains paper A's model in place of the head that
+    reads intent and eyes, from stage 1 and aligned so; `sees_clips` False is then that model without any clip.
+    """
+
+    demonstrations: int
+    pretraining: bool = False
+    learns_codes: bool = False
+    use_intent: bool = True
+    use_eyes: bool = True
+    frozen: bool = False
+    state_prior: bool = False
+    joint: AlignmentLoss | None = None
+    sees_clips: bool = True
+
+    def __post_init__(self) -> None:
+        if self.joint is not None and (self.pretraining or self.learns_codes or self.frozen or not self.state_prior):
+            raise ValueError("joint starts from state_prior and learns no codes")
+        if self.joint is None and not self.sees_clips:
+            raise ValueError("sees_clips is of joint; without it pretraining and learns_codes say what clips are for")
+        if self.frozen and (self.learns_codes or not self.pretraining):
+            raise ValueError("frozen needs pretraining and learns no codes: nothing of it would move")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbedArm:
+    """Latent actions that are probed. `paper` holds paper B's figures by the names that claims use."""
+
+    name: str
+    training: CodesTraining
+    paper: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyArm:
+    """A policy that is tested in closed loop. `family` and `position` place it in a figure of lines."""
+
+    name: str
+    training: PolicyTraining
+    family: str = ""
+    position: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Term:
+    """One figure of one arm (figures.FIGURES)."""
+
+    arm: str
+    figure: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class FigureClaim:
+    """`first`, or `first` less `second`, is `expected` than `than`; both resampled over the same seeds and clips.
+
+    `paper` is what paper B has in its place.
+    """
+
+    claim: str
+    first: Term
+    second: Term | None = None
+    than: float = 0.0
+    expected: Direction = "higher"
+    paper: float | None = None
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        return (self.first,) if self.second is None else (self.first, self.second)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyClaim:
+    """`arm` solves more than `baseline`, seeds and scenes paired. `than` are two further arms: the claim is then on the
+    difference of both differences. `paper_points` is paper B's difference in percentage points.
+    """
+
+    claim: str
+    arm: str
+    baseline: str
+    than: tuple[str, str] | None = None
+    expected: Direction = "higher"
+    paper_points: float | None = None
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        return (self.arm, self.baseline, *(self.than or ()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeExperiment:
+    """`shown` are the figures of its table, in order; `drawn` those of its plot."""
+
+    name: str
+    title: str
+    question: str
+    arms: tuple[ProbedArm, ...]
+    claims: tuple[FigureClaim, ...]
+    shown: tuple[str, ...]
+    drawn: tuple[str, ...]
+    paper: str
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        names = _different_names(self.name, [arm.name for arm in self.arms])
+        _check_claims(self.name, {each.claim: [term.arm for term in each.terms] for each in self.claims}, names)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyExperiment:
+    name: str
+    title: str
+    question: str
+    arms: tuple[PolicyArm, ...]
+    claims: tuple[PolicyClaim, ...]
+    figure: PolicyFigure
+    axis: str = ""  # what the positions of its families are
+    paper: str
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        names = _different_names(self.name, [arm.name for arm in self.arms])
+        _check_claims(self.name, {each.claim: list(each.arms) for each in self.claims}, names)
+
+
+VideoExperiment = ProbeExperiment | PolicyExperiment
+
+
+def _different_names(experiment: str, names: list[str]) -> list[str]:
+    if len(set(names)) != len(names):
+        raise ValueError(f"experiment {experiment}: arms are {names}, expected different names")
+    return names
+
+
+def _check_claims(experiment: str, asked: Mapping[str, list[str]], names: list[str]) -> None:
+    for claim, arms in asked.items():
+        if unknown := sorted(set(arms) - set(names)):
+            raise ValueError(f"experiment {experiment}: {claim!r} compares {unknown}, expected some of {names}")

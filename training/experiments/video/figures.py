@@ -1,0 +1,123 @@
+"""Figures of latent actions with their intervals: what is counted clip by clip, resampled over seeds and clips.
+
+Owns the names of figures, how each follows from sums over clips, and the bootstrap. Probes no model (probing.py does).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from training.experiments.statistics import NUM_DRAWS, Estimate
+
+Array = npt.NDArray[np.float64]
+Kind = Literal["R2", "error", "usage", "perplexity", "CKA"]
+_DRAWS_AT_ONCE = 250
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """`part` says where a probe's JSON has it."""
+
+    title: str
+    kind: Kind
+    part: str
+
+
+def _r2(title: str, part: str) -> Figure:
+    return Figure(title=f"R2 of {title}", kind="R2", part=part)
+
+
+FIGURES: Mapping[str, Figure] = {
+    "effector, action": _r2("effector from action", "effector.action"),
+    "effector, background": _r2("effector from background", "effector.background"),
+    "effector in scene, action": _r2("effector in scene from action", "effector_in_scene.action"),
+    "effector in scene, background": _r2("effector in scene from background", "effector_in_scene.background"),
+    "scenery, action": _r2("scenery from action", "scenery.action"),
+    "scenery, background": _r2("scenery from background", "scenery.background"),
+    "usage": Figure(title="action codes used", kind="usage", part="action_codes"),
+    "perplexity": Figure(title="perplexity of action codes", kind="perplexity", part="action_codes"),
+    "own codes": Figure(title="error with own codes", kind="error", part="transfer.own"),
+    "transferred codes": Figure(title="error with a hand's codes", kind="error", part="transfer.transferred"),
+    "shuffled codes": Figure(title="error with any codes", kind="error", part="transfer.shuffled"),
+    "no codes": Figure(title="error without codes", kind="error", part="transfer.none"),
+    "CKA": Figure(title="CKA as it is", kind="CKA", part="cka.as_is"),
+    "CKA without body": Figure(title="CKA without the body subspace", kind="CKA", part="cka.without_body"),
+}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One figure of one arm: [seeds, clips, sums]; of CKA [seeds, bodies, draws]."""
+
+    kind: Kind
+    values: Array
+
+    def drawn(self, seeds: npt.NDArray[np.int64], others: npt.NDArray[np.int64]) -> Array:
+        """The figure for seeds [D, S] and clips [D, C] of each draw (of CKA the draw at its first entry), [D]."""
+        if self.kind == "CKA":
+            chosen = self.values.mean(1)[seeds, others[:, :1] % self.values.shape[2]]
+            return chosen.mean(1)
+        return _of_sums(self.kind, self.values[seeds[:, :, None], others[:, None, :]].sum(2)).mean(1)
+
+    @property
+    def by_seed(self) -> Array:
+        return self.values.mean((1, 2)) if self.kind == "CKA" else _of_sums(self.kind, self.values.sum(1))
+
+
+def sample_of(figure: str, probes: Sequence[Mapping[str, Any]]) -> Sample | None:
+    """A figure of the probes of one arm's seeds; None where an arm has none, as continuous latents have no codes."""
+    kind, part = FIGURES[figure].kind, FIGURES[figure].part
+    if not probes or any(part not in probe["sums"] for probe in probes):
+        return None
+    return Sample(kind, np.array([probe["sums"][part] for probe in probes], np.float64))
+
+
+def estimate(first: Sample, second: Sample | None = None, *, seed: int = 0, num_draws: int = NUM_DRAWS) -> Estimate:
+    """The figure, or the difference of two, mean over seeds, with its 95 % bootstrap interval over seeds and clips.
+
+    Raises ValueError for two that are not of the same seeds and clips.
+    """
+    if second is not None and first.values.shape[:2] != second.values.shape[:2]:
+        raise ValueError(f"figures are of {first.values.shape[:2]} and {second.values.shape[:2]} seeds and clips")
+    num_seeds, num_clips = first.values.shape[:2]
+    generator = np.random.default_rng(seed)
+    draws = []
+    for start in range(0, num_draws, _DRAWS_AT_ONCE):
+        count = min(_DRAWS_AT_ONCE, num_draws - start)
+        seeds = generator.integers(num_seeds, size=(count, num_seeds))
+        # Of CKA, whose draws are its own, the first entry alone is read.
+        clips = generator.integers(num_clips if first.kind != "CKA" else 2**31, size=(count, num_clips))
+        draws.append(first.drawn(seeds, clips) - (second.drawn(seeds, clips) if second is not None else 0.0))
+    low, high = np.percentile(np.concatenate(draws), [2.5, 97.5])
+    value = float(first.by_seed.mean() - (second.by_seed.mean() if second is not None else 0.0))
+    # What takes away clips takes away codes: resampled usage lies below the figure, which its interval must contain.
+    return Estimate(
+        value=value,
+        low=min(float(low), value),
+        high=max(float(high), value),
+        num_seeds=num_seeds,
+        num_tasks=num_clips,
+        num_episodes=1,
+    )
+
+
+def _of_sums(kind: Kind, sums: Array) -> Array:
+    return _BY_KIND[kind](sums)
+
+
+def _perplexity(counts: Array) -> Array:
+    share = counts / np.maximum(counts.sum(-1, keepdims=True), 1)
+    return np.exp(-(share * np.log(np.where(share > 0, share, 1))).sum(-1))
+
+
+_BY_KIND: Mapping[Kind, Callable[[Array], Array]] = {
+    "R2": lambda sums: 1 - sums[..., 0] / np.maximum(sums[..., 1], 1e-12),
+    "error": lambda sums: sums[..., 0] / np.maximum(sums[..., 1], 1e-12),
+    "usage": lambda counts: (counts > 0).mean(-1),
+    "perplexity": _perplexity,
+}

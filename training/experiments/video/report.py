@@ -1,0 +1,288 @@
+"""Words and tables of the experiments on video: results/NAME/report.md of one, and their section of RESULTS.md.
+
+Reads results.json alone and says nothing that is not in it. Figures are plots.py's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from training.experiments.markdown import count, percent_cell, table, task_cell
+from training.experiments.results import HOLDS, NOT_RUN, NOT_SHOWN, OPPOSITE, results_name
+from training.experiments.video.definitions import VIDEO_EXPERIMENTS
+from training.experiments.video.figures import FIGURES
+from training.experiments.video.plots import draw
+from training.experiments.video.results import PROBES
+from training.json_file import write_text
+
+_ASKED_SEEDS, _ASKED_EPISODES = 3, 50
+_RULE = (
+    "Intervals are 95 %: of success Wilson's for one task, else a bootstrap over seeds of training, then tasks, then "
+    "episodes; of what codes know a bootstrap over seeds of training and held-out clips. Differences are paired by "
+    "seed and by scene or clip. A claim holds when its interval excludes no effect, or the bound that it names, on the "
+    "claimed side; else it is not shown."
+)
+_WHAT = {
+    "clips": "sets of clips",
+    "eyes": "eyes",
+    "codes": "sets of codes",
+    "probe": "probes",
+    "pretraining": "pretrainings",
+    "prior": "priors of paper A",
+    "labels": "sets of labels",
+    "alignment": "alignments",
+    "policy": "policies",
+    "test": "tests",
+}
+Values = Mapping[str, Any]
+
+
+def write_report(values: Values, directory: Path) -> list[Path]:
+    """The report and figures of one results.json; returns what was written."""
+    figures = draw(values, directory)
+    report = directory / "report.md"
+    write_text(report, format_report(values, [figure.name for figure in figures]))
+    return [report, *figures]
+
+
+def format_report(values: Values, figures: Sequence[str]) -> str:
+    """One experiment on one page."""
+    claims = [[claim["claim"], _ours(claim), _papers(claim), claim["verdict"]] for claim in values["claims"]]
+    parts = [
+        f"# {values['experiment']}: {values['title']}",
+        values["question"],
+        f"`{command(values)}`",
+        *([f"**Partial.** {progress(values)}"] if is_partial(values) else []),
+        *(f"![{values['title']}]({name})" for name in figures if name.endswith(".png")),
+        *(_figures_table(values) if values["of"] == PROBES else _success_tables(values)),
+        "## Claims",
+        table(["claim", "ours (95 % interval)", "paper B", "verdict"], claims),
+        _what_held(values),
+        f"Paper B: {values['paper']}",
+        "## How it was done",
+        "\n".join(f"- {line}" for line in [*_method(values), *values["notes"], *shortfalls(values)]),
+        _RULE,
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def format_section(all_values: Sequence[Values]) -> str:
+    """The part of RESULTS.md that is about video; empty where nothing was run."""
+    if not all_values:
+        return ""
+    order = list(VIDEO_EXPERIMENTS)
+    known = sorted(all_values, key=lambda values: (values["budget"]["name"], order.index(values["experiment"])))
+    # The control first: before any other claim, what the head does without video.
+    known.sort(key=lambda values: values["experiment"] != "adaptation")
+    rows = [
+        [
+            f"[{_label(values)}]({_directory(values)}/report.md)",
+            claim["claim"],
+            _ours(claim),
+            _papers(claim),
+            claim["verdict"],
+            f"`{command(values)}`",
+        ]
+        for values in known
+        for claim in values["claims"]
+    ]
+    costs = [
+        [_label(values), progress(values), f"{values['planned_hours']:.2f}", f"{_hours(values):.2f}"]
+        for values in known
+    ]
+    counts = {
+        each: sum(claim["verdict"] == each for values in known for claim in values["claims"])
+        for each in (HOLDS, NOT_SHOWN, OPPOSITE, NOT_RUN)
+    }
+    parts = [
+        "## Priors from video",
+        "Paper B is arXiv 2606.18955, whose figures are those of its own robots, video and sizes. It never ran its "
+        "control, the same head without latent pretraining: it is stated first.",
+        _control(known),
+        f"Of {sum(counts.values())} claims {counts[HOLDS]} hold, {counts[NOT_SHOWN]} are not shown, for "
+        f"{counts[OPPOSITE]} the opposite was found, {counts[NOT_RUN]} were not run. {_RULE}",
+        table(["experiment", "claim", "ours (95 % interval)", "paper B", "verdict", "command"], rows),
+        *_tables(known),
+        "What several of these share is counted in each; planned hours are wall clock with the budget's worker "
+        "processes, spent ones of one worker.",
+        table(["experiment", "done", "planned hours", "spent hours"], costs),
+        "\n".join(f"- {line}" for line in _missing(known)),
+    ]
+    return "\n" + "\n\n".join(part for part in parts if part) + "\n"
+
+
+def command(values: Values) -> str:
+    budget = values["budget"]
+    seeds = "" if values["seeds"] == budget["seeds"] else f" --seeds {','.join(map(str, values['seeds']))}"
+    named = "" if budget["name"] == "cpu" else f" --budget {budget['name']}"
+    return f"python -m training experiment {values['experiment']}{named}{seeds}"
+
+
+def is_partial(values: Values) -> bool:
+    return any(counts["left"] for counts in values["jobs"].values())
+
+
+def progress(values: Values) -> str:
+    """How much is done."""
+    return ", ".join(
+        f"{counts['all'] - counts['left']} of {counts['all']} {_WHAT[kind]}" for kind, counts in values["jobs"].items()
+    )
+
+
+def shortfalls(values: Values) -> list[str]:
+    """Where there is less than three seeds, fifty episodes, or all of the jobs."""
+    lines = []
+    if len(values["seeds"]) < _ASKED_SEEDS:
+        lines.append(f"Shortfall: {count(len(values['seeds']), 'seed')} of training, {_ASKED_SEEDS} were asked for.")
+    if values["of"] != PROBES and values["budget"]["episodes"] < _ASKED_EPISODES:
+        lines.append(
+            f"Shortfall: {values['budget']['episodes']} test episodes a task and seed, {_ASKED_EPISODES} were asked "
+            "for."
+        )
+    if is_partial(values):
+        lines.append(f"Shortfall: {progress(values)}.")
+    if len(values["git_commits"]) > 1:
+        lines.append(f"Jobs ran at {len(values['git_commits'])} commits: {', '.join(values['git_commits'])}.")
+    return lines
+
+
+def _control(known: Sequence[Values]) -> str:
+    """A sentence on the control, of the experiment that has it; says so where it was not run."""
+    for values in known:
+        control = values["arms"][0]
+        if values["experiment"] == "adaptation" and control["success"] is not None:
+            cells = [
+                f"{percent_cell(arm['success'])} % with {arm['position']:g}"
+                for arm in values["arms"]
+                if arm["family"] == control["family"] and arm["success"] is not None
+            ]
+            return f"The control, {control['family']}: {', '.join(cells)} demonstrations of each task."
+    return "The control was not run."
+
+
+def _tables(known: Sequence[Values]) -> list[str]:
+    found = []
+    for values in known:
+        found += [f"### {_label(values)}", *(_figures_table(values) if values["of"] == PROBES else _success(values))]
+    return found
+
+
+def _figures_table(values: Values) -> list[str]:
+    """A row per figure, a column per arm; beside an arm what paper B has."""
+    rows = []
+    for name in values["shown"]:
+        cells = [_figure_cell(name, arm["figures"].get(name), arm["paper"].get(name)) for arm in values["arms"]]
+        rows.append([FIGURES[name].title, *cells])
+    return [table(["figure", *(arm["name"] for arm in values["arms"])], rows)]
+
+
+def _figure_cell(name: str, found: Values | None, paper: float | None) -> str:
+    if found is None:
+        return "-"
+    beside = "" if paper is None else f"; paper B {paper:.3f}"
+    return f"{_number(name, found['value'])} ({_number(name, found['low'])} to {_number(name, found['high'])}){beside}"
+
+
+def _number(figure: str, value: float) -> str:
+    kind = FIGURES[figure].kind
+    if kind == "usage":
+        return f"{100 * value:.0f} %"
+    return f"{value:.1f}" if kind == "perplexity" else f"{value:.3f}"
+
+
+def _success_tables(values: Values) -> list[str]:
+    return ["## Success", *_success(values)]
+
+
+def _success(values: Values) -> list[str]:
+    tasks = list(values["tasks"])
+    rows = [
+        [
+            arm["name"],
+            percent_cell(arm["success"]),
+            *(task_cell(arm["tasks"][task]) if arm["tasks"][task]["episodes"] else "-" for task in tasks),
+        ]
+        for arm in values["arms"]
+    ]
+    return [table(["arm", "all, %", *(f"{task}, %" for task in tasks)], rows)]
+
+
+def _what_held(values: Values) -> str:
+    titles = {HOLDS: "Held", NOT_SHOWN: "Not shown", OPPOSITE: "The opposite was found", NOT_RUN: "Not run"}
+    lines = []
+    for each, title in titles.items():
+        named = [claim["claim"] + _beside_paper(claim) for claim in values["claims"] if claim["verdict"] == each]
+        if named:
+            lines.append(f"{title}: {'; '.join(named)}.")
+    caveats = sorted(
+        {found["caveat"] for claim in values["claims"] if (found := claim["estimate"]) and found["caveat"]}
+    )
+    return "  \n".join([*lines, *(f"Caveat: {caveat}." for caveat in caveats)])
+
+
+def _beside_paper(claim: Values) -> str:
+    found, paper = claim["estimate"], claim["paper"]
+    if found is None or paper is None:
+        return ""
+    return f" (paper B's figure lies {'inside' if found['low'] <= paper <= found['high'] else 'outside'} our interval)"
+
+
+def _method(values: Values) -> list[str]:
+    budget, hardware = values["budget"], values["hardware"]
+    clips = ", ".join(f"{number} {name.replace('-', ' for ')}" for name, number in budget["clips"].items())
+    lines = [
+        f"Budget {budget['name']} ({budget['what']}): {count(len(values['seeds']), 'seed')} of training; scenes "
+        f"filmed: {clips}."
+    ]
+    if values["of"] == PROBES:
+        lines.append(f"{values['num_pairs']} pairs of frames of hands; robots are {' and '.join(values['bodies'])}.")
+    else:
+        lines.append(
+            f"Size {budget['size']}, {count(len(values['tasks']), 'task')}, {budget['episodes']} test episodes a task "
+            "and seed."
+        )
+    lines.append(
+        f"{_hours(values):.2f} hours of one worker, on {hardware['num_cpus']} cores of {hardware['processor']}; exact "
+        "recipes in [recipes](recipes), which differ from seed to seed in the seed alone."
+    )
+    return lines
+
+
+def _missing(known: Sequence[Values]) -> list[str]:
+    run = {values["experiment"] for values in known}
+    lines = [f"{name}: not run." for name in VIDEO_EXPERIMENTS if name not in run]
+    return lines + [f"{_label(values)}: {line}" for values in known for line in shortfalls(values)]
+
+
+def _ours(claim: Values) -> str:
+    found = claim["estimate"]
+    if found is None:
+        return "-"
+    if claim["kind"] == "success":
+        value, low, high = (100 * found[name] for name in ("value", "low", "high"))
+        return f"{value:+.1f} points ({low:+.1f} to {high:+.1f})"
+    if claim["second"] is None:
+        figure = claim["first"]["figure"]
+        value, low, high = (_number(figure, found[name]) for name in ("value", "low", "high"))
+        return f"{value} ({low} to {high})"
+    return f"{found['value']:+.3f} of {claim['kind']} ({found['low']:+.3f} to {found['high']:+.3f})"
+
+
+def _papers(claim: Values) -> str:
+    if claim["paper"] is None:
+        return "-"
+    return f"{100 * claim['paper']:+.1f} points" if claim["kind"] == "success" else f"{claim['paper']:+.3f}"
+
+
+def _hours(values: Values) -> float:
+    return sum(values["seconds"].values()) / 3600
+
+
+def _label(values: Values) -> str:
+    return _directory(values).removeprefix("results/")
+
+
+def _directory(values: Values) -> str:
+    return f"results/{results_name(values['experiment'], values['budget']['name'])}"
