@@ -72,7 +72,9 @@ class VisualSettings:
         known = {field.name for field in fields(cls)}
         if unknown := sorted(set(values) - known):
             raise ValueError(f"visual has unknown keys {unknown}, expected {sorted(known)}")
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        read: dict[str, Any] = dict(values)
+        read |= {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+        return cls(**read)
 
 
 class SmallVit(nn.Module):
@@ -108,7 +110,7 @@ class FrozenEyes(nn.Module):
     def __init__(self, settings: VisualSettings, model: nn.Module) -> None:
         super().__init__()
         self.settings = settings
-        self.model = model.requires_grad_(False)
+        self.model: Any = model.requires_grad_(False)
         mean, std = torch.tensor((settings.image_mean, settings.image_std)).view(2, 3, 1, 1)
         self.register_buffer("image_mean", mean, persistent=False)
         self.register_buffer("image_std", std, persistent=False)
@@ -199,7 +201,7 @@ def load_pretrained(eyes: FrozenEyes, directory: Path | str) -> None:
     Raises OSError for a missing file, ValueError when the weights are not all of the model's.
     """
     check_weights(Path(directory))
-    loaded, report = type(eyes.model).from_pretrained(  # type: ignore[attr-defined]
+    loaded, report = type(eyes.model).from_pretrained(
         directory,
         config=eyes.model.config,
         local_files_only=True,

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from policy.prior import normalize_latent
 from policy.trunk import Trunk
 from policy.visual_features import FrozenEyes, grid_position, small_trunk
 from training.latent_actions.quantizer import Codebook
@@ -58,6 +59,8 @@ class LatentActionModel(nn.Module):
         self.features_out = nn.Linear(width, eyes.width)
         nn.init.zeros_(self.features_out.weight)
         nn.init.zeros_(self.features_out.bias)
+        # Read in training alone, and there without any frame: what it needs must be in the codes.
+        self.motion_out = nn.Linear(num_tokens * settings.latent_dim, patches)
         self.register_buffer("feature_mean", torch.zeros(patches, eyes.width))
         self.register_buffer("feature_scale", torch.ones(()))
         self.register_buffer("position", grid_position(round(patches**0.5), width), persistent=False)
@@ -80,7 +83,9 @@ class LatentActionModel(nn.Module):
         queries = torch.cat([self.action_query, self.background_query]).expand(len(first), -1, -1)
         seen = self.features_in(torch.cat([first, last], -1)) + self.position
         h = self.encoder(torch.cat([seen, queries.to(seen.dtype)], 1))[:, -2 * num_tokens :]
-        return Latents(self.action_latent(h[:, :num_tokens]), self.background_latent(h[:, num_tokens:]))
+        # On one sphere: without a bound latents outgrow codes that follow them by gradient.
+        action, background = self.action_latent(h[:, :num_tokens]), self.background_latent(h[:, num_tokens:])
+        return Latents(normalize_latent(action), normalize_latent(background))
 
     def decode(
         self,

@@ -1,10 +1,10 @@
 """What latent actions are trained to do: one decoder three times, each path answering for its part of the picture.
 
 Paper B's masked losses (arXiv 2606.18955) as its released code computes them: the action path's error where things move
-by their own, the background path's elsewhere, the full path's everywhere, weight 1 each. One thing is added, for that
-leaves the action path a way out: judged on the foreground alone it may show a hand everywhere, and then no code needs
-to say where the hand went. So it may also be held to the first frame's patches outside the foreground, which no motion
-of the camera has to be known for.
+by their own, the background path's elsewhere, the full path's everywhere, weight 1 each. Two things are added, for
+judged on the foreground alone the action path may show a hand everywhere, and then no code needs to say where the hand
+went. It may be held to the first frame's patches outside the foreground, which no motion of the camera has to be known
+for; and a linear map of the action codes alone may have to say where the foreground came and went.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ def latent_action_losses(
     first: Float[Tensor, "batch patches features"],
     last: Float[Tensor, "batch patches features"],
     foreground: Bool[Tensor, "batch patches"] | None,
+    motion: Float[Tensor, "batch patches"] | None = None,
     *,
     read: tuple[Tensor, Tensor] | None = None,
     quantize: bool = True,
@@ -32,6 +33,7 @@ def latent_action_losses(
 ) -> Mapping[str, Float[Tensor, ""]]:
     """Of two frames as the model sees them. `foreground` None: both paths answer for all patches.
 
+    `motion` is what `motion_map` says of the masks; its error is a fraction of what saying nothing costs.
     With `read` the codes come from this view of the two frames and must explain the other, first and last: what holds
     in both views is how things moved, and where they are is not.
     With `quantize` False latents stay as they are, as in a model without codebooks. With a generator dead codes of both
@@ -66,6 +68,9 @@ def latent_action_losses(
     if foreground is not None and model.settings.elsewhere == "first":
         # Divided by the foreground's count: a patch that shows what is not there weighs as much as one that lacks it.
         errors["elsewhere"] = (moved - first).square().mean(-1)[staying].sum() / moving.sum().clamp(min=1)
+    if motion is not None and model.settings.motion_weight:
+        missed = model.motion_out(action.flatten(1)) - motion
+        errors["motion"] = model.settings.motion_weight * missed.square().sum() / motion.square().sum().clamp(min=1)
     return {"loss": sum(errors.values(), quantizing), **errors, "quantization": quantizing, **metrics}
 
 
@@ -91,6 +96,13 @@ def masked_error(
     """Mean squared error over what `mask` marks in the whole batch; 0 where it marks nothing."""
     error = (guess.float() - truth.float()).square().mean(-1)
     return (error * mask).sum() / mask.sum().clamp(min=1)
+
+
+def motion_map(
+    first_mask: Float[Tensor, "batch size size"], last_mask: Float[Tensor, "batch size size"], side: int
+) -> Float[Tensor, "batch patches"]:
+    """How much more of each patch is foreground in the last frame than in the first, from -1 to 1."""
+    return F.adaptive_avg_pool2d((last_mask - first_mask)[:, None], side).flatten(1)
 
 
 def foreground_patches(

@@ -81,7 +81,7 @@ def readouts(
     Rows with NaN are left out.
     """
     known = np.isfinite(targets).all(1)
-    inputs = {
+    inputs: dict[str, npt.NDArray[Any]] = {
         "action_latents": labels.latents.reshape(len(targets), -1),
         "background_latents": labels.background_latents.reshape(len(targets), -1),
     }
@@ -158,10 +158,8 @@ def alignment(first: npt.NDArray[np.float32], second: npt.NDArray[np.float32]) -
     generator = np.random.default_rng(0)
     draws = [generator.integers(0, len(first), len(first)) for _ in range(_NUM_BOOTSTRAPS)]
     figures: dict[str, Any] = {"num_directions_removed": len(directions)}
-    for name, (x, y) in {
-        "as_is": (first, second),
-        "without_body": (without(first, directions), without(second, directions)),
-    }.items():
+    bare = without(first, directions), without(second, directions)
+    for name, x, y in (("as_is", first, second), ("without_body", *bare)):
         values = [linear_cka(x[draw], y[draw]) for draw in draws]
         figures[name] = {"mean": float(np.mean(values)), "std": float(np.std(values))}
     return figures

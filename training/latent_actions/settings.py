@@ -54,6 +54,7 @@ class LatentActionSettings:
     """Of train_latent_actions. `num_codes` 0 leaves the latents continuous. Paper B's code has 16 codes and 4 tokens.
 
     With `view_shift` codes are read from a pair as it is and must explain it shifted by up to so many pixels each way.
+    `motion_weight` is of the motion map that action codes alone must give (objective.py); paper B has none, 0.
     A patch is foreground where more of it than `foreground_above` moves: 0.47 is paper B's code's.
     """
 
@@ -64,6 +65,7 @@ class LatentActionSettings:
     elsewhere: Elsewhere = "first"
     foreground_above: float = 0.47
     view_shift: int = 0
+    motion_weight: float = 1.0
     num_codes: int = 16
     num_tokens: int = 4
     latent_dim: int = 32
@@ -83,6 +85,8 @@ class LatentActionSettings:
             raise ValueError(f"latent_actions.elsewhere is {self.elsewhere!r}, expected 'anything' or 'first'")
         if self.num_codes < 0 or self.num_codes == 1:
             raise ValueError(f"latent_actions.num_codes is {self.num_codes}, expected at least 2, or 0 for continuous")
+        if self.motion_weight < 0:
+            raise ValueError(f"latent_actions.motion_weight is {self.motion_weight}, expected 0 or more")
         if self.view_shift < 0:
             raise ValueError(f"latent_actions.view_shift is {self.view_shift}, expected 0 or more pixels")
         if not 0 <= self.foreground_above < 1:

@@ -31,7 +31,7 @@ from training.ego_video.pack import ClipPack, FramePairs, PairBatch
 from training.json_file import write_json
 from training.latent_actions.eyes import MaskedAutoencoder
 from training.latent_actions.model import LatentActionModel
-from training.latent_actions.objective import foreground_patches, latent_action_losses
+from training.latent_actions.objective import foreground_patches, latent_action_losses, motion_map
 from training.latent_actions.settings import EyesSettings, LatentActionSettings
 from training.loop import run, step_seed
 
@@ -40,6 +40,7 @@ EYES, LATENT_ACTIONS = "eyes", "latent_actions"
 # last fifth, in which they settle, and so do their averages.
 _CONTINUOUS, _REVIVING = 0.1, 0.8
 _MEASURED_FRAMES = 1024
+_CODEBOOK_RATE = 5.0  # times the learning rate: codes keep up with the latents that they stand for
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class _Rows:
     shown_first: Tensor  # the same pairs in the view that codes must explain; the same tensors where there is one view
     shown_last: Tensor
     foreground: Tensor | None  # bool [batch, patches], of that view
+    motion: Tensor | None  # [batch, patches], of the pairs as they are
 
 
 def train_eyes(
@@ -129,16 +131,22 @@ def train_latent_actions(
         first, last = (torch.from_numpy(np.concatenate([getattr(part, name) for part in parts]))
                        for name in ("first", "last"))  # fmt: skip
         shifts = _shifts(seed + 3, step, settings)
-        foreground = None
+        foreground = motion = None
         if settings.masks != "none":
-            mask = torch.from_numpy(np.concatenate([_moving(part, settings) for part in parts]))
-            foreground = foreground_patches(shifted(mask, shifts), side, settings.foreground_above).to(device)
+            first_mask, last_mask = (
+                torch.from_numpy(np.concatenate([_mask(part, name) for part in parts]))
+                for name in ("first_mask", "last_mask")
+            )
+            moving = last_mask if settings.masked_frames == "last" else torch.maximum(first_mask, last_mask)
+            foreground = foreground_patches(shifted(moving, shifts), side, settings.foreground_above).to(device)
+            motion = motion_map(first_mask, last_mask, side).to(device)
         return _Rows(
             first.to(device),
             last.to(device),
             shifted(first, shifts).to(device),
             shifted(last, shifts).to(device),
             foreground,
+            motion,
         )
 
     def loss(step: int, rows: _Rows, generator: torch.Generator) -> Mapping[str, Tensor]:
@@ -147,6 +155,7 @@ def train_latent_actions(
             model.see(rows.shown_first),
             model.see(rows.shown_last),
             rows.foreground,
+            rows.motion,
             read=(model.see(rows.first), model.see(rows.last)) if settings.view_shift else None,
             quantize=step >= first_quantized,
             revive_with=generator if step < last_revival else None,
@@ -168,6 +177,7 @@ def train_latent_actions(
         },
         device=device,
         until=until,
+        rate_scales={f"model.{part}_codebook.": _CODEBOOK_RATE for part in ("action", "background")},
     )
     averaged.copy_to(model)
     if until is None or until >= settings.schedule.num_steps:
@@ -273,11 +283,10 @@ def _drawn(seed: int, step: int, total: int, count: int) -> npt.NDArray[np.int64
     return torch.randint(total, (count,), generator=generator).numpy()
 
 
-def _moving(pairs: PairBatch, settings: LatentActionSettings) -> npt.NDArray[np.float32]:
-    assert pairs.first_mask is not None and pairs.last_mask is not None
-    if settings.masked_frames == "both":
-        return np.maximum(pairs.first_mask, pairs.last_mask)
-    return pairs.last_mask
+def _mask(pairs: PairBatch, name: str) -> npt.NDArray[np.float32]:
+    mask = getattr(pairs, name)
+    assert mask is not None
+    return mask
 
 
 def _shifts(seed: int, step: int, settings: LatentActionSettings) -> Tensor | None:

@@ -13,6 +13,7 @@ from training.latent_actions.objective import (
     foreground_patches,
     latent_action_losses,
     masked_error,
+    motion_map,
     reconstructions,
 )
 from training.latent_actions.settings import EyesSettings, LatentActionSettings
@@ -35,6 +36,12 @@ def test_action_and_background_have_tokens_of_their_own(model: LatentActionModel
     latents = model.encode(features(3), features(3, 1))
     assert latents.action.shape == latents.background.shape == (3, 2, 8)
     assert not torch.allclose(latents.action, latents.background)
+
+
+def test_latents_lie_on_one_sphere(model: LatentActionModel) -> None:
+    latents = model.encode(features(3), 10 * features(3, 1))
+    for each in (latents.action, latents.background):
+        torch.testing.assert_close(each.square().mean(-1), torch.ones(3, 2), atol=1e-4, rtol=0)
 
 
 def test_codes_depend_on_both_frames(model: LatentActionModel) -> None:
@@ -124,6 +131,31 @@ def test_codes_of_one_view_are_held_to_what_the_other_shows(model: LatentActionM
     torch.testing.assert_close(
         losses["full"], (model.decode(first, latents.action, latents.background) - last).square().mean()
     )
+
+
+def test_a_motion_map_says_where_the_foreground_came_and_went() -> None:
+    first, last = torch.zeros(2, 1, 8, 8)
+    first[0, :4, :4] = 1
+    last[0, :4, 2:6] = 1
+    assert motion_map(first, last, 2)[0].tolist() == [-0.5, 0.5, 0, 0]
+
+
+def test_the_motion_map_is_asked_of_the_action_codes_alone(
+    model: LatentActionModel, settings: LatentActionSettings, eyes: FrozenEyes
+) -> None:
+    motion = torch.randn(2, 16, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        model.motion_out.weight.zero_()
+        model.motion_out.bias.zero_()
+    losses = latent_action_losses(model, features(2), features(2, 1), None, motion)
+    assert losses["motion"].item() == pytest.approx(1)  # says nothing
+    torch.nn.init.normal_(model.motion_out.weight)
+    latent_action_losses(model, features(2), features(2, 1), None, motion)["motion"].backward()
+    assert model.action_latent.weight.grad is not None and model.action_latent.weight.grad.any()
+    assert model.background_latent.weight.grad is None
+    assert model.decoder.norm.weight.grad is None
+    paper = LatentActionModel(replace(settings, motion_weight=0), eyes)
+    assert "motion" not in latent_action_losses(paper, features(2), features(2, 1), None, motion)
 
 
 def test_dead_codes_of_both_codebooks_revive(model: LatentActionModel) -> None:
