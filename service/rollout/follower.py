@@ -118,6 +118,8 @@ class Follower:
         self._num_gateways = 1
         # What the last heartbeat said, and when the next is due.
         self._said: tuple[int, list[Placement]] | None = None
+        # The same with the counts of what is in progress, for which no heartbeat comes early.
+        self._written: tuple[Placement, ...] = ()
         self._next_beat_s = 0.0
 
     @property
@@ -235,13 +237,14 @@ class Follower:
         unchanged = said == self._said
         if unchanged and now_s < self._next_beat_s:
             return await self.ask(self._registry.generation)
-        heard = await self.ask(partial(self._registry.touch, self.gateway_id)) if unchanged else None
+        written = unchanged and placements == self._written
+        heard = await self.ask(partial(self._registry.touch, self.gateway_id)) if written else None
         if heard is None:  # or others took this gateway for lost
             beat = partial(
                 self._registry.beat, self.gateway_id, address=self.address, generation=known, placements=placements
             )
             heard = await self.ask(beat)
-        self._said, self._next_beat_s = said, now_s + self._settings.beat_s
+        self._said, self._written, self._next_beat_s = said, placements, now_s + self._settings.beat_s
         self._num_gateways = heard.num_gateways
         return heard.generation
 

@@ -55,6 +55,7 @@ class LatentActionSettings:
 
     With `view_shift` codes are read from a pair as it is and must explain it shifted by up to so many pixels each way.
     `motion_weight` is of the motion map that action codes alone must give (objective.py); paper B has none, 0.
+    With `vary` a pair is mirrored or not and takes other colours each time that it is drawn.
     A patch is foreground where more of it than `foreground_above` moves: 0.47 is paper B's code's.
     """
 
@@ -65,7 +66,8 @@ class LatentActionSettings:
     elsewhere: Elsewhere = "first"
     foreground_above: float = 0.47
     view_shift: int = 0
-    motion_weight: float = 1.0
+    motion_weight: float = 2.0
+    vary: bool = True
     num_codes: int = 16
     num_tokens: int = 4
     latent_dim: int = 32

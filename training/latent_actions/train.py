@@ -33,6 +33,7 @@ from training.latent_actions.eyes import MaskedAutoencoder
 from training.latent_actions.model import LatentActionModel
 from training.latent_actions.objective import foreground_patches, latent_action_losses, motion_map
 from training.latent_actions.settings import EyesSettings, LatentActionSettings
+from training.latent_actions.variation import Variation, shifted
 from training.loop import run, step_seed
 
 EYES, LATENT_ACTIONS = "eyes", "latent_actions"
@@ -131,12 +132,19 @@ def train_latent_actions(
         first, last = (torch.from_numpy(np.concatenate([getattr(part, name) for part in parts]))
                        for name in ("first", "last"))  # fmt: skip
         shifts = _shifts(seed + 3, step, settings)
+        variation = None
+        if settings.vary:
+            generator = torch.Generator().manual_seed(step_seed(seed + 4, step))
+            variation = Variation.draw(settings.batch_size, generator)
+            first, last = variation.of_frames(first), variation.of_frames(last)
         foreground = motion = None
         if settings.masks != "none":
             first_mask, last_mask = (
                 torch.from_numpy(np.concatenate([_mask(part, name) for part in parts]))
                 for name in ("first_mask", "last_mask")
             )
+            if variation is not None:
+                first_mask, last_mask = variation.of_masks(first_mask), variation.of_masks(last_mask)
             moving = last_mask if settings.masked_frames == "last" else torch.maximum(first_mask, last_mask)
             foreground = foreground_patches(shifted(moving, shifts), side, settings.foreground_above).to(device)
             motion = motion_map(first_mask, last_mask, side).to(device)
@@ -296,15 +304,6 @@ def _shifts(seed: int, step: int, settings: LatentActionSettings) -> Tensor | No
     generator = torch.Generator().manual_seed(step_seed(seed, step))
     most = settings.view_shift
     return torch.randint(-most, most + 1, (settings.batch_size, 2), generator=generator)
-
-
-def shifted(pictures: Tensor, shifts: Tensor | None) -> Tensor:
-    """Pictures [batch, size, size, ...], each moved right and down by its own pixels; edges go on where they end."""
-    if shifts is None:
-        return pictures
-    size = pictures.shape[1]
-    from_column, from_row = ((torch.arange(size) - shifts[:, [side]]).clamp(0, size - 1) for side in (0, 1))
-    return pictures[torch.arange(len(pictures))[:, None, None], from_row[:, :, None], from_column[:, None]]
 
 
 def _without_schedule(values: dict[str, Any]) -> dict[str, Any]:

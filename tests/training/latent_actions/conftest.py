@@ -89,6 +89,7 @@ def settings() -> LatentActionSettings:
         num_codes=8,
         num_tokens=2,
         latent_dim=8,
+        motion_weight=1.0,
         width=32,
         encoder_layers=1,
         decoder_layers=1,

@@ -20,7 +20,6 @@ from training.latent_actions.train import (
     model_digest,
     read_eyes,
     read_latent_actions,
-    shifted,
     train_eyes,
     train_latent_actions,
 )
@@ -86,16 +85,6 @@ def test_another_seed_and_other_clips_give_another_model(
     assert len(digests) == 3
     with pytest.raises(ValueError, match="clips differ"):
         train_latent_actions([make_clips(num_clips=2, seed=5)], eyes, short, tmp_path / "a", seed=0)
-
-
-def test_a_shifted_picture_goes_on_with_its_edge() -> None:
-    picture = torch.arange(9).view(1, 3, 3)
-    assert shifted(picture, torch.tensor([[1, 0]]))[0].tolist() == [[0, 0, 1], [3, 3, 4], [6, 6, 7]]
-    assert shifted(picture, torch.tensor([[0, -2]]))[0].tolist() == [[6, 7, 8]] * 3
-    frames = torch.randint(0, 256, (2, 4, 4, 3), dtype=torch.uint8)
-    moved = shifted(frames, torch.tensor([[0, 0], [-1, 2]]))
-    assert torch.equal(moved[0], frames[0])
-    assert torch.equal(moved[1, 2:, :3], frames[1, :2, 1:])
 
 
 def test_two_views_train_and_resume_like_one(
