@@ -103,10 +103,21 @@ class Registry(TokenTransactions):
             session.flush()
             return _revision(row)
 
-    def set_state(self, policy: str, revision: str, state: RevisionState, *, error: str = "", actor: str) -> None:
-        """Raises ConflictError for a change that there is not."""
+    def set_state(
+        self,
+        policy: str,
+        revision: str,
+        state: RevisionState,
+        *,
+        error: str = "",
+        actor: str,
+        only_from: RevisionState | None = None,
+    ) -> None:
+        """Raises ConflictError for a change that there is not, and where the revision is no longer in `only_from`."""
         with self._changing() as session:
             row = self._row(session, policy, revision)
+            if only_from is not None and row.state != only_from:
+                raise ConflictError(f"revision {revision} is {row.state}, expected it to be {only_from} still")
             self._move(row, state, error)
             self._note(session, actor, str(state), policy, revision, revision, {}, outcome=error or SUCCEEDED)
 

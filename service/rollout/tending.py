@@ -100,9 +100,11 @@ class Tending:
                 await self._follower.ask(partial(self._registry.announce, policy.name, switching=False))
             for record in policy.revisions.values():
                 if record.state in (RevisionState.LOADING, RevisionState.WARMING):
-                    await self._set(record, RevisionState.FAILED, error="the process that loaded it ended")
+                    with suppress(ConflictError):
+                        await self._set(record, RevisionState.FAILED, error="the process that loaded it ended")
 
     async def _set(self, record: RevisionRecord, state: RevisionState, *, error: str = "") -> None:
+        """Of a record that was read a moment ago: others may have asked for the revision since."""
         change = partial(self._registry.set_state, record.policy, record.revision, state, error=error)
-        await self._follower.ask(partial(change, actor=SERVICE_ACTOR))
+        await self._follower.ask(partial(change, actor=SERVICE_ACTOR, only_from=record.state))
         self._follower.wake()

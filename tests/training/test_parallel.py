@@ -75,9 +75,12 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     jobs = [
         f"{stage}:{sharing}:{until}:{root / stage / name}" for stage, name in RUNS for sharing, until in SHARED[name]
     ]
+    last_weights = root / RUNS[-1][0] / RUNS[-1][1] / "trained.safetensors"
     done = torchrun(str(PROGRAM), *jobs)
-    # A process of FSDP2 on gloo may abort when it exits, with everything done: what is there decides.
-    assert (root / RUNS[-1][0] / RUNS[-1][1] / "trained.safetensors").exists(), done.stderr[-4000:]
+    # A process of FSDP2 on gloo may abort when it exits: what is there decides, and what is not there is resumed once.
+    if done.returncode and not last_weights.exists():
+        done = torchrun(str(PROGRAM), *jobs)
+    assert last_weights.exists(), done.stderr[-4000:]
     for stage, name in RUNS:
         if name == "passed-on":
             train(stage, root / stage / name)

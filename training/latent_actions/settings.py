@@ -23,11 +23,11 @@ Elsewhere = Literal["anything", "first"]
 class EyesSettings:
     """Of train_eyes. A directory of a vision model needs none: its eyes are read, not trained."""
 
-    visual: VisualSettings = field(default_factory=VisualSettings)
+    visual: VisualSettings = field(default_factory=lambda: VisualSettings(width=96, num_layers=3))
     masked_fraction: float = 0.75
     decoder_layers: int = 2
     batch_size: int = 64
-    schedule: Schedule = field(default_factory=lambda: _schedule(1500))
+    schedule: Schedule = field(default_factory=lambda: _schedule(1000, 1e-3))
 
     def __post_init__(self) -> None:
         if self.visual.kind != "small":
@@ -70,13 +70,13 @@ class LatentActionSettings:
     vary: bool = True
     num_codes: int = 16
     num_tokens: int = 4
-    latent_dim: int = 32
-    width: int = 96
-    encoder_layers: int = 3
+    latent_dim: int = 8
+    width: int = 64
+    encoder_layers: int = 2
     decoder_layers: int = 2
     beta: float = 0.25
     batch_size: int = 32
-    schedule: Schedule = field(default_factory=lambda: _schedule(1500))
+    schedule: Schedule = field(default_factory=lambda: _schedule(3000, 2e-3))
 
     def __post_init__(self) -> None:
         if self.masks not in ("none", "flow", "truth"):
@@ -106,8 +106,10 @@ class LatentActionSettings:
         return build(cls, values, where)
 
 
-def _schedule(num_steps: int) -> Schedule:
-    return Schedule(num_steps=num_steps, learning_rate=1e-3, warmup_steps=100, ema_decay=0.99, weight_decay=1e-2)
+def _schedule(num_steps: int, learning_rate: float) -> Schedule:
+    return Schedule(
+        num_steps=num_steps, learning_rate=learning_rate, warmup_steps=100, ema_decay=0.995, weight_decay=1e-2
+    )
 
 
 def _object(values: Any, where: str) -> dict[str, Any]:

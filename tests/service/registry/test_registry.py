@@ -263,6 +263,14 @@ def test_a_heartbeat_changes_nothing_that_gateways_agree_on(registry: Registry) 
     assert registry.generation() == before
 
 
+def test_a_state_is_left_alone_when_it_is_no_longer_the_one_that_was_read(registry: Registry) -> None:
+    register(registry, OLD)
+    registry.set_state("tabletop", OLD, S.LOADING, actor="a")
+    with pytest.raises(ConflictError, match="is loading, expected it to be registered still"):
+        registry.set_state("tabletop", OLD, S.FAILED, actor="a", only_from=S.REGISTERED)
+    assert registry.revision("tabletop", OLD).state is S.LOADING
+
+
 def test_a_heartbeat_with_no_news_counts_and_one_of_a_gateway_that_was_taken_for_lost_does_not(
     registry: Registry,
 ) -> None:
