@@ -13,8 +13,9 @@ from typing import Any
 
 from training.experiments.definitions import EXPERIMENTS
 from training.experiments.markdown import count, percent_cell, table, task_cell
+from training.experiments.named_run import command, is_partial, label, results_directory
 from training.experiments.plots import draw
-from training.experiments.results import HOLDS, NOT_RUN, NOT_SHOWN, OPPOSITE, results_name
+from training.experiments.results import HOLDS, NOT_RUN, NOT_SHOWN, OPPOSITE
 from training.experiments.video import report as video_report
 from training.json_file import write_text
 
@@ -77,7 +78,7 @@ def format_summary(all_values: Sequence[Values]) -> str:
     known = sorted(all_values, key=lambda values: (values["budget"]["name"], order.index(values["experiment"])))
     rows = [
         [
-            f"[{_label(values)}]({_directory(values)}/report.md)",
+            f"[{label(values)}]({results_directory(values)}/report.md)",
             claim["claim"],
             _ours(claim),
             _papers(claim),
@@ -89,7 +90,7 @@ def format_summary(all_values: Sequence[Values]) -> str:
     ]
     costs = [
         [
-            _label(values),
+            label(values),
             progress(values),
             f"{values['planned_hours']:.2f}",
             *(f"{values['costs'][f'{kind}_hours']:.2f}" for kind in ("stage1", "stage2", "evaluation")),
@@ -121,17 +122,6 @@ def format_summary(all_values: Sequence[Values]) -> str:
         "\n".join(f"- {line}" for line in _missing(known)) or "Nothing.",
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def command(values: Values) -> str:
-    budget = values["budget"]
-    seeds = "" if values["seeds"] == budget["seeds"] else f" --seeds {','.join(map(str, values['seeds']))}"
-    named = "" if budget["name"] == "cpu" else f" --budget {budget['name']}"
-    return f"python -m training experiment {values['experiment']}{named}{seeds}"
-
-
-def is_partial(values: Values) -> bool:
-    return any(counts["left"] for counts in values["jobs"].values())
 
 
 def progress(values: Values) -> str:
@@ -254,7 +244,7 @@ def _joint_success(known: Sequence[Values]) -> list[str]:
     tables = []
     for values in known:
         if values["experiment"] == "prior":
-            tables += [f"{_label(values)}: {progress(values)}.", *_success_table(values)[1:], *_task_table(values)]
+            tables += [f"{label(values)}: {progress(values)}.", *_success_table(values)[1:], *_task_table(values)]
     return tables or ["The experiment `prior` was not run."]
 
 
@@ -287,7 +277,7 @@ def _missing(known: Sequence[Values]) -> list[str]:
         for name in EXPERIMENTS
         if (name, budget) not in run
     ]
-    return lines + [f"{_label(values)}: {line}" for values in known for line in shortfalls(values)]
+    return lines + [f"{label(values)}: {line}" for values in known for line in shortfalls(values)]
 
 
 def _claims(values: Values) -> list[Values]:
@@ -323,11 +313,3 @@ def _papers(claim: Values) -> str:
 
 def _last(arm: Values) -> Values:
     return arm["checkpoints"][-1]
-
-
-def _label(values: Values) -> str:
-    return _directory(values).removeprefix("results/")
-
-
-def _directory(values: Values) -> str:
-    return f"results/{results_name(values['experiment'], values['budget']['name'])}"

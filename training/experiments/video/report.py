@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from training.experiments.markdown import count, percent_cell, table, task_cell
-from training.experiments.results import HOLDS, NOT_RUN, NOT_SHOWN, OPPOSITE, results_name
+from training.experiments.named_run import command, is_partial, label, results_directory
+from training.experiments.results import HOLDS, NOT_RUN, NOT_SHOWN, OPPOSITE
 from training.experiments.video.definitions import VIDEO_EXPERIMENTS
 from training.experiments.video.figures import FIGURES
 from training.experiments.video.plots import draw
@@ -78,7 +79,7 @@ def format_section(all_values: Sequence[Values]) -> str:
     known.sort(key=lambda values: values["experiment"] != "adaptation")
     rows = [
         [
-            f"[{_label(values)}]({_directory(values)}/report.md)",
+            f"[{label(values)}]({results_directory(values)}/report.md)",
             claim["claim"],
             _ours(claim),
             _papers(claim),
@@ -89,8 +90,7 @@ def format_section(all_values: Sequence[Values]) -> str:
         for claim in values["claims"]
     ]
     costs = [
-        [_label(values), progress(values), f"{values['planned_hours']:.2f}", f"{_hours(values):.2f}"]
-        for values in known
+        [label(values), progress(values), f"{values['planned_hours']:.2f}", f"{_hours(values):.2f}"] for values in known
     ]
     counts = {
         each: sum(claim["verdict"] == each for values in known for claim in values["claims"])
@@ -111,17 +111,6 @@ def format_section(all_values: Sequence[Values]) -> str:
         "\n".join(f"- {line}" for line in _missing(known)),
     ]
     return "\n" + "\n\n".join(part for part in parts if part) + "\n"
-
-
-def command(values: Values) -> str:
-    budget = values["budget"]
-    seeds = "" if values["seeds"] == budget["seeds"] else f" --seeds {','.join(map(str, values['seeds']))}"
-    named = "" if budget["name"] == "cpu" else f" --budget {budget['name']}"
-    return f"python -m training experiment {values['experiment']}{named}{seeds}"
-
-
-def is_partial(values: Values) -> bool:
-    return any(counts["left"] for counts in values["jobs"].values())
 
 
 def progress(values: Values) -> str:
@@ -165,7 +154,7 @@ def _control(known: Sequence[Values]) -> str:
 def _tables(known: Sequence[Values]) -> list[str]:
     found = []
     for values in known:
-        found += [f"### {_label(values)}", *(_figures_table(values) if values["of"] == PROBES else _success(values))]
+        found += [f"### {label(values)}", *(_figures_table(values) if values["of"] == PROBES else _success(values))]
     return found
 
 
@@ -253,7 +242,7 @@ def _method(values: Values) -> list[str]:
 def _missing(known: Sequence[Values]) -> list[str]:
     run = {values["experiment"] for values in known}
     lines = [f"{name}: not run." for name in VIDEO_EXPERIMENTS if name not in run]
-    return lines + [f"{_label(values)}: {line}" for values in known for line in shortfalls(values)]
+    return lines + [f"{label(values)}: {line}" for values in known for line in shortfalls(values)]
 
 
 def _ours(claim: Values) -> str:
@@ -278,11 +267,3 @@ def _papers(claim: Values) -> str:
 
 def _hours(values: Values) -> float:
     return sum(values["seconds"].values()) / 3600
-
-
-def _label(values: Values) -> str:
-    return _directory(values).removeprefix("results/")
-
-
-def _directory(values: Values) -> str:
-    return f"results/{results_name(values['experiment'], values['budget']['name'])}"
