@@ -7,7 +7,7 @@ not own what is stored.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,21 @@ def unavailable_if_lost() -> Iterator[None]:
         if not error.connection_invalidated:
             raise
         raise RegistryUnavailableError(f"the registry's database went away: {_cause(error)}") from error
+
+
+def bare_value(connection: Connection, sql: str) -> Any:
+    """The one value of a query without parameters, from the driver itself; for what is asked all the time.
+
+    `connection` must have done nothing before. Raises as the connection's own methods do.
+    """
+    driver = connection.dialect.loaded_dbapi
+    try:
+        with closing(connection.connection.cursor()) as cursor:
+            cursor.execute(sql)
+            return cursor.fetchone()[0]
+    except driver.Error as error:
+        connection.invalidate(error)
+        raise DBAPIError.instance(sql, None, error, driver.Error) from error
 
 
 def _engine(url: str) -> Engine:

@@ -15,7 +15,7 @@ from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
 from service.errors import ConflictError, UnknownOperationError, UnknownPolicyError, UnknownRevisionError
-from service.registry.database import unavailable_if_lost
+from service.registry.database import bare_value, unavailable_if_lost
 from service.registry.records import (
     AuditEntry,
     Fleet,
@@ -44,9 +44,9 @@ class Registry(TokenTransactions):
     # What is served.
 
     def generation(self) -> int:
-        """Asked several times a second by every gateway, so without a session."""
+        """Asked several times a second by every gateway, so past SQLAlchemy's own layers: a tenth of the time."""
         with unavailable_if_lost(), self._reader.connect() as connection:
-            return connection.scalars(select(FleetRow.generation)).one()
+            return bare_value(connection, self._generation_sql)
 
     def fleet(self) -> Fleet:
         with self._reading() as session:
@@ -307,10 +307,9 @@ class Registry(TokenTransactions):
         with unavailable_if_lost(), self._engine.begin() as connection:
             if not connection.execute(beating).rowcount:
                 return None
-            return Heard(
-                generation=connection.scalars(select(FleetRow.generation)).one(),
-                num_gateways=connection.scalars(select(func.count()).select_from(GatewayRow)).one(),
-            )
+            num_gateways = select(func.count()).select_from(GatewayRow).scalar_subquery()
+            generation, count = connection.execute(select(FleetRow.generation, num_gateways)).one()
+            return Heard(generation=generation, num_gateways=count)
 
     def leave(self, gateway_id: str) -> None:
         """A gateway has stopped, or an operator says that it is dead."""

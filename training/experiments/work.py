@@ -107,9 +107,11 @@ class Recordings:
 
 
 def start_worker() -> None:
-    """One torch thread, and an end with the process that started it: a killed parent leaves no orphan."""
+    """One thread, and an end with the process that started it: a killed parent leaves no orphan."""
     import torch
 
+    # Mesa's software renderer: its threads cost a tenth of an evaluation where every core has a worker.
+    os.environ.setdefault("LP_NUM_THREADS", "0")
     torch.set_num_threads(1)
     parent = parent_process()
     if parent is not None:
