@@ -214,11 +214,13 @@ def stage2_losses(
     history_pass: HistoryPass = "both",
     landmark_head: LandmarkHead | None = None,
     landmark_weight: float = 0.0,
+    landmarks_move_eyes: bool = True,
     max_inference_delay: int = 0,
     processes: Processes = ALONE,
 ) -> dict[str, Tensor]:
     """ "loss" is what to minimise; `distillation` is lambda(k), at 0 of which E's pass over the future is skipped.
-    `history_pass` is as observe_passes says, `max_inference_delay` of the prediction's flow_loss.
+    `history_pass` is as observe_passes says, `max_inference_delay` of the prediction's flow_loss. Without
+    `landmarks_move_eyes` the landmarks teach their head alone.
     """
     queries, visual = observe_passes(vla, batch, generator, history_pass, processes)
     latents = [vla.to_latent(query) for query in queries]
@@ -237,7 +239,8 @@ def stage2_losses(
         losses["reconstruction"] = flow_loss(vla.prior.decoder, z, batch.motion, generator, processes=processes)
         loss = loss + distillation * (losses["alignment"] + losses["reconstruction"])
     if landmark_head is not None and batch.landmarks is not None and visual is not None:
-        predicted = landmark_head(visual, batch.landmarks.task).float()
+        seen = visual if landmarks_move_eyes else visual.detach()
+        predicted = landmark_head(seen, batch.landmarks.task).float()
         losses["landmarks"] = processes.mean((predicted - batch.landmarks.values).square(), batch.landmarks.mask)
         loss = loss + landmark_weight * losses["landmarks"]
     return {"loss": loss, **losses}

@@ -80,6 +80,8 @@ class Stage2Recipe:
     stage 1's prior. `image_shift` moves every picture by up to so many pixels each way, its edge repeated: eyes that
     saw few scenes learn them by heart less (random crops of robomimic, arXiv 2108.03298). With `max_inference_delay`
     the decoder also learns to continue a chunk whose first 1 to so many actions are given (arXiv 2512.05964).
+    A checkpoint has no landmark head: for the first `landmark_delay_steps` the new one learns from eyes that it does
+    not move, so that what it does not know yet unlearns nothing.
     """
 
     schedule: Schedule
@@ -90,6 +92,7 @@ class Stage2Recipe:
     history_pass: HistoryPass = "both"
     state_dropout: float = 0.3
     landmark_weight: float = 1.0
+    landmark_delay_steps: int = 0
     image_shift: int = 0
     max_inference_delay: int = 0
     tasks: tuple[str, ...] = ()
@@ -105,6 +108,8 @@ class Stage2Recipe:
             )
         if self.image_shift < 0:
             raise ValueError(f"stage2.image_shift is {self.image_shift}, expected at least 0 pixels")
+        if self.landmark_delay_steps < 0:
+            raise ValueError(f"stage2.landmark_delay_steps is {self.landmark_delay_steps}, expected at least 0 steps")
         if self.max_inference_delay < 0:
             raise ValueError(f"stage2.max_inference_delay is {self.max_inference_delay}, expected at least 0 steps")
 

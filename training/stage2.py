@@ -67,11 +67,12 @@ def train_stage2(
             history_pass=recipe.history_pass,
             landmark_head=landmark_head,
             landmark_weight=recipe.landmark_weight,
+            landmarks_move_eyes=step >= recipe.landmark_delay_steps,
             max_inference_delay=recipe.max_inference_delay,
             processes=processes,
         )
 
-    later = ("history_pass", "image_shift", "max_inference_delay")
+    later = ("history_pass", "image_shift", "max_inference_delay", "landmark_delay_steps")
     settings: dict[str, Any] = {
         name: value
         for name, value in asdict(recipe).items()
@@ -82,6 +83,8 @@ def train_stage2(
         settings["history_pass"] = recipe.history_pass
     if recipe.image_shift:
         settings["image_shift"] = recipe.image_shift
+    if recipe.landmark_delay_steps:
+        settings["landmark_delay_steps"] = recipe.landmark_delay_steps
     if recipe.max_inference_delay:
         settings["max_inference_delay"] = recipe.max_inference_delay
     averaged = run(

@@ -7,14 +7,17 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from policy.checkpoint import read_checkpoint
+from tests.training import shared_training
 from training.corpus import open_corpus
 from training.export import export_checkpoint
+from training.objective import stage2_losses
 from training.recipe import DataRecipe, Recipe, RunDirectory
-from training.stage2 import train_stage2
+from training.stage2 import build_landmark_head, train_stage2
 
 
 def fine_tuning(recipe: Recipe, checkpoint: Path) -> Recipe:
@@ -64,3 +67,44 @@ def test_tasks_may_differ_in_episodes_and_weight() -> None:
     assert [data.weight(task) for task in data.tasks] == [0.5, 1.0]
     with pytest.raises(ValueError, match=r"data\.weights names \['c'\]"):
         DataRecipe(tasks=("a",), episodes_per_task=1, weights={"c": 2.0})
+
+
+def test_a_new_landmark_head_moves_the_eyes_only_after_its_delay() -> None:
+    corpus = shared_training.corpus()
+    vla, head = corpus.build_model(), build_landmark_head(corpus, corpus.packs)
+    assert head is not None
+    batch = corpus.mixture(corpus.packs, landmarks=True).vla(
+        [(0, np.arange(3)), (1, np.arange(3))], torch.ones(6, dtype=torch.bool)
+    )
+
+    def eyes_moved(landmarks_move_eyes: bool) -> bool:
+        losses = stage2_losses(
+            vla,
+            batch,
+            torch.Generator().manual_seed(0),
+            distillation=0,
+            num_draws=1,
+            landmark_head=head,
+            landmark_weight=1.0,
+            landmarks_move_eyes=landmarks_move_eyes,
+        )
+        (learnt,) = torch.autograd.grad(losses["landmarks"], [head.out], retain_graph=True)
+        assert learnt.any()
+        eyes = list(vla.backbone.stem.parameters())  # pyright: ignore[reportAttributeAccessIssue]
+        return any(each is not None for each in torch.autograd.grad(losses["landmarks"], eyes, allow_unused=True))
+
+    assert eyes_moved(True)
+    assert not eyes_moved(False)
+
+
+def test_the_delay_of_landmarks_counts_steps(tmp_path: Path) -> None:
+    def norms(delay: int) -> list[float]:
+        corpus = shared_training.corpus()
+        delayed = replace(corpus.recipe, stage2=replace(corpus.recipe.stage2, landmark_delay_steps=delay))
+        train_stage2(replace(corpus, recipe=delayed), None, tmp_path / str(delay), until=3)
+        log = tmp_path / str(delay) / "metrics.jsonl"
+        return [json.loads(line)["gradient_norm"] for line in log.read_text().splitlines()]
+
+    at_once, second, third = norms(0), norms(1), norms(2)
+    assert second[0] == third[0] != at_once[0]
+    assert second[1] != third[1]
