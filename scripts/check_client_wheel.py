@@ -1,8 +1,9 @@
 """What a robot installs, tried as a robot would: python scripts/check_client_wheel.py
 
-Builds the wheel, holds it to its size and contents, installs it with nothing else in fresh environments of Python 3.10,
-with numpy 1.26 and with numpy 2, and runs the 25-line example in each against the shipped policy. Exits with 1 when
-something is not as it should be. Does not own the client's tests.
+Builds the wheel, holds it to its size and contents, installs it with nothing else in fresh environments of every Python
+from 3.10 to 3.13 that is found, with numpy 1.26 and with numpy 2, and runs the 25-line example in each against the
+shipped policy. Says which Pythons were missing. Exits with 1 when something is not as it should be. Does not own the
+client's tests.
 """
 
 from __future__ import annotations
@@ -18,14 +19,20 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / "examples" / "control_loop.py"
 POLICY, BODY = "tabletop", "sawyer"
 MAX_BYTES = 1_000_000
-NUMPY = ("1.26.*", "2.*")
+# With the numpy of each; numpy 1 has no wheels for Python 3.13.
+PYTHONS = {
+    "3.10": ("1.26.*", "2.*"),
+    "3.11": ("1.26.*", "2.*"),
+    "3.12": ("1.26.*", "2.*"),
+    "3.13": ("2.*",),
+}
 # What may be there besides the wheel itself; typing_extensions is grpcio's.
 MAY_BE_INSTALLED = {"premotor", "grpcio", "protobuf", "numpy", "typing_extensions"}
 _SETUP_TIMEOUT_S = 600.0
@@ -39,42 +46,58 @@ class CheckError(Exception):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Build the client's wheel and try it in fresh environments.")
-    parser.add_argument("--python", type=Path, help="a Python 3.10; without it one is looked for")
+    parser.add_argument(
+        "--python", type=Path, action="append", metavar="FILE",
+        help=f"one to try, again for more (default: every one of {', '.join(PYTHONS)} that is found)",
+    )  # fmt: skip
     options = parser.parse_args(arguments)
-    python = options.python or find_python()
-    if python is None:
-        parser.error("no Python 3.10 was found; name one with --python")
     try:
+        pythons = {minor_version(python): python for python in options.python} if options.python else find_pythons()
+        if unknown := sorted(set(pythons) - set(PYTHONS)):
+            parser.error(f"Python {', '.join(unknown)} came, expected some of {', '.join(PYTHONS)}")
+        if not pythons:
+            parser.error(f"none of Python {', '.join(PYTHONS)} was found; name one with --python")
         with tempfile.TemporaryDirectory(prefix="premotor-wheel-") as directory:
-            check(python, Path(directory))
+            check(pythons, Path(directory))
     except CheckError as error:
         print(f"the wheel is not as it should be: {error}", file=sys.stderr)
         return 1
+    missing = [version for version in PYTHONS if version not in pythons]
+    if missing and not options.python:
+        print(f"not found, and so not tried: Python {', '.join(missing)}")
     return 0
 
 
-def find_python() -> Path | None:
-    """On PATH, or where pyenv keeps its interpreters."""
-    on_path = shutil.which("python3.10")
-    kept = sorted(Path.home().glob(".pyenv/versions/3.10.*/bin/python"))
-    for python in (*([Path(on_path)] if on_path else []), *reversed(kept)):
-        with contextlib.suppress(CheckError):  # pyenv's stand-in for one that is not chosen
-            if _version(python).startswith("3.10."):
-                return python
-    return None
+def find_pythons() -> dict[str, Path]:
+    """By version, those on PATH or where pyenv keeps its interpreters."""
+    found: dict[str, Path] = {}
+    for version in PYTHONS:
+        on_path = shutil.which(f"python{version}")
+        kept = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python"))
+        for python in (*([Path(on_path)] if on_path else []), *reversed(kept)):
+            with contextlib.suppress(CheckError):  # pyenv's stand-in for one that is not chosen
+                if version not in found and minor_version(python) == version:
+                    found[version] = python
+    return found
 
 
-def check(python: Path, directory: Path) -> None:
+def minor_version(python: Path) -> str:
+    """As in PYTHONS. Raises CheckError for what does not run."""
+    return ".".join(_version(python).split(".")[:2])
+
+
+def check(pythons: Mapping[str, Path], directory: Path) -> None:
     """Prints a line for each thing that held. Raises CheckError."""
     wheel = build(directory / "dist")
     print(f"{wheel.name}: {wheel.stat().st_size} bytes, at most {MAX_BYTES}")
     with served() as address:
-        for numpy in NUMPY:
-            environment = install(python, wheel, numpy, directory / f"numpy-{numpy[0]}")
-            versions = installed(environment)
-            said = play(environment, address, directory)
-            listed = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
-            print(f"python {_version(environment)}, {listed}: {said}", flush=True)
+        for version, python in pythons.items():
+            for numpy in PYTHONS[version]:
+                environment = install(python, wheel, numpy, directory / f"python-{version}-numpy-{numpy[0]}")
+                versions = installed(environment)
+                said = play(environment, address, directory)
+                listed = ", ".join(f"{name} {number}" for name, number in sorted(versions.items()))
+                print(f"python {_version(environment)}, {listed}: {said}", flush=True)
 
 
 def build(directory: Path) -> Path:

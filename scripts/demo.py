@@ -129,7 +129,30 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=2, help="simulators at a time (default: 2)")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "demo", help="results, videos and log")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results here")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if problem := _problem(options):
+        parser.error(problem)
+    return options
+
+
+def _problem(options: argparse.Namespace) -> str:
+    """What is wrong with arguments that argparse takes, "" when nothing is; a service takes a minute to start."""
+    from training.names import UnknownNameError
+    from training.simulation.registry import check_task
+
+    for name in ("episodes", "workers"):
+        if getattr(options, name) < 1:
+            return f"--{name} is {getattr(options, name)}, expected at least 1"
+    if options.first_seed < HELD_OUT_SEED:
+        return (
+            f"--first-seed is {options.first_seed}, expected at least {HELD_OUT_SEED}: policies trained on scenes below"
+        )
+    try:
+        for task in options.tasks:
+            check_task(task)
+    except UnknownNameError as error:
+        return f"--tasks: {error}"
+    return ""
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     DEBIAN_FRONTEND=noninteractive $install -qq >&2
 else
     echo "setup: system packages are missing. Run this once, then try again:" >&2
-    echo "    sudo $install" >&2
+    # A machine that never fetched package lists, as a container is, knows no package without the first half.
+    echo "    sudo apt-get update && sudo $install" >&2
     exit 1
 fi

@@ -132,10 +132,29 @@ def test_a_service_that_does_not_start_is_quoted(tmp_path: Path) -> None:
     assert f"{missing} is not a directory" in result.stderr
 
 
-def test_a_wrong_call_exits_2_before_anything_starts(tmp_path: Path) -> None:
-    result = run_demo("--backend", "remote", "--out", str(tmp_path / "out"))
-    assert result.returncode == 2
-    assert "--backend" in result.stderr
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--backend", "remote"), "--backend"),
+        (("--episodes", "0"), "--episodes is 0, expected at least 1"),
+        (("--workers", "-1"), "--workers is -1, expected at least 1"),
+        (("--first-seed", "3"), "--first-seed is 3, expected at least 100000"),
+        (("--tasks", "lift", "draweropen"), "unknown task 'draweropen', did you mean 'drawer-open'? Expected one of "),
+    ],
+)
+def test_a_wrong_call_exits_2_before_anything_starts(
+    demo: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    said: str,
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["demo.py", *arguments, "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as exit_:
+        demo.main()
+    assert exit_.value.code == 2
+    assert said in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

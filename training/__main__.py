@@ -10,13 +10,13 @@ import argparse
 import json
 import os
 import sys
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training import bench_data
+from training import bench_data, inspect_command
 from training.ego_video.clips_command import add_ego_clips_verb
 from training.ego_video.command import add_ego_pack_verb
 from training.latent_actions.command import add_latent_actions_verb
@@ -27,12 +27,14 @@ from training.video_prior.command import add_video_prior_verb
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from policy.vla import VLA
     from training.corpus import Corpus
     from training.parallel import Processes
     from training.recipe import Recipe, RunDirectory
+    from training.record import Report
+    from training.sittings import Sittings
 
 GOAL_PER_TASK, GOAL_MEAN = 0.7, 0.8
+GOAL_MINUTES = 90
 VERBS = {
     "record": "record the recipe's demonstrations (resumable)",
     "import": "check a robot's own LeRobot data set and bring it into a run, or draft the spec of its body",
@@ -62,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", str(options.threads))
     try:
         return _run(options)
-    except (UnknownNameError, WrongCallError) as error:
+    except (UnknownNameError, WrongCallError, inspect_command.WrongInspectionError) as error:
         print(f"{options.verb}: {error}", file=sys.stderr)
         return 2
     except (ValueError, OSError, RuntimeError, ImportError, ArithmeticError) as error:
@@ -102,8 +104,7 @@ def _parser() -> argparse.ArgumentParser:
         if name in ("inspect", "evaluate", "demo", "bench"):
             verb.add_argument("--json", type=Path, metavar="FILE", help="also write what is printed, machine-readable")
         if name == "inspect":
-            verb.add_argument("--noise-scale", type=float, help="of the initial noise, 0 to 1 (default: the model's)")
-            verb.add_argument("--inference-steps", type=int, help="Euler steps (default: the model's)")
+            inspect_command.add_arguments(verb)
         if name in ("stats", "stage1", "stage2", "export", "inspect", "demo"):
             # Every verb of one run needs the same: they decide words, resized images and the model.
             verb.add_argument(
@@ -134,6 +135,7 @@ def _parser() -> argparse.ArgumentParser:
             verb.add_argument(
                 "--inference-delay", type=int, metavar="STEPS", help="after which a chunk takes over (default: 0)"
             )
+            verb.add_argument("--inference-steps", type=int, help="Euler steps (default: the checkpoint's)")
             verb.add_argument("--videos", type=Path, metavar="DIRECTORY", help="film the first episodes of each task")
     add_ego_pack_verb(verbs)
     add_ego_clips_verb(verbs)
@@ -201,6 +203,10 @@ def _run(options: argparse.Namespace) -> int:
         from training.experiments.command import run as run_experiment
 
         return run_experiment(options)
+    if options.verb == "inspect" and options.checkpoint:
+        named = options.recipe or _own_recipe(options.run)
+        inspect_command.inspect_checkpoint(Recipe.load(named) if named else None, options)
+        return 0
     recipe = _with_backbone(Recipe.load(options.recipe or _own_recipe(options.run) or "demo"), options)
     run = RunDirectory.of(recipe, options.run or Path("build/runs") / recipe.name)
     verb = {
@@ -232,10 +238,12 @@ def _with_backbone(recipe: Recipe, options: argparse.Namespace) -> Recipe:
 
 
 def _record(recipe: Recipe, run: RunDirectory, options: argparse.Namespace) -> None:
-    from training.record import record
+    from training.record import print_report, record
+    from training.sittings import Sittings
 
     for task in recipe.data.tasks:
-        record(
+        recorded = partial(
+            record,
             task=task,
             directory=run.dataset(task),
             num_episodes=recipe.data.num_recorded(task),
@@ -243,7 +251,20 @@ def _record(recipe: Recipe, run: RunDirectory, options: argparse.Namespace) -> N
             disturbed_fraction=recipe.data.disturbed_fraction,
             num_workers=options.workers,
         )
+        if run.dataset(task).exists():
+            recorded()  # whether it is the recipe's
+        else:
+            with Sittings(run=run).resumes(f"record {task}") as keep_time:
+                recorded(report=_both(print_report, keep_time))
         print(f"{task}: {recipe.data.num_recorded(task)} episodes in {run.dataset(task)}")
+
+
+def _both(report: Report, keep_time: Callable[[], None]) -> Report:
+    def report_and_keep_time(event: Mapping[str, Any]) -> None:
+        report(event)
+        keep_time()
+
+    return report_and_keep_time
 
 
 def _own_recipe(run: Path | None) -> str:
@@ -290,7 +311,11 @@ def _import_run(options: argparse.Namespace) -> None:
 
 
 def _stats(recipe: Recipe, run: RunDirectory, options: argparse.Namespace) -> None:
-    for pack in _corpus(recipe, run).packs:
+    from training.sittings import Sittings
+
+    with Sittings(run=run).resumes("stats"):
+        corpus = _corpus(recipe, run)
+    for pack in corpus.packs:
         print(f"{pack.task}: {pack.num_episodes} episodes, {pack.num_frames} frames of {pack.spec.name}")
     print(f"statistics in {run.statistics}")
 
@@ -320,10 +345,10 @@ def _stage2(recipe: Recipe, run: RunDirectory, options: argparse.Namespace) -> N
 
 
 def _export(recipe: Recipe, run: RunDirectory, options: argparse.Namespace) -> None:
-    from training.pipeline import export
+    from training.pipeline import export, trained_vla
 
     corpus = _corpus(recipe, run)
-    vla = _train(corpus, run, options)
+    vla = trained_vla(corpus, run, device=options.device)
     revision = export(
         corpus, vla, run, run.checkpoint, step=recipe.stage2.schedule.num_steps, metrics=_known_metrics(run)
     )
@@ -331,19 +356,7 @@ def _export(recipe: Recipe, run: RunDirectory, options: argparse.Namespace) -> N
 
 
 def _inspect(recipe: Recipe, run: RunDirectory, options: argparse.Namespace) -> None:
-    from training.inspection import format_inspection, inspect
-    from training.json_file import write_json
-
-    corpus = _corpus(recipe, run)
-    vla = _train(corpus, run, options)
-    asked = {"noise_scale": options.noise_scale, "num_inference_steps": options.inference_steps}
-    vla.config = replace(vla.config, **{name: value for name, value in asked.items() if value is not None})
-    rows = inspect(vla, corpus.mixture(corpus.packs, landmarks=False), device=options.device)
-    print(format_inspection(rows))
-    if vla.config == corpus.config:
-        write_json(run.root / "inspection.json", {"tasks": rows})
-    if options.json:
-        write_json(options.json, {"tasks": rows})
+    inspect_command.inspect_run(recipe, run, options)
 
 
 def _evaluate(recipe: Recipe, run: RunDirectory, options: argparse.Namespace) -> list[Mapping[str, Any]]:
@@ -355,18 +368,29 @@ def _evaluate(recipe: Recipe, run: RunDirectory, options: argparse.Namespace) ->
         raise WrongCallError(f"--episodes is {options.episodes}, expected at least 1")
     if options.inference_delay is not None and options.inference_delay < 0:
         raise WrongCallError(f"--inference-delay is {options.inference_delay}, expected 0 or more control steps")
+    if options.inference_steps is not None and options.inference_steps < 1:
+        raise WrongCallError(f"--inference-steps is {options.inference_steps}, expected at least 1")
+    if options.inference_steps is not None and options.address:
+        raise WrongCallError("--inference-steps is for a checkpoint, and --address names a policy that has its own")
+    if options.device != "cpu" and options.address:
+        raise WrongCallError("--device is for a checkpoint, and --address names a policy that runs elsewhere")
     for task in options.tasks or ():
         check_task(task)
     if options.suite:
         return _evaluate_suite(recipe, run, options)
     if options.seeds:
         raise WrongCallError("--seeds needs --suite, whose scenes it chooses; a recipe's are chosen with --first-seed")
+    first_seed = recipe.evaluation.first_seed if options.first_seed is None else options.first_seed
+    try:
+        replace(recipe, evaluation=replace(recipe.evaluation, first_seed=first_seed))
+    except ValueError as error:
+        raise WrongCallError(f"--first-seed: {error}") from None
     return _evaluate_on(
         recipe,
         run,
         options,
         tasks=options.tasks or recipe.data.tasks,
-        first_seed=recipe.evaluation.first_seed if options.first_seed is None else options.first_seed,
+        first_seed=first_seed,
         name="results",
     )
 
@@ -425,6 +449,8 @@ def _evaluate_on(
             history=history,
             inference_delay=inference_delay,
             rule=rule,
+            num_inference_steps=options.inference_steps,
+            device=options.device,
         ),
         tasks=tasks,
         num_episodes=options.episodes or recipe.evaluation.num_episodes,
@@ -439,6 +465,9 @@ def _evaluate_on(
         context |= {"rule": rule, "inference_delay": inference_delay}
         # Beside the results of what is played as trained, not in their place.
         name = f"{name}-{rule}-{inference_delay}"
+    if options.inference_steps is not None:
+        context["num_inference_steps"] = options.inference_steps
+        name = f"{name}-{options.inference_steps}-steps"
     write_results(run.evaluation / f"{name}.json", rows, **context)
     if options.json:
         write_results(options.json, rows, **context)
@@ -465,17 +494,31 @@ def _compare_with_goal(rows: Sequence[Mapping[str, Any]]) -> str:
     return f"goal {GOAL_PER_TASK:.0%} on each task: {each}; goal {GOAL_MEAN:.0%} on average: {mean:.0%}"
 
 
+def _compare_with_goal_of_time(recipe: Recipe, sittings: Sittings) -> str:
+    parts = sittings.seconds()
+    each = ", ".join(f"{name} {seconds / 60:.0f}" for name, seconds in parts.items())
+    found = [task for task in recipe.data.tasks if not sittings.has_recorded(task)]
+    left_out = f"; without the recordings that were there: {', '.join(found)}" if found else ""
+    return f"{sum(parts.values()) / 60:.0f} of the goal's {GOAL_MINUTES} minutes, in all sittings ({each}){left_out}"
+
+
 def _demo(recipe: Recipe, run: RunDirectory, options: argparse.Namespace) -> None:
-    started = time.monotonic()
+    from training.sittings import Sittings
+
+    sittings = Sittings(run=run)
     for name, verb in (("record", _record), ("stats", _stats), ("stage1", _stage1), ("stage2", _stage2)):
         print(f"== {name}: {VERBS[name]}", flush=True)
         verb(recipe, run, options)
-    _inspect(recipe, run, _as_of("inspect", options, json=None))
+    with sittings.starts_again("inspect"):
+        _inspect(recipe, run, _as_of("inspect", options, json=None))
     if not run.checkpoint.exists():
-        _export(recipe, run, options)
-    rows = _evaluate(recipe, run, _as_of("evaluate", options, videos=run.evaluation))
+        with sittings.starts_again("export"):
+            _export(recipe, run, options)
+    with sittings.starts_again("evaluate"):
+        rows = _evaluate(recipe, run, _as_of("evaluate", options, videos=run.evaluation))
     print(_compare_with_goal(rows))
-    print(f"all of it took {(time.monotonic() - started) / 60:.0f} minutes; the checkpoint is {run.checkpoint}")
+    print(_compare_with_goal_of_time(recipe, sittings))
+    print(f"the checkpoint is {run.checkpoint}")
 
 
 def _as_of(verb: str, options: argparse.Namespace, **changes: Any) -> argparse.Namespace:
@@ -494,13 +537,6 @@ def _processes(options: argparse.Namespace) -> AbstractContextManager[tuple[Proc
     from training.parallel import processes
 
     return processes(getattr(options, "parallel", "ddp"), options.device)
-
-
-def _train(corpus: Corpus, run: RunDirectory, options: argparse.Namespace) -> VLA:
-    """The trained VLA: both stages are resumed, which takes no time once they are done."""
-    from training.pipeline import train_stages
-
-    return train_stages(corpus, run, device=options.device)
 
 
 def _known_metrics(run: RunDirectory) -> dict[str, Any]:

@@ -80,6 +80,15 @@ class Corpus:
     def stage2_packs(self) -> Sequence[Pack]:
         return _of_tasks(self.packs, self.recipe.stage2.tasks)
 
+    def check_bodies(self, packs: Sequence[Pack], where: str) -> None:
+        """Raises ValueError for a pack whose body is not the one of that name that the model knows."""
+        known = {spec.name: spec.digest for spec in self.specs}
+        for pack in packs:
+            if known.get(pack.spec.name) != pack.spec.digest:
+                raise ValueError(
+                    f"{where}: embodiment {pack.spec.name!r} of task {pack.task!r} is not the one it was trained on"
+                )
+
     def mixture(self, packs: Sequence[Pack], *, landmarks: bool) -> Mixture:
         return Mixture(
             packs=packs,
@@ -143,21 +152,12 @@ def open_corpus(recipe: Recipe, run: RunDirectory, more_instructions: Iterable[s
     knows other bodies, CheckpointError when it cannot be read, OSError or ValueError when a pretrained model cannot be
     the backbone.
     """
-    missing = [task for task in recipe.data.tasks if not run.dataset(task).is_dir()]
-    if missing:
-        raise FileNotFoundError(
-            f"no demonstrations of {', '.join(missing)} in {run.datasets}; run the verb 'record' first"
-        )
+    _check_recorded(recipe, run)
     parent = read_checkpoint(Path(recipe.stage2.start_from)) if recipe.stage2.start_from else None
     pretrained = _pretrained(recipe)
     image_size, interpolation = _view(recipe, parent, pretrained)
-    recorded = build_packs(
-        [run.dataset(task) for task in recipe.data.tasks],
-        _packs_directory(recipe, run, image_size, interpolation),
-        image_size=image_size,
-        interpolation=interpolation,
-    )
-    packs = [pack.first(recipe.data.num_episodes(pack.task)) for pack in recorded] if recipe.data.root else recorded
+    recorded = _recorded_packs(recipe, run, image_size, interpolation)
+    packs = _used_packs(recipe, recorded)
     if parent is not None:
         return _fine_tuned(recipe, packs, parent)
     specs: dict[str, EmbodimentSpec] = {}
@@ -184,6 +184,39 @@ def open_corpus(recipe: Recipe, run: RunDirectory, more_instructions: Iterable[s
         config=config,
         pretrained=pretrained,
     )
+
+
+def checkpoint_corpus(checkpoint: CheckpointParts, recipe: Recipe, run: RunDirectory) -> Corpus:
+    """The recipe's recordings as a checkpoint sees them: with its view, words, statistics and bodies; to be looked at.
+
+    Raises FileNotFoundError when a task's dataset is missing, ValueError when the checkpoint does not know its body.
+    """
+    _check_recorded(recipe, run)
+    config = checkpoint.vla.config
+    packs = _used_packs(recipe, _recorded_packs(recipe, run, config.image_size, config.interpolation))
+    return _corpus_of(checkpoint, recipe, packs, where=f"checkpoint {checkpoint.revision}")
+
+
+def _check_recorded(recipe: Recipe, run: RunDirectory) -> None:
+    missing = [task for task in recipe.data.tasks if not run.dataset(task).is_dir()]
+    if missing:
+        raise FileNotFoundError(
+            f"no demonstrations of {', '.join(missing)} in {run.datasets}; run the verb 'record' first"
+        )
+
+
+def _recorded_packs(recipe: Recipe, run: RunDirectory, image_size: int, interpolation: Interpolation) -> Sequence[Pack]:
+    return build_packs(
+        [run.dataset(task) for task in recipe.data.tasks],
+        _packs_directory(recipe, run, image_size, interpolation),
+        image_size=image_size,
+        interpolation=interpolation,
+    )
+
+
+def _used_packs(recipe: Recipe, recorded: Sequence[Pack]) -> Sequence[Pack]:
+    """Shared recordings may hold more than a run uses."""
+    return [pack.first(recipe.data.num_episodes(pack.task)) for pack in recorded] if recipe.data.root else recorded
 
 
 def _config(recipe: Recipe, specs: Sequence[EmbodimentSpec], tokenizer: Tokenizer) -> ModelConfig:
@@ -238,7 +271,6 @@ def _of_tasks(packs: Sequence[Pack], tasks: Sequence[str]) -> Sequence[Pack]:
 
 
 def _fine_tuned(recipe: Recipe, packs: Sequence[Pack], parent: CheckpointParts) -> Corpus:
-    """Weights mean what they meant only with the statistics, words and order of bodies they were trained with."""
     if recipe.backbone is not None and not isinstance(parent.vla.config.backbone, VlmSettings):
         raise ValueError(
             f"stage2.start_from {recipe.stage2.start_from} has no vision-language model that the recipe's backbone "
@@ -249,23 +281,25 @@ def _fine_tuned(recipe: Recipe, packs: Sequence[Pack], parent: CheckpointParts) 
             f"stage2.start_from {recipe.stage2.start_from} has an intent, and stage 2 tunes models without; "
             "choose a checkpoint of paper A's model"
         )
-    known = {spec.name: spec.digest for spec in parent.specs}
-    for pack in packs:
-        if known.get(pack.spec.name) != pack.spec.digest:
-            raise ValueError(
-                f"stage2.start_from {recipe.stage2.start_from}: embodiment {pack.spec.name!r} of task {pack.task!r} is "
-                f"not the one it was trained on"
-            )
-    return Corpus(
+    corpus = _corpus_of(parent, recipe, packs, where=f"stage2.start_from {recipe.stage2.start_from}")
+    # Fine-tuned without given prefixes, a model forgets how to continue them.
+    config = replace(corpus.config, max_inference_delay=recipe.stage2.max_inference_delay)
+    return replace(corpus, config=config)
+
+
+def _corpus_of(checkpoint: CheckpointParts, recipe: Recipe, packs: Sequence[Pack], *, where: str) -> Corpus:
+    """Weights mean what they meant only with the statistics, words and order of bodies they were trained with."""
+    corpus = Corpus(
         recipe=recipe,
         packs=packs,
-        specs=parent.specs,
-        statistics=parent.statistics,
-        tokenizer=parent.tokenizer,
-        # Fine-tuned without given prefixes, a model forgets how to continue them.
-        config=replace(parent.vla.config, max_inference_delay=recipe.stage2.max_inference_delay),
-        parent=parent,
+        specs=checkpoint.specs,
+        statistics=checkpoint.statistics,
+        tokenizer=checkpoint.tokenizer,
+        config=checkpoint.vla.config,
+        parent=checkpoint,
     )
+    corpus.check_bodies(packs, where)
+    return corpus
 
 
 def read_statistics(packs: Sequence[Pack], run: RunDirectory, *, horizon: int) -> Mapping[str, Statistics]:

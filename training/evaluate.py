@@ -51,7 +51,7 @@ class Target:
 
     `history_mode` and `history_delay` spoil the history that is given (rollout.HistoryCondition), in process only;
     `inference_delay` is how many control steps a chunk comes late, `rule` what is played where chunks overlap.
-    `num_inference_steps` None leaves the Euler steps to the policy.
+    `num_inference_steps` None leaves the Euler steps to the policy. `device` is where a checkpoint's policy runs.
     """
 
     checkpoint: Path | None = None
@@ -64,6 +64,7 @@ class Target:
     inference_delay: int = 0
     rule: RuleName = "replace"
     num_inference_steps: int | None = None
+    device: str = "cpu"
 
     @property
     def condition(self) -> HistoryCondition:
@@ -178,7 +179,7 @@ def _film(
 def open_source(job: Job) -> Iterator[ChunkSource]:
     target = job.target
     if target.checkpoint is not None:
-        policy = Policy.from_checkpoint(target.checkpoint)
+        policy = Policy.from_checkpoint(target.checkpoint, device=target.device)
         yield LocalSource(policy, history=target.condition, num_inference_steps=target.num_inference_steps)
         return
     try:

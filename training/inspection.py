@@ -1,12 +1,15 @@
 """Is the policy looking? Chunk error with true inputs, with images and with states shuffled within the task.
 
 A policy can explain most of its loss by state and task alone and stay blind; then shuffled images cost it nothing. Owns
-that measurement on held-back or training frames of packs; success in closed loop is evaluate.py's.
+that measurement and on whose frames it is made: those of the training's demonstrations, or of a few that are recorded
+for it on scenes that no training sees. Success in closed loop is evaluate.py's.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,13 +19,28 @@ from policy.backbone import ObservationBatch
 from policy.models import Model
 from policy.vla import HistoryBatch
 from training.batches import Mixture
+from training.corpus import Corpus
+from training.data.pack import Pack, build_packs
 from training.objective import MotionBatch, to_device
+from training.record import record
+from training.simulation.registry import TASK_NAMES
+from training.suite import Suite
 
+NUM_FRAMES = 384
+TRAINING, HELD_OUT, OTHER = "training", "held-out", "other"
 _ROWS = 64
+# Whose tuning scenes are held out: those of every suite that is shipped.
+_SCENES_OF = "cross13"
+_HELD_OUT_EPISODES = 2
+_FRAMES_ARE = {
+    TRAINING: "of demonstrations that it was trained on; --held-out has others",
+    HELD_OUT: f"of {_HELD_OUT_EPISODES} demonstrations a task on tuning scenes, which no training sees",
+    OTHER: "of demonstrations that its training does not name",
+}
 
 
 def inspect(
-    vla: Model, mixture: Mixture, *, num_frames: int = 384, seed: int = 0, device: str | torch.device = "cpu"
+    vla: Model, mixture: Mixture, *, num_frames: int = NUM_FRAMES, seed: int = 0, device: str | torch.device = "cpu"
 ) -> list[dict[str, Any]]:
     """Per pack: mean |error| of sampled chunks, model units, over real steps and dimensions; ratios to the true one.
 
@@ -54,6 +72,60 @@ def inspect(
     return rows
 
 
+def frames_of_run(corpus: Corpus) -> dict[str, str]:
+    """By task, what the frames of a run's packs were to it."""
+    trained = {pack.task for pack in corpus.stage2_packs}
+    return {pack.task: TRAINING if pack.task in trained else OTHER for pack in corpus.packs}
+
+
+def frames_of_checkpoint(corpus: Corpus, manifest: Mapping[str, Any]) -> dict[str, str]:
+    """By task, what the frames of packs were to a checkpoint: the same recordings, and no more of them, or others."""
+
+    def is_known(pack: Pack) -> bool:
+        known = manifest["data"].get(pack.task)
+        return (
+            known is not None
+            and known["dataset_sha256"] == pack.source_sha256
+            and known["num_episodes"] >= pack.num_episodes
+        )
+
+    trained = {pack.task for pack in corpus.stage2_packs if is_known(pack)}
+    return {pack.task: TRAINING if pack.task in trained else OTHER for pack in corpus.packs}
+
+
+def held_out_packs(corpus: Corpus, directory: Path, *, num_workers: int) -> Sequence[Pack]:
+    """A few demonstrations of each task on tuning scenes, recorded by the experts into `directory`; again at once.
+
+    Raises ValueError for a task that no simulator here plays, for a body that is not the one it was trained on, and for
+    scenes that it was trained on after all.
+    """
+    tasks = [pack.task for pack in corpus.packs]
+    if unknown := [task for task in tasks if task not in TASK_NAMES]:
+        raise ValueError(f"no simulator here plays {', '.join(unknown)}, so no scene of it can be held out")
+    first_seed = Suite.load(_SCENES_OF).seeds.tuning.first
+    for task in tasks:
+        record(
+            task=task,
+            directory=directory / "data" / task,
+            num_episodes=_HELD_OUT_EPISODES,
+            first_seed=first_seed,
+            disturbed_fraction=corpus.recipe.data.disturbed_fraction,
+            num_workers=num_workers,
+        )
+    size, interpolation = corpus.config.image_size, corpus.config.interpolation
+    packs = build_packs(
+        [directory / "data" / task for task in tasks],
+        directory / f"packs-{size}px-{interpolation}",
+        image_size=size,
+        interpolation=interpolation,
+    )
+    corpus.check_bodies(packs, "held-out scenes")
+    for trained, held_out in zip(corpus.packs, packs, strict=True):
+        if seen := sorted(set(trained.episode_seed.tolist()) & set(held_out.episode_seed.tolist())):
+            raise ValueError(f"scenes {seen} of {trained.task!r} are among its demonstrations, expected none")
+    return packs
+
+
 def chunk_error(vla: Model, observation: ObservationBatch, history: HistoryBatch | None, motion: MotionBatch) -> float:
     """Mean |sampled - recorded| in model units, the same noise whatever the inputs."""
     noise = torch.randn(motion.actions.shape, generator=torch.Generator().manual_seed(0)).to(motion.actions.device)
@@ -74,16 +146,22 @@ def chunk_error(vla: Model, observation: ObservationBatch, history: HistoryBatch
     return total / count
 
 
-def format_inspection(rows: list[dict[str, Any]]) -> str:
+def format_inspection(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows as a table, and under it what their key `frames` says."""
     lines = [
         f"{'task':<14} {'error':>8} {'images shuffled':>16} {'state shuffled':>15} {'with history':>13} "
-        f"{'images ratio':>13}"
+        f"{'images ratio':>13} {'state ratio':>12}"
     ]
     for row in rows:
         lines.append(
             f"{row['task']:<14} {row['error']:>8.4f} {row['error_images_shuffled']:>16.4f} "
-            f"{row['error_state_shuffled']:>15.4f} {row['error_history']:>13.4f} {row['images_ratio']:>13.2f}"
+            f"{row['error_state_shuffled']:>15.4f} {row['error_history']:>13.4f} {row['images_ratio']:>13.2f} "
+            f"{row['state_ratio']:>12.2f}"
         )
+    for kind, said in _FRAMES_ARE.items():
+        if tasks := [row["task"] for row in rows if row["frames"] == kind]:
+            of_whom = "all tasks" if len(tasks) == len(rows) else ", ".join(tasks)
+            lines.append(f"frames of {of_whom}: {said}")
     return "\n".join(lines)
 
 

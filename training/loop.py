@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from training.json_file import write_json
 from training.parallel import ALONE, Processes
 from training.prefetch import Prefetch
+from training.time_spent import time_of_log
 
 _Batch = TypeVar("_Batch")
 
@@ -120,6 +121,7 @@ def run(
     module named `averaged` has its weights averaged; they are returned, sharded if `processes` shards. `identity`
     describes the run (recipe, data); resuming with another one is refused. `rate_scales` has a factor of the learning
     rate for parameters by the prefix of their names. A parameter that needs no gradient is neither trained nor saved.
+    Raises FloatingPointError when the loss or a weight is no longer finite: what was saved before stays.
     """
     if processes.writes:
         directory.mkdir(parents=True, exist_ok=True)
@@ -154,12 +156,14 @@ def run(
             optimizer.step()
             ema.update(step)
             seen += 1
-            if step % schedule.log_every == 0 or step + 1 == last_step:
-                values = processes.average(losses)
-                if not math.isfinite(values["loss"]):
-                    raise FloatingPointError(
-                        f"loss is {values['loss']} at step {step}; lower the learning rate or check the data"
-                    )
+            logs = step % schedule.log_every == 0 or step + 1 == last_step
+            saves = (step + 1) % schedule.save_every == 0 or step + 1 == last_step
+            if not (logs or saves):
+                continue
+            values = processes.average(losses)
+            if not math.isfinite(values["loss"]):
+                raise _diverged(directory, step, f"loss is {values['loss']}")
+            if logs:
                 seconds = time.monotonic() - logged_at
                 measured = {"gradient_norm": processes.full(norm).item(), "learning_rate": schedule.rate(step)}
                 speed = {"steps_per_s": seen / seconds, "seconds": seconds}
@@ -167,7 +171,7 @@ def run(
                 if log is not None:
                     log.write(step, {**values, **measured, **speed, **waiting}, schedule.num_steps)
                 logged_at, seen, waited_s = time.monotonic(), 0, batches.waited_s
-            if (step + 1) % schedule.save_every == 0 or step + 1 == last_step:
+            if saves:
                 save(directory, step + 1, modules, optimizer, ema, processes)
     return ema
 
@@ -204,10 +208,17 @@ def save(
     ema: AveragedWeights,
     processes: Processes = ALONE,
 ) -> None:
-    """Write `state/step_NNNNNNNN.safetensors` beside the old one, point `state/latest` at it, then drop the old."""
+    """Write `state/step_NNNNNNNN.safetensors` beside the old one, point `state/latest` at it, then drop the old.
+
+    Raises FloatingPointError for a state that is not finite, and leaves the old one: a step may spoil the weights while
+    its own loss, which was computed before, is a number.
+    """
     whole: dict[str, Tensor] = {}
     for name, value in _state(modules, optimizer, ema).items():
         gathered = processes.full(value.detach())
+        # In every process, which all hold the same: one that went on alone would wait for the others.
+        if not torch.isfinite(gathered).all():
+            raise _diverged(directory, step - 1, f"{name} holds NaN or infinity")
         if processes.writes:
             whole[name] = gathered.cpu().contiguous()
     if processes.writes:
@@ -247,10 +258,9 @@ def restore(
     processes: Processes = ALONE,
 ) -> int:
     """The step to go on from: 0 when nothing was saved."""
-    pointer = directory / "state" / "latest"
-    if not pointer.exists():
+    path = _latest(directory)
+    if path is None:
         return 0
-    path = directory / "state" / pointer.read_text().strip()
     with safe_open(path, framework="pt") as file:
         step = int(file.metadata()["step"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
@@ -267,6 +277,27 @@ def restore(
         # AdamW keeps its step counter on the CPU and the moments beside the weights.
         optimizer.state[parameter][key] = value if key == "step" else processes.placed_like(parameter, value)
     return step
+
+
+def saved_step(directory: Path) -> int:
+    """The step that a resumed run goes on from: 0 when nothing was saved."""
+    path = _latest(directory)
+    if path is None:
+        return 0
+    with safe_open(path, framework="pt") as file:
+        return int(file.metadata()["step"])
+
+
+def _latest(directory: Path) -> Path | None:
+    pointer = directory / "state" / "latest"
+    return directory / "state" / pointer.read_text().strip() if pointer.exists() else None
+
+
+def _diverged(directory: Path, step: int, what: str) -> FloatingPointError:
+    return FloatingPointError(
+        f"{what} at step {step} and is not saved: a resume goes on from step {saved_step(directory)}, with the same "
+        "batches and noise. Check the data; another learning rate is another run, and needs another --run"
+    )
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -300,9 +331,5 @@ def _tensorboard(directory: Path, first_step: int) -> Any:
 
 
 def seconds_spent(directory: Path) -> float:
-    """Wall-clock seconds of all sittings of a run so far, by its log; restarts' repeated steps not counted twice."""
-    total = 0.0
-    for line in _lines(directory / "metrics.jsonl"):
-        values = json.loads(line)
-        total += values.get("seconds", 0.0)
-    return total
+    """Wall-clock seconds of all sittings of a run so far, by its log, without what the machine stood still."""
+    return time_of_log(directory / "metrics.jsonl").seconds

@@ -13,11 +13,15 @@ import torch
 from policy.vla import VLA
 from training.corpus import Corpus, open_corpus
 from training.export import export_checkpoint
-from training.loop import seconds_spent
+from training.loop import saved_step, seconds_spent
 from training.parallel import ALONE, Processes
 from training.recipe import Recipe, RunDirectory
 from training.stage1 import train_stage1
 from training.stage2 import train_stage2
+
+
+class UntrainedRunError(RuntimeError):
+    """A run is asked for what only a trained one has; the message names the verb to run."""
 
 
 def train(
@@ -53,6 +57,16 @@ def train_stages(
     stage1 = stage1_directory or run.stage1
     prior = train_stage1(corpus, stage1, device=device, processes=processes) if has_prior else None
     return train_stage2(corpus, prior, run.stage2, device=device, until=until, processes=processes)
+
+
+def trained_vla(corpus: Corpus, run: RunDirectory, *, device: str | torch.device = "cpu") -> VLA:
+    """The VLA of a run whose stage 2 is done, only read. Raises UntrainedRunError."""
+    found, expected = saved_step(run.stage2), corpus.recipe.stage2.schedule.num_steps
+    if found < expected:
+        raise UntrainedRunError(
+            f"stage 2 in {run.stage2} is at step {found} of {expected}; run the verb 'stage2' first, which resumes"
+        )
+    return train_stage2(corpus, None, run.stage2, device=device)
 
 
 def export(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +32,8 @@ RECIPE = Recipe(
 )
 
 
-def write_demonstrations(root: Path) -> None:
-    generator = np.random.default_rng(0)
+def write_demonstrations(root: Path, seeds: Sequence[int] = range(4)) -> None:
+    generator = np.random.default_rng(seeds[0])
     numeric = {"dtype": "float32", "shape": [2], "names": ["x", "y"]}
     features = {
         "observation.images.front": {"dtype": "video", "shape": [32, 32, 3], "names": ["height", "width", "channels"]},
@@ -43,8 +44,8 @@ def write_demonstrations(root: Path) -> None:
     }
     annotations = {"task": "slide", "embodiment": SPEC.to_json(), "environment_state_names": ["x", "y"]}
     with LeRobotWriter(root, fps=10.0, features=features, robot_type="slider", annotations=annotations) as writer:
-        for seed in range(4):
-            steps = 20 + seed
+        for count, seed in enumerate(seeds):
+            steps = 20 + count
             path = np.cumsum(generator.normal(size=(steps, 2)), 0).astype(np.float32)
             writer.add_episode(
                 {
@@ -62,6 +63,12 @@ def write_demonstrations(root: Path) -> None:
 @pytest.fixture(scope="session")
 def toy_recipe() -> Recipe:
     return RECIPE
+
+
+@pytest.fixture(scope="session")
+def demonstrate() -> Callable[[Path, Sequence[int]], None]:
+    """Writes the toy task's data set of these scenes."""
+    return write_demonstrations
 
 
 @pytest.fixture(scope="session")

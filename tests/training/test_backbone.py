@@ -289,7 +289,8 @@ def test_the_command_line_names_a_backbone_for_every_verb_of_a_run(
     (tmp_path / "toy.json").write_text(json.dumps(recipe.to_json()))
     shared = ["--recipe", str(tmp_path / "toy.json"), "--run", str(tmp_path / "run"), "--threads", "1"]
     backbone = ["--backbone", str(directories["paligemma"]), "--tuning", "lora", "--lora-rank", "2"]
-    assert main(["stage2", *shared, *backbone, "--until", "1"]) == 0
+    for until in (["--until", "1"], []):
+        assert main(["stage2", *shared, *backbone, *until]) == 0
     assert main(["export", *shared, *backbone]) == 0
     policy = Policy.from_checkpoint(tmp_path / "run" / "checkpoint")
     assert policy.manifest["backbone"]["family"] == "paligemma"

@@ -48,7 +48,7 @@ def test_the_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert {"record", "stats", "stage1", "stage2", "evaluate", "export", "inspect"} <= set(VERBS) <= set(words)
 
 
-@pytest.mark.parametrize("verb", ["inspect", "evaluate", "demo"])
+@pytest.mark.parametrize("verb", ["inspect", "evaluate", "playback", "bench", "experiment", "demo"])
 def test_every_verb_that_measures_takes_json(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main([verb, "--help"])
@@ -93,6 +93,20 @@ def test_evaluating_a_checkpoint_that_is_not_there_says_so(tmp_path: Path, capsy
 def test_evaluating_an_address_needs_the_name_of_a_policy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate(tmp_path, "--address", "127.0.0.1:1") == 2
     assert capsys.readouterr().err == "evaluate: --address needs --policy, the name of a policy served there\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--first-seed", "3"), "--first-seed: evaluation.first_seed is 3, expected at least 16000: held-out scenes"),
+        (("--address", "127.0.0.1:1", "--policy", "p", "--device", "cuda"), "--device is for a checkpoint"),
+    ],
+)
+def test_evaluation_refuses_training_scenes_and_a_device_of_somebody_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], said: str
+) -> None:
+    assert evaluate(tmp_path, *arguments) == 2
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("filmed", [False, True])

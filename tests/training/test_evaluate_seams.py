@@ -1,4 +1,4 @@
-"""`python -m training evaluate --rule --inference-delay`: what is played, and the jumps that it prints."""
+"""`python -m training evaluate --rule --inference-delay --inference-steps`: what is played, and the jumps it prints."""
 
 from __future__ import annotations
 
@@ -69,3 +69,33 @@ def test_without_either_nothing_is_late_and_no_jump_is_printed(
 def test_a_delay_below_zero_is_a_wrong_call(asked: Asked, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate(tmp_path, "--inference-delay", "-1") == 2
     assert "--inference-delay is -1, expected 0 or more" in capsys.readouterr().err
+
+
+def test_euler_steps_reach_the_target_and_their_results_lie_beside_the_checkpoints_own(
+    asked: Asked, tmp_path: Path
+) -> None:
+    assert evaluate(tmp_path) == 0
+    assert asked.target.num_inference_steps is None
+    assert evaluate(tmp_path, "--inference-steps", "4") == 0
+    assert asked.target.num_inference_steps == 4
+    own, four = (
+        json.loads((tmp_path / "evaluation" / f"{name}.json").read_text())[0] for name in ("results", "results-4-steps")
+    )
+    assert "num_inference_steps" not in own and four["num_inference_steps"] == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--inference-steps", "0"], "--inference-steps is 0, expected at least 1"),
+        (
+            ["--inference-steps", "4", "--address", "127.0.0.1:1", "--policy", "tabletop"],
+            "--inference-steps is for a checkpoint, and --address names a policy that has its own",
+        ),
+    ],
+)
+def test_euler_steps_that_cannot_be_are_a_wrong_call(
+    asked: Asked, tmp_path: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate(tmp_path, *arguments) == 2
+    assert message in capsys.readouterr().err

@@ -40,6 +40,7 @@ from training.rollout import (
     wilson_interval,
 )
 from training.seams import SeamMeter
+from training.simulation.rendering import NoisyFrameError
 from training.simulation.task import Frame, Simulation
 
 Floats = npt.NDArray[np.float32]
@@ -136,6 +137,29 @@ def test_an_episode_ends_with_its_success_in_the_middle_of_a_chunk() -> None:
 def test_a_scene_that_is_solved_from_the_start_asks_nothing() -> None:
     episode = run_episode(FakeSimulation(max_steps=5, solved_at=0), FakeSource(), seed=0)
     assert episode == Episode(seed=0, succeeded=True, num_steps=0, latencies_s=())
+
+
+def noisy_from(step: int) -> FakeSimulation:
+    """Its wrist camera shows noise from a step on, as a broken GL context does."""
+    simulation = FakeSimulation(max_steps=7)
+    noise = np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)
+
+    def observe() -> Frame:
+        frame = FakeSimulation.observe(simulation)
+        return replace(frame, images={**frame.images, "wrist": noise}) if frame.state[0] >= step else frame
+
+    simulation.observe = observe
+    return simulation
+
+
+@pytest.mark.parametrize(("noisy_step", "asked_at", "said"), [(0, [], 0), (1, [0], 3), (4, [0, 3], 6)])
+def test_no_policy_is_asked_about_noise_and_the_error_says_where_it_was(
+    noisy_step: int, asked_at: list[int], said: int
+) -> None:
+    source = FakeSource()
+    with pytest.raises(NoisyFrameError, match=rf"^slide, seed 4, step {said}: camera 'wrist' has pixel noise \d\d"):
+        run_episode(noisy_from(noisy_step), source, seed=4)
+    assert source.asked_at == asked_at
 
 
 def test_the_source_is_told_the_state_before_a_step_and_the_action_as_executed() -> None:
@@ -324,9 +348,11 @@ class RecordingPolicy:
     def __init__(self) -> None:
         self.questions: list[Question] = []
         self.chunkings: list[ModelChunking | None] = []
+        self.num_inference_steps: list[int | None] = []
 
     def predict_chunk(self, batch: list[ChunkRequest]) -> list[torch.Tensor]:
         (request,) = batch
+        self.num_inference_steps.append(request.num_inference_steps)
         self.chunkings.append(request.real_time_chunking)
         states, actions = request.history_states, request.history_actions
         question = Question(
@@ -456,6 +482,14 @@ def test_history_is_the_last_steps_of_this_episode_oldest_first() -> None:
     assert {row[1] for rows in states[3:] for row in rows} == {2.0}
     # The second chunk's actions are 0.75 each, sent from step 3 on.
     np.testing.assert_array_equal(policy.questions[2].history_actions[:, 0], [0, 0, 0.75, 0.75, 0.75])
+
+
+@pytest.mark.parametrize("num_inference_steps", [None, 4])
+def test_a_policy_in_process_is_asked_for_the_euler_steps_of_its_source(num_inference_steps: int | None) -> None:
+    policy = RecordingPolicy()
+    source = LocalSource(cast(Policy, policy), history=HistoryCondition(), num_inference_steps=num_inference_steps)
+    run_episode(FakeSimulation(max_steps=7), source, 0)
+    assert policy.num_inference_steps == [num_inference_steps] * 3
 
 
 def test_without_history_none_is_sent() -> None:

@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import json
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+import training.stage1
+import training.stage2
+from tests.training import killed_training
 from training.corpus import Corpus, open_corpus
 from training.export import export_checkpoint
 from training.inspection import inspect
-from training.loop import Schedule, step_seed
+from training.loop import Schedule, saved_step, step_seed
 from training.objective import encode_motion, flow_loss, observe_sampled, prior_decay, stage2_losses
 from training.parallel import Processes
 from training.recipe import Recipe, RunDirectory, Stage1Recipe
 from training.stage1 import train_stage1
 from training.stage2 import train_stage2
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -26,22 +37,85 @@ def corpus(toy_recipe: Recipe, toy_run: RunDirectory) -> Corpus:
     return open_corpus(toy_recipe, toy_run)
 
 
+@pytest.fixture(scope="module")
+def unbroken_stage1(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.nn.Module]:
+    directory = tmp_path_factory.mktemp("unbroken")
+    return directory, train_stage1(corpus, directory)
+
+
+def metrics(directory: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
 def losses(directory: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return [values["loss"] for values in metrics(directory)]
+
+
+def steps(directory: Path) -> list[int]:
+    return [int(values["step"]) for values in metrics(directory)]
 
 
 class KilledError(Exception):
     pass
 
 
-def test_stage1_killed_and_resumed_gives_the_losses_of_an_unbroken_run(corpus: Corpus, tmp_path: Path) -> None:
-    unbroken = train_stage1(corpus, tmp_path / "unbroken")
-    train_stage1(corpus, tmp_path / "killed", until=7)
+def dying(real: Callable[..., Any], kill_at: int) -> Callable[..., Any]:
+    """A stage's losses until step `kill_at`, where training dies."""
+    steps = iter(range(kill_at + 1))
+
+    def losses_or_death(*arguments: Any, **options: Any) -> Any:
+        if next(steps) == kill_at:
+            raise KilledError
+        return real(*arguments, **options)
+
+    return losses_or_death
+
+
+def counting(real: Callable[..., Any], steps: list[None]) -> Callable[..., Any]:
+    def counted(*arguments: Any, **options: Any) -> Any:
+        steps.append(None)
+        return real(*arguments, **options)
+
+    return counted
+
+
+def check_same(directory: Path, unbroken: Path, trained: torch.nn.Module, expected: torch.nn.Module) -> None:
+    """No line twice and none left out, and every number bit for bit."""
+    assert steps(directory) == list(range(len(steps(unbroken))))
+    assert losses(directory) == losses(unbroken)
+    for name, value in expected.state_dict().items():
+        assert torch.equal(value, trained.state_dict()[name]), name
+
+
+# Stage 1 saves after every fourth of its 12 steps: each of these loses what came after, one of them everything.
+@pytest.mark.parametrize("kill_at", sorted(random.Random(0).sample(range(1, 12), 3)))
+def test_stage1_killed_and_resumed_gives_the_losses_of_an_unbroken_run(
+    corpus: Corpus,
+    unbroken_stage1: tuple[Path, torch.nn.Module],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kill_at: int,
+) -> None:
+    real, replayed = training.stage1.stage1_losses, list[None]()
+    monkeypatch.setattr(training.stage1, "stage1_losses", dying(real, kill_at))
+    with pytest.raises(KilledError):
+        train_stage1(corpus, tmp_path / "killed")
+    assert steps(tmp_path / "killed") == list(range(kill_at)), "what is logged past the save is to be dropped"
+    assert saved_step(tmp_path / "killed") == kill_at // 4 * 4
+    monkeypatch.setattr(training.stage1, "stage1_losses", counting(real, replayed))
     resumed = train_stage1(corpus, tmp_path / "killed")
-    assert losses(tmp_path / "killed") == losses(tmp_path / "unbroken")
-    assert len(losses(tmp_path / "killed")) == 12
-    for name, value in unbroken.state_dict().items():
-        assert torch.equal(value, resumed.state_dict()[name]), name
+    assert len(replayed) == 12 - kill_at // 4 * 4
+    check_same(tmp_path / "killed", unbroken_stage1[0], resumed, unbroken_stage1[1])
+
+
+def test_stage1_ended_by_sigkill_and_resumed_gives_the_losses_of_an_unbroken_run(tmp_path: Path) -> None:
+    unbroken = train_stage1(killed_training.corpus(), tmp_path / "unbroken")
+    program = [sys.executable, "-m", killed_training.__name__, str(tmp_path / "killed"), "7"]
+    ended = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    assert (steps(tmp_path / "killed"), saved_step(tmp_path / "killed")) == (list(range(7)), 4)
+    resumed = train_stage1(killed_training.corpus(), tmp_path / "killed")
+    check_same(tmp_path / "killed", tmp_path / "unbroken", resumed, unbroken)
 
 
 @pytest.mark.parametrize("kill_at", [2, 5])
@@ -49,25 +123,13 @@ def test_stage2_killed_between_saves_and_resumed_gives_the_losses_of_an_unbroken
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill_at: int
 ) -> None:
     unbroken = train_stage2(corpus, None, tmp_path / "unbroken")
-
-    import training.stage2
-
     real = training.stage2.stage2_losses
-    calls = iter(range(kill_at + 1))
-
-    def dying(*arguments: object, **options: object) -> object:
-        if next(calls) == kill_at:
-            raise KilledError
-        return real(*arguments, **options)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(training.stage2, "stage2_losses", dying)
+    monkeypatch.setattr(training.stage2, "stage2_losses", dying(real, kill_at))
     with pytest.raises(KilledError):
         train_stage2(corpus, None, tmp_path / "killed")
     monkeypatch.setattr(training.stage2, "stage2_losses", real)
     resumed = train_stage2(corpus, None, tmp_path / "killed")
-    assert losses(tmp_path / "killed") == losses(tmp_path / "unbroken")
-    for name, value in unbroken.state_dict().items():
-        assert torch.equal(value, resumed.state_dict()[name]), name
+    check_same(tmp_path / "killed", tmp_path / "unbroken", resumed, unbroken)
 
 
 def test_a_run_directory_of_another_recipe_is_refused(corpus: Corpus, tmp_path: Path) -> None:

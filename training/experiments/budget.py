@@ -33,8 +33,22 @@ class StepCosts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ControlCosts:
+    """Seconds of a step on the subset, alike on an idle machine, by which `Budget.added_steps` was chosen.
+
+    `distilled_s` is a step's of stage 2 that distils, `stage2_s` one's that does not; `source` is where they are from.
+    """
+
+    stage1_s: float
+    stage2_s: float
+    distilled_s: float
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Budget:
-    """`added_steps` is stage 1's wall clock in steps of stage 2, on the subset: what the control gets.
+    """`added_steps` is what the prior costs in steps of stage 2, on the subset, which the control gets: stage 1, and
+    what distilling takes longer. It is written down, not computed: other costs must not make another run of it.
 
     `episodes` is how many end a run, `fewer_episodes` names experiments that end with fewer; `curve_episodes` is for
     every checkpoint before the last. `episode_s` is the mean over solved and failed episodes, `evaluation_start_s` the
@@ -54,6 +68,7 @@ class Budget:
     fewer_episodes: Mapping[str, int] = field(default_factory=dict)
     motion_episodes: int
     added_steps: int
+    control_costs: ControlCosts
     step_costs: Mapping[BaseName, StepCosts]
     episode_s: Mapping[str, float]
     evaluation_start_s: float
@@ -170,6 +185,7 @@ class Budget:
         parts["step_costs"] = {
             name: build(StepCosts, costs, f"budget.step_costs.{name}") for name, costs in parts["step_costs"].items()
         }
+        parts["control_costs"] = build(ControlCosts, parts.get("control_costs", {}), "budget.control_costs")
         parts["seeds"] = tuple(parts.get("seeds", ()))
         return build(cls, parts, "budget")
 

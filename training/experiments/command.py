@@ -1,6 +1,7 @@
 """`python -m training experiment`: plan, carry out, report. Owns its arguments and the order; everything else is asked.
 
-`experiment report` makes every report again from what is in results/, and needs no run.
+A result in results/ is replaced by none that holds less (kept_results.py). `experiment report` makes every report again
+from what is there, and needs no run.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import argparse
 import multiprocessing
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
     from training.experiments.budget import Budget
     from training.experiments.plan import format_plan, plan
     from training.experiments.store import Store
-    from training.experiments.work import Recordings, TrainingWork
+    from training.experiments.work import Recordings, TrainingWork, check_recorded
 
     if options.name == REPORT:
         from training.experiments.report import write_reports
@@ -73,7 +75,10 @@ def run(options: argparse.Namespace) -> int:
     if options.collect:
         _report(asked, store, seeds, options.json)
         return 0
+    check_recorded((job.run.recipe for job in planned.left), budget.suite)
     with store.locked():
+        # Before anything that may end in a report: what cannot even begin has no result.
+        _pack(planned, store.root / "packing")
         try:
             _carry_out(planned, store, TrainingWork(device=budget.device), num_workers)
         finally:
@@ -83,14 +88,16 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _report(asked: Sequence[Experiment], store: Store, seeds: Sequence[int], json_file: Path | None) -> None:
-    from training.experiments.report import write_reports
+    from training.experiments.kept_results import keep, remake_reports
     from training.experiments.results import collect, write_results
     from training.json_file import write_json
 
     results = [collect(each, store, seeds) for each in asked]
-    for each, values in zip(asked, results, strict=True):
-        print(write_results(each, values, RESULTS, store, seeds))
-    write_reports(RESULTS)
+    kept = [
+        keep(values, RESULTS, partial(write_results, each, values, store=store, seeds=seeds))
+        for each, values in zip(asked, results, strict=True)
+    ]
+    remake_reports(RESULTS, some_kept=any(kept))
     if json_file:
         write_json(json_file, results)
 
@@ -101,7 +108,6 @@ def _carry_out(planned: Plan, store: Store, work: Work, num_workers: int) -> Non
 
     if not planned.left:
         return
-    _pack(planned, store.root / "packing")
     # Spawned, not forked: a forked GL context is broken.
     with ProcessPoolExecutor(
         num_workers,

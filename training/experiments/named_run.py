@@ -1,6 +1,6 @@
-"""What a report calls the run of an experiment: the command that makes it, where it lies, whether it is whole.
+"""What reports of both papers' experiments say alike of a run: its command, its place, whether it is whole, its tests.
 
-Owns what the reports of both papers' experiments say alike; reads the values of a results.json.
+Reads the values of a results.json.
 """
 
 from __future__ import annotations
@@ -30,3 +30,30 @@ def label(values: Values) -> str:
 
 def results_directory(values: Values) -> str:
     return f"results/{results_name(values['experiment'], values['budget']['name'])}"
+
+
+def recipes_line(values: Values) -> str:
+    """Where the recipes are, and what other seeds have in place of theirs."""
+    first, *others = values["seeds"]
+    line = f"exact recipes of seed {first} in [recipes](recipes)"
+    if not others:
+        return line
+    differ = "in the seed and the name that says it"
+    if any(run.get("parent_digest") for arm in values["arms"] for run in arm["runs"]):
+        differ += ", and in the digest of the policy that they start from, which is that of their own seed"
+    return f"{line}; those of other seeds differ {differ}"
+
+
+def how_tested(values: Values) -> str:
+    """A sentence on how policies were asked and played, and on which scenes."""
+    testing = values["testing"]
+    horizons = ""
+    if testing["execution_horizon"] is not None:
+        horizons = f"{testing['execution_horizon']} actions of each chunk of {testing['action_horizon']} are played, "
+    first = testing["first_seed"]
+    last = first + values["budget"]["episodes"] - 1
+    return (
+        f"Policies take {testing['num_inference_steps']} Euler steps a chunk; {horizons}then the next one takes over "
+        f"(rule {testing['rule']}). Scenes are seeds {first} to {last} of the range for testing, the same for every "
+        "arm and seed of training."
+    )

@@ -209,20 +209,22 @@ def _base(run: Run, budget: Budget) -> BaseName:
 def _measured_factors(jobs: Sequence[Job], store: Store) -> dict[Kind, float]:
     """How much longer than estimated the jobs that are done took; 1 where too few are."""
     factors: dict[Kind, float] = {}
+    test_step_s = store.test_step_s()
     for kind in KINDS:
         done = [job for job in jobs if job.kind == kind and is_done(job, store)]
         estimated = sum(_estimate(job, store, "done") for job in done)
-        measured = sum(_measured(job, store) for job in done)
+        measured = sum(_measured(job, store, test_step_s) for job in done)
         factors[kind] = measured / estimated if len(done) >= _MINIMUM_MEASURED else 1.0
     return factors
 
 
-def _measured(job: Job, store: Store) -> float:
+def _measured(job: Job, store: Store, test_step_s: Mapping[str, float]) -> float:
     if isinstance(job, Stage1Job):
         return (store.stage1_outcome(job.run.stage1_digest) or {"seconds": 0.0})["seconds"]
     if isinstance(job, Stage2Job):
         return (store.run_outcome(job.run) or {"seconds": 0.0})["seconds"]
-    return store.evaluation(job.run, job.step, job.condition, job.task).seconds
+    evaluation = store.evaluation(job.run, job.step, job.condition, job.task)
+    return evaluation.spent(test_step_s.get(job.task, 0.0)).seconds
 
 
 def makespan(jobs: Sequence[JobOfPlan], seconds: Mapping[str, float], num_workers: int) -> float:

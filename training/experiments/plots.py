@@ -40,7 +40,7 @@ def draw(values: Values, directory: Path) -> list[Path]:
 
     with pyplot.rc_context(STYLE):
         figure = {"curve": _curve, "arms": _arms, "families": _families, "losses": _losses}[kind](pyplot, values)
-        figure.suptitle(_title(values), x=0.01, ha="left", fontweight="bold")
+        figure.suptitle(title_of(values), x=0.01, ha="left", fontweight="bold")
         paths = save(figure, directory)
         pyplot.close(figure)
     return paths
@@ -60,13 +60,23 @@ def _has_something(values: Values) -> bool:
     return any(_group(checkpoint) for arm in values["arms"] for checkpoint in arm["checkpoints"])
 
 
-def _title(values: Values) -> str:
+def title_of(values: Values) -> str:
     partial = any(counts["left"] for counts in values["jobs"].values())
-    seeds = len(values["seeds"])
-    return (
-        f"{values['title']}  ({values['budget']['name']}, {seeds} seed{'s' if seeds > 1 else ''}"
-        f"{', partial' if partial else ''})"
-    )
+    return f"{values['title']}  ({values['budget']['name']}, {_seeds_drawn(values)}{', partial' if partial else ''})"
+
+
+def _seeds_drawn(values: Values) -> str:
+    """How many seeds of training stand behind what is drawn, beside those that were asked for."""
+    asked = len(values["seeds"])
+    if values["figure"] == "losses":
+        numbers = [len(arm["log"].get("prediction", ())) for arm in values["arms"]]
+    else:
+        last = [_group(arm["checkpoints"][-1]) for arm in values["arms"]]
+        numbers = [found["num_seeds"] for found in last if found]
+    fewest, most = min((n for n in numbers if n), default=0), max(numbers, default=0)
+    if fewest == most == asked:
+        return f"{asked} seed{'s' if asked > 1 else ''}"
+    return f"{fewest if fewest == most else f'{fewest} to {most}'} of {asked} seeds"
 
 
 def _curve(pyplot: Any, values: Values) -> Any:

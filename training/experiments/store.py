@@ -20,6 +20,7 @@ from training.experiments.budget import Budget
 from training.experiments.experiment import Condition, Training
 from training.json_file import write_json
 from training.recipe import Recipe, RunDirectory
+from training.time_spent import TimeSpent, time_of_log, usual_step_s, without_standstill
 
 DataIdentity = Callable[[Recipe], Mapping[str, str]]
 _OUTCOME = "outcome.json"
@@ -85,27 +86,40 @@ class Store:
         return directory.snapshot(step)
 
     def stage1_outcome(self, digest: str) -> Mapping[str, Any] | None:
-        return read_json(self.stage1_directory(digest) / _OUTCOME)
+        """What is known of a prior that is trained, its `seconds` and `left_out_seconds` (time_spent.py) among it."""
+        directory = self.stage1_directory(digest)
+        return _with_time(read_json(directory / _OUTCOME), RunDirectory(root=directory).stage1)
 
     def write_stage1_outcome(self, digest: str, recipe: Recipe, values: Mapping[str, Any]) -> None:
         write_json(self.stage1_directory(digest) / "recipe.json", recipe.to_json())
         write_json(self.stage1_directory(digest) / _OUTCOME, values)
 
     def run_outcome(self, run: Run) -> Mapping[str, Any] | None:
-        return read_json(self.run_directory(run).root / _OUTCOME)
+        """As stage1_outcome, of a policy."""
+        directory = self.run_directory(run)
+        return _with_time(read_json(directory.root / _OUTCOME), directory.stage2)
 
     def write_run_outcome(self, run: Run, values: Mapping[str, Any]) -> None:
         write_json(self.run_directory(run).root / "recipe.json", run.recipe.to_json())
         write_json(self.run_directory(run).root / _OUTCOME, values)
 
     def trained_steps(self, run: Run) -> int:
-        return int((self.run_outcome(run) or {"steps": 0})["steps"])
+        return int((read_json(self.run_directory(run).root / _OUTCOME) or {"steps": 0})["steps"])
 
     def evaluation(self, run: Run, step: int, condition: Condition, task: str) -> Evaluation:
         return Evaluation.from_json(read_json(self._evaluation_path(run, step, condition, task)) or {})
 
     def write_evaluation(self, run: Run, step: int, condition: Condition, task: str, evaluation: Evaluation) -> None:
         write_json(self._evaluation_path(run, step, condition, task), evaluation.to_json())
+
+    def test_step_s(self) -> Mapping[str, float]:
+        """What a control step of a task usually takes in the tests of this store, by task: what `spent` asks for."""
+        intervals: dict[str, list[tuple[float, float]]] = {}
+        for path in sorted((self.root / "runs").glob("*/evaluations/step_*/*/*.json")):
+            values = json.loads(path.read_text())
+            if values["num_steps"]:
+                intervals.setdefault(path.stem, []).append((values["seconds"], values["num_steps"]))
+        return {task: usual_step_s(of_task) for task, of_task in intervals.items()}
 
     def _evaluation_path(self, run: Run, step: int, condition: Condition, task: str) -> Path:
         directory = self.run_directory(run).root / "evaluations"
@@ -124,7 +138,7 @@ class Evaluation:
     seeds: tuple[int, ...] = ()
     solved: tuple[bool, ...] = ()
     num_steps: float = 0.0  # of all scenes together
-    seconds: float = 0.0
+    seconds: float = 0.0  # as measured
 
     def __post_init__(self) -> None:
         if len(self.seeds) != len(self.solved):
@@ -140,6 +154,12 @@ class Evaluation:
             num_steps=self.num_steps + row["mean_steps"] * len(row["seeds"]),
             seconds=self.seconds + seconds,
         )
+
+    def spent(self, step_s: float) -> TimeSpent:
+        """What it took, `step_s` being what a control step of its task usually takes (`Store.test_step_s`)."""
+        if not self.num_steps:
+            return TimeSpent(seconds=self.seconds, left_out_seconds=0.0)
+        return without_standstill([(self.seconds, self.num_steps)], step_s)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -174,6 +194,16 @@ def locked(root: Path) -> Iterator[None]:
         except BlockingIOError:
             raise BusyError(f"another process carries out experiments in {root}; wait for its end") from None
         yield
+
+
+def _with_time(outcome: Mapping[str, Any] | None, trained: Path) -> Mapping[str, Any] | None:
+    """An outcome that was written as measured, with the time that its log tells; with no log, as it is."""
+    if outcome is None or "left_out_seconds" in outcome:
+        return outcome
+    spent = time_of_log(trained / "metrics.jsonl")
+    if not spent.seconds:
+        return {**outcome, "left_out_seconds": 0.0}
+    return {**outcome, **spent.to_json()}
 
 
 def _parent_training(training: Training) -> Training:

@@ -9,19 +9,20 @@ import os
 import shutil
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
 from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
-from training.experiments.experiment import Condition
+from training.experiments.experiment import EULER_STEPS, Condition
 from training.recipe import Recipe, RunDirectory
+from training.suite import Suite
+from training.time_spent import time_of_log
 
 UNRECORDED = "not recorded"
-# 8, 4 and 2 steps solved the same 30 scenes of pick-place and of transfer-cube: with little noise the flow is straight.
-EULER_STEPS = 4
+_WITHOUT_IMAGES = " without images"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,13 +32,12 @@ class TrainingWork:
     def train_stage1(self, recipe: Recipe, directory: Path) -> Mapping[str, Any]:
         from training.corpus import open_corpus
         from training.export import git_commit
-        from training.loop import seconds_spent
         from training.stage1 import train_stage1
 
         run = RunDirectory.of(recipe, directory)
         with logged(directory):
             train_stage1(open_corpus(recipe, run), run.stage1, device=self.device)
-        return {"seconds": round(seconds_spent(run.stage1), 1), "git_commit": git_commit()}
+        return {**time_of_log(run.stage1 / "metrics.jsonl").to_json(), "git_commit": git_commit()}
 
     def train_stage2(
         self, recipe: Recipe, run: RunDirectory, stage1_directory: Path | None, until: int
@@ -45,7 +45,6 @@ class TrainingWork:
         from policy.checkpoint import revision_of
         from training.corpus import open_corpus
         from training.export import git_commit
-        from training.loop import seconds_spent
         from training.pipeline import train, train_stages
 
         stage1 = RunDirectory.of(recipe, stage1_directory).stage1 if stage1_directory else None
@@ -56,7 +55,7 @@ class TrainingWork:
             else:
                 corpus = open_corpus(recipe, run)
                 train_stages(corpus, run, device=self.device, until=until, stage1_directory=stage1)
-        outcome = {"seconds": round(seconds_spent(run.stage2), 1), "git_commit": git_commit()}
+        outcome = {**time_of_log(run.stage2 / "metrics.jsonl").to_json(), "git_commit": git_commit()}
         if not ended:
             return outcome
         # Four times the checkpoint, and nothing resumes a run that has ended.
@@ -91,12 +90,7 @@ class Recordings:
     known: dict[Path, str] = field(default_factory=dict)
 
     def __call__(self, recipe: Recipe) -> Mapping[str, str]:
-        run = RunDirectory.of(recipe, Path())
-        datasets = {task: run.dataset(task) for task in recipe.data.tasks}
-        if recipe.stage1.motion_episodes:
-            tasks = recipe.stage1.tasks or recipe.data.tasks
-            datasets |= {f"{task} without images": run.motion_datasets / task for task in tasks}
-        return {name: self._sha256(dataset) for name, dataset in datasets.items()}
+        return {name: self._sha256(dataset) for name, dataset in _datasets(recipe).items()}
 
     def _sha256(self, dataset: Path) -> str:
         from training.data.registration import source_sha256
@@ -104,6 +98,31 @@ class Recordings:
         if dataset not in self.known:
             self.known[dataset] = source_sha256(dataset) if dataset.is_dir() else UNRECORDED
         return self.known[dataset]
+
+
+def check_recorded(recipes: Iterable[Recipe], suite: Suite) -> None:
+    """Raises FileNotFoundError that names every dataset that recipes lack, and the command that records them."""
+    missing: dict[Path, list[str]] = {}  # root of recordings -> names
+    for recipe in recipes:
+        for name, dataset in _datasets(recipe).items():
+            names = missing.setdefault(dataset.parent.parent, [])
+            if not dataset.is_dir() and name not in names:
+                names.append(name)
+    for root, names in missing.items():
+        if names:
+            command = f"python -m training bench-data --suite {suite.name}"
+            command += f" --directory {root}" if root != Path("build/bench") / suite.name else ""
+            command += " --motion" if any(name.endswith(_WITHOUT_IMAGES) for name in names) else ""
+            raise FileNotFoundError(f"no demonstrations of {', '.join(names)} in {root}; record them with `{command}`")
+
+
+def _datasets(recipe: Recipe) -> dict[str, Path]:
+    run = RunDirectory.of(recipe, Path())
+    datasets = {task: run.dataset(task) for task in recipe.data.tasks}
+    if recipe.stage1.motion_episodes:
+        tasks = recipe.stage1.tasks or recipe.data.tasks
+        datasets |= {task + _WITHOUT_IMAGES: run.motion_datasets / task for task in tasks}
+    return datasets
 
 
 def start_worker() -> None:

@@ -146,7 +146,7 @@ def _check_words(reader: LeRobotReader, episode: Episode, problems: Problems) ->
     column = reader.annotations.get("instruction_column", "task_index")
     try:
         words = episode_instruction(reader, episode)
-    except (DatasetError, KeyError) as error:
+    except (DatasetError, KeyError, TypeError) as error:
         problems.add(
             "words",
             Problem(

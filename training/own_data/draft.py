@@ -19,8 +19,10 @@ from training.data.lerobot.layout import DatasetError, element_names, frame_shap
 from training.data.lerobot.reader import LeRobotReader
 from training.json_file import write_json
 from training.own_data.dimension_names import kind_of, runs_of
+from training.own_data.info_file import read_checked_info
 from training.own_data.modality import Modality, ModalityGroup, read_modality
 from training.own_data.numbers import has_spike
+from training.own_data.problems import ImportRefusedError, Problems
 from training.own_data.spec_file import TODO, fields_left_open
 
 _WIDENED_BY = 0.1  # of a dimension's range, on either side
@@ -50,7 +52,12 @@ class _Columns:
 
 
 def draft_spec(root: Path, *, modality_path: Path | None = None) -> Draft:
-    """Raises DatasetError or FileNotFoundError for a data set that is unreadable or lacks state, action or camera."""
+    """Raises ImportRefusedError with the faults of info.json, DatasetError or FileNotFoundError for what else cannot be
+    read or for lack of state, action or camera.
+    """
+    problems = Problems()
+    if read_checked_info(root, problems) is None:
+        raise ImportRefusedError(str(root), problems)
     reader = LeRobotReader(root)
     for key in (STATE_KEY, ACTION_KEY):
         if key not in reader.numeric_keys or len(reader.features[key]["shape"]) != 1:

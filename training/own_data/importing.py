@@ -17,7 +17,8 @@ from training.data.lerobot.reader import LeRobotReader
 from training.data.registration import Registration, content_sha256, is_registered, stat_sha256
 from training.json_file import write_json
 from training.own_data.columns import check_columns
-from training.own_data.metadata import check_metadata, read_bounds, read_checked_info
+from training.own_data.info_file import read_checked_info
+from training.own_data.metadata import check_metadata, read_bounds
 from training.own_data.pictures import check_pictures
 from training.own_data.problems import ImportRefusedError, Problem, Problems
 from training.recipe import DataRecipe, EvaluationRecipe, Recipe, RunDirectory, Stage1Recipe, Stage2Recipe

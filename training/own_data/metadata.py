@@ -1,4 +1,7 @@
-"""Faults that info.json and the statistics beside it show: format, rate, features against the spec. Reads no frame."""
+"""Faults that info.json shows against the spec, and those of the statistics beside it. Reads no frame.
+
+What info.json is by itself is info_file.py's.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +18,11 @@ from training.data.lerobot.layout import (
     INDEX_FEATURES,
     INFO_PATH,
     STATS_PATH,
-    DatasetError,
     Features,
     frame_shape,
     is_camera,
     is_numeric,
 )
-from training.data.lerobot.reader import read_info
 from training.data.pack import EXECUTED_ACTION_KEY
 from training.own_data.problems import Problem, Problems
 
@@ -33,66 +34,6 @@ _MAKE_STATS = (
 )
 
 Bounds = Mapping[str, tuple[np.ndarray, np.ndarray]]
-
-
-def read_checked_info(root: Path, problems: Problems) -> dict[str, Any] | None:
-    """info.json, or None when its format is not one to read any further."""
-    file = str(root / INFO_PATH)
-    try:
-        info = read_info(root)
-    except FileNotFoundError:
-        problems.add(
-            "info",
-            Problem(
-                file=file,
-                found="no such file",
-                expected="a LeRobot data set of format v2.0, v2.1 or v3.0",
-                remedy="name the directory that holds meta/, data/ and videos/",
-            ),
-        )
-        return None
-    except DatasetError as error:
-        problems.add(
-            "info",
-            Problem(
-                file=file,
-                found=str(error).removeprefix(f"{file}: "),
-                expected="a format that is read here",
-                remedy="convert it with LeRobot to v3.0 in parquet and mp4",
-            ),
-        )
-        return None
-    except (ValueError, AttributeError) as error:
-        problems.add(
-            "info",
-            Problem(
-                file=file,
-                found=f"not readable: {error}",
-                expected="JSON with an object",
-                remedy="restore the file",
-            ),
-        )
-        return None
-    return info if _features_are_whole(file, info["features"], problems) else None
-
-
-def _features_are_whole(file: str, features: Any, problems: Problems) -> bool:
-    whole = isinstance(features, Mapping)
-    for name, feature in features.items() if whole else ():
-        shape = feature.get("shape") if isinstance(feature, Mapping) else None
-        if not shape or "dtype" not in feature or (is_camera(feature) and len(shape) != 3):
-            whole = False
-            problems.add(
-                "feature",
-                Problem(
-                    file=file,
-                    column=f"feature {name!r}",
-                    found=f"{feature}",
-                    expected="dtype and shape, three dimensions for a camera",
-                    remedy="complete the feature in info.json",
-                ),
-            )
-    return whole
 
 
 def check_metadata(root: Path, info: Mapping[str, Any], spec: EmbodimentSpec, problems: Problems) -> None:

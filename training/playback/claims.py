@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from policy.embodiment import GroupKind
-from training.experiments.results import HOLDS, NOT_RUN, NOT_SHOWN, OPPOSITE
 from training.experiments.statistics import NUM_DRAWS, Estimate, paired_difference
+from training.experiments.verdict import HOLDS, NOT_RUN, NOT_SHOWN, OPPOSITE
 from training.playback.cells import Cell
 from training.playback.scenes import PlayedScene, Row, is_valid, summary
 from training.rollout import RuleName

@@ -53,6 +53,7 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--address", default="", metavar="HOST:PORT", help="of its gateway")
     verb.add_argument("--policy", default="", metavar="NAME", help="its name there")
     verb.add_argument("--out", type=Path, required=True, metavar="DIR", help="to write, or to go on with")
+    verb.add_argument("--json", type=Path, metavar="FILE", help="also write results.json here")
     verb.set_defaults(threads=1)
 
 
@@ -101,7 +102,7 @@ def run(options: argparse.Namespace) -> None:
             delay=subject.delay,
             policy=asdict(subject.policy),
         )
-        _write(values, options.out)
+        _write(values, options.out, options.json)
     for claim in values["claims"]:
         print(f"{claim['verdict']}: {claim['claim']}")
     print(options.out / "report.md")
@@ -272,12 +273,14 @@ def _first_seed(options: argparse.Namespace) -> int:
     return Suite.load(_SCENES_OF).seeds.testing.first if options.first_seed is None else options.first_seed
 
 
-def _write(values: Mapping[str, Any], directory: Path) -> None:
+def _write(values: Mapping[str, Any], directory: Path, also: Path | None) -> None:
     from training.json_file import write_json, write_text
     from training.playback.plot import draw
     from training.playback.report import format_report
 
-    write_json(directory / "results.json", values)
+    for path in (directory / "results.json", also):
+        if path is not None:
+            write_json(path, values)
     figures = draw(values, directory)
     write_text(directory / "report.md", format_report(values, [figure.name for figure in figures]))
 

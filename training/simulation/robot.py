@@ -17,7 +17,7 @@ from policy.embodiment import EmbodimentSpec
 from policy.embodiment import Group as SpecGroup
 from premotor.client import Embodiment, Group, LastPosition, RobotObservation
 from premotor.client.description import Camera
-from premotor.client.hold import Hold, is_motion, measured_positions
+from premotor.client.hold import Hold, unmeasured_at_zero
 from training.simulation.task import Simulation
 
 Floats = npt.NDArray[np.float32]
@@ -149,12 +149,7 @@ def still(spec: EmbodimentSpec) -> LastPosition:
     Zero is no effort for the simulators' grippers, and a mode moves nothing by itself. A real body's rule is its
     owner's to state. Raises ValueError where another group is not measured.
     """
-    embodiment = described(spec)
-    measured = {position.name for position in measured_positions(embodiment)}
-    unmeasured = [group for group in embodiment.action if not is_motion(group) and group.name not in measured]
-    if unknown := [group.name for group in unmeasured if group.kind not in ("gripper", "other")]:
-        raise ValueError(f"embodiment {spec.name!r}: where {', '.join(unknown)} are is not measured, say how they hold")
-    return LastPosition(first={group.name: [0.0] * group.dim for group in unmeasured})
+    return LastPosition(first=unmeasured_at_zero(described(spec)))
 
 
 def _described_group(group: SpecGroup) -> Group:

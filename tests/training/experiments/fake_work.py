@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,11 @@ from typing import Any
 from training.experiments.budget import Budget
 from training.experiments.experiment import Condition
 from training.experiments.store import Store
+from training.json_file import write_json
 from training.recipe import Recipe, RunDirectory
+
+# Seconds of a step.
+STAGE1_S, DISTILLED_S, QUIET_S = 0.17, 0.326, 0.228
 
 
 @dataclass
@@ -25,20 +29,34 @@ class FakeWork:
 
     def train_stage1(self, recipe: Recipe, directory: Path) -> Mapping[str, Any]:
         self._note("stage 1", directory.name)
-        return {"seconds": 36.0}
+        _log(directory / "stage1", [{"step": step, **took(STAGE1_S, 20)} for step in range(0, 181, 20)])
+        return {"seconds": 36.0, "left_out_seconds": 0.0}
 
     def train_stage2(
         self, recipe: Recipe, run: RunDirectory, stage1_directory: Path | None, until: int
     ) -> Mapping[str, Any]:
         self._note("stage 2", run.root.name, str(until))
-        scale = 1.0 if recipe.stage1.schedule.num_steps == 0 else 0.25
+        prior = recipe.stage1.schedule.num_steps > 0
+        distilled = until if recipe.stage2.decay_steps is None else recipe.stage2.decay_steps
         rows = [
-            {"step": step, "prediction": scale * math.exp(-step / 300), "gradient_norm": scale * 2.0}
+            {
+                "step": step,
+                # With a prior a quarter at first, and falling half as fast: the ratio is another at every step.
+                "prediction": (0.25 if prior else 1.0) * math.exp(-step / (600 if prior else 300)),
+                "gradient_norm": (0.5 if prior else 2.0) * math.exp(-step / (400 if prior else 200)),
+                # Once the machine stands still.
+                **took(1000.0 if step == 150 else DISTILLED_S if step < distilled else QUIET_S),
+            }
             for step in range(until)
         ]
-        run.stage2.mkdir(parents=True, exist_ok=True)
-        (run.stage2 / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return {"seconds": 360.0, "git_commit": "c0ffee", "revision": f"of-{run.root.name}"}
+        _log(run.stage2, rows)
+        write_json(run.checkpoint / "config.json", {"execution_horizon": 8, "action_horizon": 16})
+        return {
+            "seconds": 360.0,
+            "left_out_seconds": 999.0,
+            "git_commit": "c0ffee",
+            "revision": f"of-{run.root.name}",
+        }
 
     def evaluate(
         self, checkpoint: Path, condition: Condition, task: str, first_seed: int, num_episodes: int
@@ -54,6 +72,11 @@ class FakeWork:
         self.calls.append(call)
 
 
+def took(step_s: float, num_steps: int = 1) -> dict[str, float]:
+    """As a training's log has it."""
+    return {"seconds": step_s * num_steps, "steps_per_s": 1 / step_s}
+
+
 def recorded(recipe: Recipe) -> Mapping[str, str]:
     """Recordings that are always the same."""
     return {task: f"sha256 of {task}" for task in recipe.data.tasks}
@@ -61,6 +84,11 @@ def recorded(recipe: Recipe) -> Mapping[str, str]:
 
 def store_of(budget: Budget, root: Path) -> Store:
     return Store(root=root, budget=budget, data_identity=recorded)
+
+
+def _log(directory: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _uniform(text: str) -> float:

@@ -87,9 +87,16 @@ def test_the_default_recipes_spend_at_most_a_tenth_of_stage_2_on_stage_1(budget:
         assert stage1 <= 0.1 * base.stage2.schedule.num_steps * costs.stage2_s
 
 
-def test_the_control_gets_the_steps_that_fit_into_stage_1_s_time(budget: Budget, tmp_path: Path) -> None:
-    costs, base = budget.step_costs["subset"], budget.bases["subset"]
-    assert budget.added_steps == round(base.stage1.schedule.num_steps * costs.stage1_s / costs.stage2_s)
+def test_the_control_gets_the_steps_that_fit_into_the_time_of_stage_1_and_of_distilling(
+    budget: Budget, tmp_path: Path
+) -> None:
+    costs, base = budget.control_costs, budget.bases["subset"]
+    prior = runs(budget, "prior-kind", tmp_path)["state-prior"].recipe
+    stage1_s = prior.stage1.schedule.num_steps * costs.stage1_s
+    distilling_s = (prior.stage2.decay_steps or 0) * (costs.distilled_s - costs.stage2_s)
+    assert distilling_s > 0
+    assert budget.added_steps == pytest.approx((stage1_s + distilling_s) / costs.stage2_s, rel=0.01)
+    assert costs.source.startswith("measured" if budget.name == "cpu" else "estimated")
     control = runs(budget, "prior-kind", tmp_path)["random decoder, added compute"].recipe
     assert control.stage1.schedule.num_steps == 0
     assert control.stage2.schedule.num_steps == base.stage2.schedule.num_steps + budget.added_steps
@@ -159,6 +166,14 @@ def test_adaptation_starts_from_the_policy_without_the_body(count: int, budget: 
         assert adapted.recipe.data.tasks == (budget.held_out,)
 
 
+def test_what_notes_say_of_the_recipes_is_so(budget: Budget, tmp_path: Path) -> None:
+    history = runs(budget, "prior", tmp_path)["history"].recipe.stage2
+    assert (history.history, history.history_pass) == (True, "both")
+    assert Recipe.load("cross13-history").stage2.history_pass == "sampled"
+    for name in ("prior", "copycat"):
+        assert any("history_pass both" in note and "(sampled)" in note for note in experiment(name).notes)
+
+
 def test_copycat_trains_nothing_of_its_own(budget: Budget, tmp_path: Path) -> None:
     of_prior = {run.digest for run in runs(budget, "prior", tmp_path).values()}
     assert {run.digest for run in runs(budget, "copycat", tmp_path).values()} <= of_prior
@@ -210,6 +225,7 @@ def test_an_unknown_experiment_or_budget_names_the_nearest(tmp_path: Path) -> No
     ("change", "message"),
     [
         ({"epsiodes": 5}, r"budget has unknown keys \['epsiodes'\]"),
+        ({"control_costs": {"stage1_s": 0.1}}, r"budget.control_costs: .*missing 3 required"),
         ({"step_costs": {}}, r"budget.step_costs has \[\], expected all, subset and adaptation"),
         ({"episode_s": {"lift": 1.0}}, r"episode_s says nothing of \['assembly'"),
         ({"episode_s": {"lfit": 1.0}}, r"episode_s names \['lfit'\]"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -14,7 +15,9 @@ from training.experiments.budget import Budget
 from training.experiments.experiment import Arm, Comparison, Condition, Experiment, Training
 from training.experiments.plan import plan
 from training.experiments.runner import ExperimentError, carry_out
-from training.experiments.store import BusyError, Store
+from training.experiments.store import BusyError, Evaluation, Store
+from training.simulation.rendering import NoisyFrameError
+from training.time_spent import TimeSpent
 
 PRIOR = Training(snapshots=True)
 NO_PRIOR = Training(prior="none", snapshots=True)
@@ -155,6 +158,23 @@ def test_a_failed_job_stops_only_what_needs_it(store: Store, executor: ThreadPoo
     assert len([call for call in work.calls if call[0] == "evaluation"]) == 5 * 6
 
 
+def test_a_test_that_failed_leaves_nothing_and_is_done_again(store: Store, executor: ThreadPoolExecutor) -> None:
+    class SeesNoise(FakeWork):
+        def evaluate(self, checkpoint, condition, task, first_seed, num_episodes):
+            if task == "lift":
+                raise NoisyFrameError("lift, seed 100000, step 0: camera 'front' has pixel noise 85.1")
+            return super().evaluate(checkpoint, condition, task, first_seed, num_episodes)
+
+    with pytest.raises(
+        ExperimentError, match=r"2 jobs failed.* lift: NoisyFrameError: lift, seed 100000, step 0: camera"
+    ):
+        do(AT_THE_END, store, SeesNoise(), executor, seeds=(0,))
+    assert {job.key.split()[-1] for job in plan([AT_THE_END], store, (0,)).left} == {"lift"}
+    work = FakeWork()
+    do(AT_THE_END, store, work, executor, seeds=(0,))
+    assert [call[3:] for call in work.calls] == 2 * [("lift", "100000", "4")]
+
+
 def test_a_checkpoint_that_changed_under_its_results_is_refused(store: Store, executor: ThreadPoolExecutor) -> None:
     class Retrained(FakeWork):
         def evaluate(self, *arguments):
@@ -185,3 +205,36 @@ def test_two_workers_take_no_longer_than_one_and_no_less_than_half(store: Store)
     planned = plan([TOY], store, (0, 1))
     assert planned.hours(1) / 2 <= planned.hours(2) <= planned.hours(1)
     assert planned.hours(1) == pytest.approx(sum(planned.seconds.values()) / 3600)
+
+
+def test_outcomes_written_as_measured_are_told_without_standstills(store: Store) -> None:
+    run = store.run(PRIOR, 0)
+    intervals = [0.25] * 8 + [60.0]
+    rows = [{"step": step, "seconds": s, "steps_per_s": 1 / s} for step, s in enumerate(intervals)]
+    for directory in (store.run_directory(run).stage2, store.stage1_directory(run.stage1_digest) / "stage1"):
+        directory.mkdir(parents=True)
+        (directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    store.write_run_outcome(run, {"steps": 9, "seconds": 62.0, "revision": "r"})
+    store.write_stage1_outcome(run.stage1_digest, run.recipe, {"seconds": 62.0})
+    assert store.run_outcome(run) == {"steps": 9, "revision": "r", "seconds": 4.5, "left_out_seconds": 57.5}
+    assert store.stage1_outcome(run.stage1_digest) == {"seconds": 4.5, "left_out_seconds": 57.5}
+    # What was written without standstills, or has no log, is as it was written.
+    store.write_run_outcome(run, {"steps": 9, "seconds": 7.0, "left_out_seconds": 1.0})
+    assert store.run_outcome(run) == {"steps": 9, "seconds": 7.0, "left_out_seconds": 1.0}
+    other = store.run(NO_PRIOR, 0)
+    store.write_run_outcome(other, {"steps": 9, "seconds": 62.0})
+    assert store.run_outcome(other) == {"steps": 9, "seconds": 62.0, "left_out_seconds": 0.0}
+
+
+def test_a_test_that_took_many_times_the_usual_counts_ten(store: Store) -> None:
+    run = store.run(PRIOR, 0)
+    tests = [Evaluation(revision="r", seeds=(0,), solved=(True,), num_steps=200.0, seconds=s) for s in (1.0, 1.2, 90.0)]
+    for step, test in enumerate(tests):
+        store.write_evaluation(run, step, Condition(), "lift", test)
+    (step_s,) = store.test_step_s().values()
+    assert step_s == pytest.approx(1.2 / 200)
+    assert tests[0].spent(step_s) == TimeSpent(seconds=1.0, left_out_seconds=0.0)
+    assert tests[2].spent(step_s).to_json() == {"seconds": 12.0, "left_out_seconds": 78.0}
+    # Resuming adds to what was measured.
+    assert store.evaluation(run, 2, Condition(), "lift").seconds == 90.0
+    assert Evaluation().spent(0.0).seconds == 0.0

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from training.__main__ import main
-from training.experiments.work import UNRECORDED, Recordings, TrainingWork
+from training.experiments.work import UNRECORDED, Recordings, TrainingWork, check_recorded
 from training.recipe import Recipe, RunDirectory
+from training.suite import Suite
 
 
 @pytest.fixture
@@ -27,10 +28,11 @@ def call(*arguments: str) -> int:
 
 def test_a_run_stops_early_goes_on_and_leaves_its_checkpoints_alone(recipe: Recipe, tmp_path: Path) -> None:
     work, run = TrainingWork(device="cpu"), RunDirectory.of(recipe, tmp_path / "run")
-    assert work.train_stage1(recipe, tmp_path / "stage1")["seconds"] > 0
+    stage1 = work.train_stage1(recipe, tmp_path / "stage1")
+    assert stage1["seconds"] > 0 and stage1["left_out_seconds"] >= 0
     early = work.train_stage2(recipe, run, tmp_path / "stage1", 2)
     assert not run.checkpoint.exists()
-    assert early["seconds"] > 0
+    assert early["seconds"] > 0 and early["left_out_seconds"] >= 0
     ended = work.train_stage2(recipe, run, tmp_path / "stage1", recipe.stage2.schedule.num_steps)
     assert run.checkpoint.is_dir() and run.snapshot(3).is_dir()
     assert not (run.stage2 / "state").exists()
@@ -80,12 +82,31 @@ def test_what_is_done_so_far_is_reported_without_doing_more(
     assert capsys.readouterr().out.splitlines() == ["results/decay/report.md", "RESULTS.md"]
 
 
-def test_without_data_nothing_is_started(
+def test_what_is_not_recorded_is_named_with_the_command_that_records_it(recipe: Recipe) -> None:
+    suite = Suite.load("smoke")
+    check_recorded([recipe], suite)
+    root = Path(recipe.data.root)
+    more = replace(recipe, stage1=replace(recipe.stage1, motion_episodes=2))
+    with pytest.raises(FileNotFoundError) as refused:
+        check_recorded([recipe, more], suite)
+    assert str(refused.value) == (
+        f"no demonstrations of slide without images in {root}; record them with "
+        f"`python -m training bench-data --suite smoke --directory {root} --motion`"
+    )
+    elsewhere = replace(recipe, data=replace(recipe.data, root="build/bench/smoke"))
+    with pytest.raises(FileNotFoundError, match=r"of slide in build/bench/smoke; .* bench-data --suite smoke`$"):
+        check_recorded([elsewhere, elsewhere], suite)
+
+
+def test_the_verb_says_how_to_record_what_an_experiment_reads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert call("decay") == 1
-    assert "experiment: no demonstrations of pick-place" in capsys.readouterr().err
+    assert call("scaling") == 1
+    said = capsys.readouterr().err
+    assert "experiment: no demonstrations of pick-place, " in said and "pick-place without images" in said
+    assert said.endswith("record them with `python -m training bench-data --suite cross13 --motion`\n")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -104,8 +104,9 @@ def test_a_second_run_plays_only_what_is_left(
     assert len(made) == 1
     assert (len(whole["rows"]), whole["num_left"], whole["rows"][0]) == (2, 0, partial["rows"][0])
     made.clear()
-    assert playback(sawyer_checkpoint, tmp_path, *only_replace, "0", "1") == 0
-    assert (made, results(tmp_path)) == ([], whole)
+    also = tmp_path / "also" / "figures.json"
+    assert playback(sawyer_checkpoint, tmp_path, *only_replace, "0", "1", "--json", str(also)) == 0
+    assert (made, results(tmp_path), json.loads(also.read_text())) == ([], whole, whole)
 
 
 def test_rows_of_another_measurement_are_not_gone_on_with(

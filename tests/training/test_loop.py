@@ -1,0 +1,189 @@
+"""The loop alone, on a model of five weights: what it computes, what it saves, and what it never saves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import training.loop
+from training.loop import AveragedWeights, Schedule, run, saved_step, step_seed
+
+SCHEDULE = Schedule(num_steps=12, warmup_steps=2, save_every=3, log_every=5)
+SEED = 4
+Loss = Callable[[int, Tensor, torch.Generator], Mapping[str, Tensor]]
+
+
+def model() -> nn.ModuleDict:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.ModuleDict({"line": nn.Linear(4, 1)})
+
+
+def rows_of(step: int) -> Tensor:
+    return torch.randn(6, 4, generator=torch.Generator().manual_seed(step))
+
+
+def loss_of(modules: nn.ModuleDict) -> Loss:
+    def loss(step: int, rows: Tensor, generator: torch.Generator) -> Mapping[str, Tensor]:
+        noise = torch.randn(len(rows), 1, generator=generator)
+        return {"loss": (modules["line"](rows) - rows.sum(1, keepdim=True) - 0.1 * noise).square().mean()}
+
+    return loss
+
+
+def train(directory: Path, *, spoil: Callable[[int, nn.ModuleDict, Tensor], Tensor] | None = None) -> nn.ModuleDict:
+    """The trained weights. `spoil` changes the loss of a step."""
+    modules = model()
+    clean = loss_of(modules)
+
+    def loss(step: int, rows: Tensor, generator: torch.Generator) -> Mapping[str, Tensor]:
+        value = clean(step, rows, generator)["loss"]
+        return {"loss": value if spoil is None else spoil(step, modules, value)}
+
+    run(
+        directory=directory, modules=modules, averaged="line", schedule=SCHEDULE, seed=SEED, batch=rows_of, loss=loss,
+        identity={"name": "line"},
+    )  # fmt: skip
+    return modules
+
+
+def state_of(directory: Path) -> dict[str, Tensor]:
+    (path,) = (directory / "state").glob("*.safetensors")
+    return load_file(path)
+
+
+class PlainTraining:
+    """The same training written down once more, without files: what `run` must compute, bit for bit."""
+
+    def __init__(self) -> None:
+        self.modules = model()
+        self.optimizer = torch.optim.AdamW(
+            self.modules.parameters(), lr=SCHEDULE.learning_rate, betas=(0.9, 0.95), weight_decay=SCHEDULE.weight_decay
+        )
+        self.averaged = AveragedWeights(self.modules["line"], SCHEDULE.ema_decay)
+        self._loss = loss_of(self.modules)
+
+    def steps(self, first: int, last: int) -> None:
+        for step in range(first, last):
+            for group in self.optimizer.param_groups:
+                group["lr"] = SCHEDULE.rate(step)
+            loss = self._loss(step, rows_of(step), torch.Generator().manual_seed(step_seed(SEED, step)))["loss"]
+            self.optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.modules.parameters(), SCHEDULE.clip_norm)
+            self.optimizer.step()
+            self.averaged.update(step)
+
+    def state(self) -> dict[str, Tensor]:
+        """As it lies on disk."""
+        tensors = {f"weights/{name}": value.clone() for name, value in self.modules.state_dict().items()}
+        tensors |= {f"averaged/{name}": value.clone() for name, value in self.averaged.values.items()}
+        for name, parameter in self.modules.named_parameters():
+            for key, value in self.optimizer.state[parameter].items():
+                tensors[f"optimizer/{key}/{name}"] = value.clone()
+        return tensors
+
+
+def test_a_run_that_was_begun_elsewhere_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    """The form of a state on disk and every number of a step: a run in progress must not notice new code."""
+    plain = PlainTraining()
+    plain.steps(0, 6)
+    (tmp_path / "state").mkdir()
+    save_file(plain.state(), tmp_path / "state" / "step_00000006.safetensors", {"step": "6"})
+    (tmp_path / "state" / "latest").write_text("step_00000006.safetensors")
+    assert saved_step(tmp_path) == 6
+    train(tmp_path)
+    plain.steps(6, SCHEDULE.num_steps)
+    found, expected = state_of(tmp_path), plain.state()
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+
+
+def at_step(step: int, spoiled: Callable[[nn.ModuleDict, Tensor], Tensor]) -> Any:
+    return lambda now, modules, value: spoiled(modules, value) if now == step else value
+
+
+def nan_loss(_modules: nn.ModuleDict, value: Tensor) -> Tensor:
+    return value * torch.nan
+
+
+def nan_gradient(modules: nn.ModuleDict, value: Tensor) -> Tensor:
+    """The same value, for the root of zero is zero, and a gradient of zero times infinity."""
+    return value + sum((weights * 0).sqrt().sum() for weights in modules.parameters())
+
+
+# States are saved after steps 2, 5, 8 and 11; lines are written at 0, 5, 10 and 11.
+@pytest.mark.parametrize(
+    ("step", "spoiled", "said"),
+    [
+        (6, nan_loss, "loss is nan at step 8"),
+        (8, nan_loss, "loss is nan at step 8"),
+        (8, nan_gradient, "weights/line.weight holds NaN or infinity at step 8"),
+        (9, nan_gradient, "loss is nan at step 10"),
+    ],
+)
+def test_nothing_that_is_not_finite_is_saved_and_the_error_says_where_a_resume_goes_on(
+    tmp_path: Path, step: int, spoiled: Callable[[nn.ModuleDict, Tensor], Tensor], said: str
+) -> None:
+    expected_step = step // SCHEDULE.save_every * SCHEDULE.save_every
+    with pytest.raises(FloatingPointError) as raised:
+        train(tmp_path / "run", spoil=at_step(step, spoiled))
+    message = str(raised.value)
+    assert message.startswith(f"{said} and is not saved: a resume goes on from step {expected_step}, ")
+    assert "another learning rate is another run, and needs another --run" in message
+    assert saved_step(tmp_path / "run") == expected_step
+    assert all(torch.isfinite(value).all() for value in state_of(tmp_path / "run").values())
+    train(tmp_path / "run")
+    train(tmp_path / "unbroken")
+    for name, value in state_of(tmp_path / "unbroken").items():
+        assert torch.equal(state_of(tmp_path / "run")[name], value), name
+
+
+def test_a_run_that_breaks_before_it_saved_begins_anew(tmp_path: Path) -> None:
+    with pytest.raises(FloatingPointError, match=r"loss is nan at step 0 .* goes on from step 0,"):
+        train(tmp_path, spoil=at_step(0, nan_loss))
+    assert not (tmp_path / "state").exists()
+
+
+def test_another_learning_rate_is_refused_in_the_same_directory(tmp_path: Path) -> None:
+    train(tmp_path)
+    identity = json.loads((tmp_path / "run.json").read_text())
+    identity["schedule"]["learning_rate"] /= 2
+    (tmp_path / "run.json").write_text(json.dumps(identity))
+    with pytest.raises(ValueError, match="schedule differ; choose another directory"):
+        train(tmp_path)
+
+
+class KilledError(Exception):
+    pass
+
+
+def test_a_kill_in_the_middle_of_a_save_leaves_the_state_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = training.loop.save_file
+
+    def dies(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+        real(tensors, path, metadata)
+        if metadata["step"] == "9":
+            path.write_bytes(path.read_bytes()[:100])
+            raise KilledError
+
+    monkeypatch.setattr(training.loop, "save_file", dies)
+    with pytest.raises(KilledError):
+        train(tmp_path / "killed")
+    monkeypatch.setattr(training.loop, "save_file", real)
+    assert saved_step(tmp_path / "killed") == 6
+    train(tmp_path / "killed")
+    train(tmp_path / "unbroken")
+    for name, value in state_of(tmp_path / "unbroken").items():
+        assert torch.equal(state_of(tmp_path / "killed")[name], value), name
+    assert not list((tmp_path / "killed" / "state").glob("*.tmp"))
