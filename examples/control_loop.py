@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 
-from premotor.client import ChunkPlayer, LastPosition, PolicyClient, SyntheticRobot
+from premotor.client import ChunkPlayer, LastPosition, PolicyClient, SyntheticRobot, unmeasured_at_zero
 from premotor.client.events import Held, Recovered
 
 address, policy, body = sys.argv[1:]
@@ -26,8 +26,8 @@ def tell(event):
 with connect() as client:
     embodiment = client.get_policy(policy).embodiment(body)
 robot = SyntheticRobot(embodiment, np.random.default_rng(0))
-# The gripper is commanded by effort, which its state does not tell: none until the first chunk is there.
-hold = LastPosition(first={"gripper": [0.0]})
+# What is commanded and not measured, such as a gripper's effort, is 0 until the first chunk is there.
+hold = LastPosition(first=unmeasured_at_zero(embodiment))
 
 with ChunkPlayer(
     robot, connect, policy=policy, embodiment=body, robot_id="arm-1", hold=hold, image_encoding="raw", observers=[tell]

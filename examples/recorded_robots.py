@@ -21,6 +21,7 @@ from premotor.client import (
     RealTimeChunkingRule,
     Replace,
     SyntheticRobot,
+    unmeasured_at_zero,
 )
 from premotor.client.events import Failed, Held, PlayerEvent, Reconnected, SwapSeen
 
@@ -53,7 +54,7 @@ def main() -> None:
                 embodiment=embodiment.name,
                 robot_id=name,
                 rule=rule,
-                hold=LastPosition(first={"gripper": [0.0]}),
+                hold=LastPosition(first=unmeasured_at_zero(embodiment)),
                 image_encoding="raw",
                 observe_every_step=True,
                 observers=[recorder, partial(tell, name)],

@@ -23,7 +23,9 @@ class FakePolicyService(policy_pb2_grpc.PolicyServiceServicer):
     """Answers with the state plus the step number as actions.
 
     Instructions it obeys: "error CODE" fails with details, "plain CODE" without, "hold" waits for `release`, "later"
-    (in a stream) is answered after the next other request, "end" and "break" end the stream, and those of `_spoil`.
+    (in a stream) is answered after the next other request and "lose" never, "end" and "break" end the stream, and those
+    of `_spoil`.
+    `schemas` are those of single revisions, and `says_schema` is False for a server from before it was said.
     """
 
     def __init__(self) -> None:
@@ -31,6 +33,11 @@ class FakePolicyService(policy_pb2_grpc.PolicyServiceServicer):
         self.stream_timeouts_s: list[float] = []
         self.arrived = threading.Event()
         self.release = threading.Event()
+        # While it is set no request arrives, and nobody is told.
+        self.is_cut_off = threading.Event()
+        self.num_described = 0
+        self.schemas: dict[str, str] = {}
+        self.says_schema = True
         self.policy = policy_pb2.Policy(
             name="tabletop",
             revision="0123456789ab",
@@ -59,12 +66,16 @@ class FakePolicyService(policy_pb2_grpc.PolicyServiceServicer):
             self._fail(
                 context, "NOT_FOUND", field="policy", message=f"no {request.policy!r}; the nearest is 'tabletop'"
             )
+        self.num_described += 1
         return policy_pb2.GetPolicyResponse(policy=self.policy)
 
     def ListPolicies(self, request, context):
         return policy_pb2.ListPoliciesResponse(policies=[self.policy])
 
     def PredictChunk(self, request, context):
+        if self.is_cut_off.is_set():
+            self.release.wait(HOLD_TIMEOUT_S if context.time_remaining() is None else context.time_remaining() + 0.1)
+            context.abort(grpc.StatusCode.UNAVAILABLE, "cut off")
         self.requests.append(request)
         self.arrived.set()
         verb, _, rest = request.observation.instruction.partition(" ")
@@ -82,6 +93,8 @@ class FakePolicyService(policy_pb2_grpc.PolicyServiceServicer):
         held: list[policy_pb2.PredictChunkRequest] = []
         for message in request_iterator:
             request = message.request
+            if self.is_cut_off.is_set():
+                continue
             self.requests.append(request)
             self.stream_timeouts_s.append(message.timeout.ToTimedelta().total_seconds())
             self.arrived.set()
@@ -89,6 +102,10 @@ class FakePolicyService(policy_pb2_grpc.PolicyServiceServicer):
             if verb == "later":
                 held.append(request)
                 continue
+            if verb == "lose":
+                continue
+            if verb == "hold":
+                self.release.wait(HOLD_TIMEOUT_S)
             if verb == "end":
                 return
             if verb == "break":
@@ -105,12 +122,14 @@ class FakePolicyService(policy_pb2_grpc.PolicyServiceServicer):
     def _answer(self, request: policy_pb2.PredictChunkRequest) -> policy_pb2.PredictChunkResponse:
         state = np.frombuffer(request.observation.state.data, np.float32)
         actions = np.arange(ACTION_HORIZON, dtype=np.float32)[:, None] + state[None, :]
+        revision = request.revision or self.policy.revision
         response = policy_pb2.PredictChunkResponse(
             robot_id=request.robot_id,
             episode_id=request.episode_id,
             request_id=request.request_id,
             actions=encode_tensor(actions),
-            revision=request.revision or self.policy.revision,
+            revision=revision,
+            schema_digest=self.schemas.get(revision, self.policy.schema_digest) if self.says_schema else "",
             seed=request.seed if request.HasField("seed") else 7,
             timing=policy_pb2.Timing(
                 decode=encode_duration(0.001),

@@ -54,6 +54,7 @@ class Desk:
 
     def __init__(self, gateway: Any, arguments: dict, transport: Any) -> None:
         self.gateway, self.arguments, self.clock = gateway, arguments, Waits()
+        self.transport = transport
         self.num_connections = 0
         self.asker = Asker(
             self._connect,
@@ -160,6 +161,66 @@ def test_an_observation_that_is_too_old_is_not_sent(desk: Desk) -> None:
     assert desk.clock.waits_s == []
 
 
+def told(desk: Desk) -> list[int]:
+    return [request.num_underruns for request in desk.gateway.service.requests]
+
+
+def test_underruns_of_a_question_that_nobody_read_are_told_with_the_next(desk: Desk) -> None:
+    desk.ask(timeout_s=0.0, num_underruns=3)
+    desk.ask(num_underruns=1)
+    desk.ask("plain UNAVAILABLE" if desk.transport == "unary" else "break", num_underruns=5)
+    desk.ask(num_underruns=2)
+    desk.ask(num_underruns=0)
+    assert told(desk) == [4, 5, 7, 0]
+
+
+@pytest.mark.parametrize(
+    ("code", "name"),
+    [
+        ("DEADLINE_EXCEEDED", "EXPIRED"),
+        ("RESOURCE_EXHAUSTED", "OVERLOADED"),
+        ("UNAVAILABLE", "UNAVAILABLE"),
+        ("ABORTED", "SUPERSEDED"),
+    ],
+)
+def test_underruns_that_the_service_has_read_are_not_told_again(desk: Desk, code: str, name: str) -> None:
+    desk.ask(f"error {code} {reason(name)}", num_underruns=3)
+    desk.ask(num_underruns=1)
+    assert told(desk) == [3, 1]
+
+
+def test_underruns_that_a_draining_gateway_did_not_look_at_are_told_to_the_next(desk: Desk) -> None:
+    desk.ask(f"error UNAVAILABLE {reason('DRAINING')}", num_underruns=3)
+    desk.ask(num_underruns=1)
+    assert told(desk) == [3, 4]
+
+
+@pytest.mark.parametrize("answered_late", [True, False])
+def test_a_time_out_is_told_again_unless_the_stream_says_late_that_it_was_read(
+    gateway, arguments, answered_late: bool
+) -> None:
+    desk = Desk(gateway, arguments, "stream")
+    desk.asker.open()
+    error = desk.ask("hold" if answered_late else "lose", timeout_s=0.05, num_underruns=3)
+    assert isinstance(error, DeadlineExceededError)
+    gateway.service.release.set()
+    stream = desk.asker._stream
+    assert stream is not None
+    if answered_late:
+        desk.until(lambda: not stream.is_unanswered(error.request_id))
+    desk.ask(num_underruns=1)
+    desk.ask(num_underruns=0)
+    desk.asker.close()
+    assert told(desk) == [3, 1, 0 if answered_late else 3]
+
+
+def test_more_underruns_than_a_request_may_say_are_told_in_parts(desk: Desk) -> None:
+    desk.ask(timeout_s=0.0, num_underruns=900_000)
+    for num_underruns in (300_000, 0):
+        desk.ask(num_underruns=num_underruns)
+    assert told(desk) == [1_000_000, 200_000]
+
+
 def test_two_time_outs_in_a_row_are_a_lost_connection(desk: Desk) -> None:
     desk.ask(timeout_s=0.0)
     assert desk.num_connections == 1
@@ -208,7 +269,39 @@ def test_a_swap_to_a_revision_of_the_same_schema_goes_on_and_is_said(desk: Desk)
     assert (swap.previous_revision, swap.revision) == ("0123456789ab", "ffffffffffff")
 
 
-def test_a_revision_that_answers_beside_the_main_one_is_held_to_its_shapes(desk: Desk) -> None:
+def test_episodes_that_go_to_one_revision_or_the_other_cost_no_question_and_are_no_swaps(desk: Desk) -> None:
+    main, canary = "0123456789ab", "ffffffffffff"
+    for number in range(6):
+        revision = canary if number % 2 else main
+        for _ in range(2):
+            assert isinstance(desk.ask(revision=revision, episode_id=f"episode-{number}"), Chunk)
+    (first,) = desk.of(SwapSeen)
+    assert (first.previous_revision, first.revision) == (main, canary)
+    assert desk.gateway.service.num_described == 1
+    # In the middle of an episode it is one, though both have answered before.
+    assert isinstance(desk.ask(revision=main, episode_id="episode-5"), Chunk)
+    assert [swap.revision for swap in desk.of(SwapSeen)] == [canary, main]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_revision_of_another_schema_beside_the_main_one_is_refused_though_its_chunks_look_the_same(
+    desk: Desk, shared: bool
+) -> None:
+    desk.ask()
+    desk.gateway.service.schemas["ffffffffffff"] = "another"
+    if shared:
+        # Somebody else asked by the same client after a swap, and knows the new one.
+        desk.gateway.service.policy.schema_digest = "another"
+        assert desk.asker._client is not None
+        desk.asker._client.get_policy("tabletop")
+    assert isinstance(desk.ask(revision="ffffffffffff"), SchemaChangedError)
+    (stopped, *_) = desk.of(AskingStopped)
+    assert isinstance(stopped.error, SchemaChangedError)
+    assert "ffffffffffff" in str(stopped.error) and "another" in str(stopped.error)
+
+
+def test_a_revision_of_an_older_server_is_held_to_the_shapes_of_the_main_one(desk: Desk) -> None:
+    desk.gateway.service.says_schema = False
     assert isinstance(desk.ask(revision="eeeeeeeeeeee"), Chunk)
     assert desk.of(SwapSeen) == []
     desk.ask("wrong shape", revision="ffffffffffff")
@@ -230,7 +323,9 @@ def test_a_gateway_that_came_back_without_its_policies_is_given_time_to_find_the
     assert isinstance(desk.ask(), Chunk)
 
 
-def test_a_swap_to_another_schema_is_refused_before_its_chunk_is_played(desk: Desk) -> None:
+@pytest.mark.parametrize("says_schema", [True, False])
+def test_a_swap_to_another_schema_is_refused_before_its_chunk_is_played(desk: Desk, says_schema: bool) -> None:
+    desk.gateway.service.says_schema = says_schema
     desk.ask()
     desk.gateway.service.policy.revision = "ffffffffffff"
     desk.gateway.service.policy.schema_digest = "another"

@@ -19,6 +19,7 @@ from premotor.client import (
     PolicyClient,
     RealTimeChunkingRule,
     RetryableError,
+    RobotObservation,
     SchemaChangedError,
     SyntheticRobot,
     TemporalEnsemble,
@@ -27,7 +28,9 @@ from premotor.client.events import (
     ActionPlayed,
     AskingStopped,
     ChunkArrived,
+    EpisodeBegan,
     EpisodeEnded,
+    Failed,
     Held,
     PeriodsSkipped,
     PlayerEvent,
@@ -106,6 +109,104 @@ def test_a_player_in_a_thread_of_its_own_is_stopped_and_has_a_report(gateway, ro
     assert second.num_steps <= 1
 
 
+def test_one_robot_is_never_driven_by_two_loops(gateway, robot) -> None:
+    events: list[PlayerEvent] = []
+    again = {"instruction": "go", "episode_id": "again", "max_steps": 1}
+    with make_player(gateway, robot, events) as player:
+        player.start(instruction="go", episode_id="one")
+        wait_for(arrived(events, ActionPlayed))
+        for begin in (player.play, player.start):
+            with pytest.raises(RuntimeError, match="is being played"):
+                begin(**again)
+        # Nor did asking for another end the one that is played.
+        num_before = len(events)
+        wait_for(lambda: len(events) > num_before + 5)
+        player.stop()
+        assert player.wait(5.0).counts.num_played > 0
+
+        played: list[Any] = []
+        playing = threading.Thread(target=lambda: played.append(player.play(instruction="go", episode_id="two")))
+        num_begun = sum(isinstance(event, EpisodeBegan) for event in events)
+        playing.start()
+        wait_for(arrived(events, EpisodeBegan, num_begun + 1))
+        for begin in (player.play, player.start):
+            with pytest.raises(RuntimeError, match="is being played"):
+                begin(**again)
+        player.stop()
+        playing.join(5.0)
+        assert len(played) == 1
+        assert player.play(**again).num_steps == 1
+
+
+class StuckRobot(SyntheticRobot):
+    """One whose driver does not return."""
+
+    def __init__(self, body: Any) -> None:
+        super().__init__(body, np.random.default_rng(0))
+        self.stuck, self.freed = threading.Event(), threading.Event()
+
+    def act(self, action: np.ndarray) -> np.ndarray:
+        self.stuck.set()
+        self.freed.wait(10.0)
+        return super().act(action)
+
+
+@pytest.mark.parametrize("in_a_thread_of_its_own", [True, False])
+def test_a_robot_that_does_not_return_is_not_silently_left_to_its_thread(
+    gateway, robot, monkeypatch, in_a_thread_of_its_own: bool
+) -> None:
+    monkeypatch.setattr("premotor.client.player._END_TIMEOUT_S", 0.05)
+    with PolicyClient(gateway.address) as client:
+        stuck = StuckRobot(client.get_policy("tabletop").embodiment())
+    player = make_player(gateway, stuck, [])
+    player.open()
+    arguments: dict[str, Any] = {"instruction": "go", "episode_id": "one"}
+    others = threading.Thread(target=lambda: player.play(**arguments))
+    if in_a_thread_of_its_own:
+        player.start(**arguments)
+    else:
+        others.start()
+    assert stuck.stuck.wait(5.0)
+    with pytest.raises(TimeoutError, match=r"has not ended 0\.05 s .* robot 'robot'.* stop the robot itself"):
+        player.close()
+    stuck.freed.set()
+    if in_a_thread_of_its_own:
+        assert player.wait(5.0).num_steps == 1
+    else:
+        others.join(5.0)
+    player.close()
+
+
+def test_an_observer_may_close_the_player_that_calls_it(gateway, robot) -> None:
+    def close(event: PlayerEvent) -> None:
+        if isinstance(event, Held):
+            player.close()
+
+    player = make_player(gateway, robot, [], observers=[close])
+    player.open()
+    assert player.play(instruction="go", episode_id="one").num_steps == 1
+    player.close()
+
+
+def test_no_command_is_late_because_a_camera_was(gateway, robot) -> None:
+    class SlowCamera(SyntheticRobot):
+        def observe(self) -> RobotObservation:
+            never.wait(8 / 80)
+            return super().observe()
+
+    never, events = threading.Event(), list[PlayerEvent]()
+    with make_player(gateway, robot, []) as player:
+        slow = SlowCamera(player.embodiment, np.random.default_rng(0))
+    with make_player(gateway, slow, events) as player:
+        report = player.play(instruction="go", episode_id="one", max_steps=60)
+    commands = [event for event in events if isinstance(event, ActionPlayed | Held)]
+    # When each step would have begun, as its command tells it; the first can only be late as well.
+    begun_s = [event.time_s - event.step / 80 for event in commands]
+    assert max(begun_s) - min(begun_s) < 4 / 80
+    assert report.num_skipped_periods >= 16
+    check_every_step_is_said(events)
+
+
 @pytest.mark.parametrize("transport", ["stream", "unary"])
 def test_a_gateway_that_goes_and_comes_back_is_found_again_and_the_robot_held_meanwhile(
     gateway, robot, transport
@@ -128,6 +229,24 @@ def test_a_gateway_that_goes_and_comes_back_is_found_again_and_the_robot_held_me
     for held in underruns(events):
         before = max(step for step in commands if step < held.step)
         np.testing.assert_array_equal(held.action, [0, 0, commands[before].action[2]])
+
+
+@pytest.mark.parametrize("transport", ["stream", "unary"])
+def test_the_underruns_of_an_outage_are_told_afterwards_though_it_ended_the_episode(gateway, robot, transport) -> None:
+    events: list[PlayerEvent] = []
+    with make_player(gateway, robot, events, transport=transport, timeout_s=0.05) as player:
+        player.start(instruction="go", episode_id="one")
+        wait_for(arrived(events, ActionPlayed))
+        gateway.service.is_cut_off.set()
+        wait_for(lambda: len(underruns(events)) > 10 and arrived(events, Failed, 4)())
+        player.stop()
+        counted = player.wait(5.0).counts.num_underruns
+        gateway.service.is_cut_off.clear()
+        # What the next question finds out of the last one's fate goes with the one after it.
+        player.start(instruction="go", episode_id="two")
+        wait_for(lambda: sum(request.num_underruns for request in gateway.service.requests) >= counted)
+        player.stop()
+        player.wait(5.0)
 
 
 def underruns(events: list[PlayerEvent]) -> list[Held]:

@@ -75,7 +75,8 @@ def test_bench_measures_valid_requests(gateway, tmp_path: Path, capsys, image_en
     assert f"{report['num_chunks']} chunks" in printed.out
     assert report["num_chunks"] == pytest.approx(report["chunks_per_s"] * 0.4)
     assert 0 < report["num_chunks"] < len(gateway.service.requests), "the warm-up is not counted"
-    assert (report["errors"], report["revisions"], report["embodiment"]) == ({}, ["0123456789ab"], "sawyer")
+    assert (report["errors"], report["revisions"]) == ({}, ["0123456789ab"])
+    assert {name: share["num_robots"] for name, share in report["embodiments"].items()} == {"sawyer": 3}
     spans = report["spans_ms"]
     assert spans["server_inference"] == pytest.approx(dict.fromkeys(("mean", "p50", "p90", "p99", "max"), 3.0))
     assert 0 < spans["round_trip"]["p50"] <= spans["round_trip"]["p90"] <= spans["round_trip"]["max"]
@@ -90,6 +91,52 @@ def test_bench_measures_valid_requests(gateway, tmp_path: Path, capsys, image_en
         else:
             assert image.compressed.startswith(b"\xff\xd8\xff")
     assert len({request.observation.state.data for request in gateway.service.requests}) > 3
+
+
+def add_bodies(gateway, *names: str) -> None:
+    """More bodies for the policy, each with one camera more than the one before."""
+    for name in names:
+        body = gateway.service.policy.embodiments.add()
+        body.CopyFrom(gateway.service.policy.embodiments[-2])
+        body.name = name
+        body.cameras.add(name=f"{name}-wrist", height=24, width=32)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ((), {"sawyer": 2, "panda": 2, "aloha": 1}),
+        (("--embodiment", "panda"), {"panda": 5}),
+        (("--concurrency", "2"), {"sawyer": 1, "panda": 1}),
+    ],
+)
+def test_bench_spreads_its_robots_over_all_bodies_unless_one_is_named(
+    gateway, tmp_path: Path, capsys, arguments: tuple[str, ...], expected: dict[str, int]
+) -> None:
+    add_bodies(gateway, "panda", "aloha")
+    result = tmp_path / "bench.json"
+    command = ["bench", "--address", gateway.address, "--policy", "tabletop", "--concurrency", "5"]
+    times = ("--duration-s", "0.4", "--warmup-s", "0")
+    assert main([*command, *times, "--json", str(result), *arguments]) == 0
+    report = json.loads(result.read_text())
+    shares = report["embodiments"]
+    assert {name: share["num_robots"] for name, share in shares.items()} == expected
+    asked = {request.robot_id: request.embodiment for request in gateway.service.requests}
+    assert {name: list(asked.values()).count(name) for name in expected} == expected
+    assert sum(share["num_chunks"] for share in shares.values()) == report["num_chunks"]
+    assert all(share["num_chunks"] for share in shares.values())
+    sizes = [share["request_bytes"] for share in shares.values()]
+    assert sizes == sorted(set(sizes)), "more cameras, larger requests"
+    printed = capsys.readouterr().out
+    for name, share in shares.items():
+        robots = "1 robot" if share["num_robots"] == 1 else f"{share['num_robots']} robots"
+        assert f"  {name:<16}  {robots}, " in printed
+
+
+def test_one_chunk_is_of_one_body_which_must_be_named(gateway, frame_file: Path, capsys) -> None:
+    add_bodies(gateway, "panda")
+    assert main(predict_command(gateway.address, frame_file)) == 2
+    assert "policy 'tabletop' drives sawyer, panda" in capsys.readouterr().err
 
 
 def test_bench_counts_errors_by_kind_and_fails_without_a_chunk(gateway, tmp_path: Path, capsys, monkeypatch) -> None:

@@ -63,3 +63,34 @@ def test_no_step_begins_once_it_is_stopped() -> None:
     stop.set()
     assert steps.wait(stop) is None
     assert ControlSteps(10.0, MonotonicClock()).wait(stop) is None
+
+
+def test_what_took_longer_than_its_step_is_told_which_step_it_is_by_then() -> None:
+    clock = FakeClock()
+    steps = ControlSteps(10.0, clock)
+    assert begun(steps) == (0, 0)
+    clock.time_s += 0.05
+    assert steps.catch_up() == (0, 0)
+    clock.time_s += 0.21
+    assert steps.catch_up() == (2, 2)
+    assert steps.catch_up() == (2, 0)
+    assert begun(steps) == (3, 0)
+
+
+def test_there_are_as_many_steps_as_was_said_used_or_not() -> None:
+    clock, never = FakeClock(), threading.Event()
+    steps = ControlSteps(10.0, clock, num_steps=5)
+    assert [begun(steps) for _ in range(3)] == [(0, 0), (1, 0), (2, 0)]
+    clock.time_s += 0.15
+    assert steps.catch_up() == (3, 1)
+    clock.time_s += 0.25
+    assert steps.catch_up() is None
+    assert steps.wait(never) is None
+    whole = ControlSteps(10.0, clock, num_steps=2)
+    assert (begun(whole), begun(whole)) == ((0, 0), (1, 0))
+    waits = len(clock.waits_s)
+    assert whole.wait(never) is None
+    assert len(clock.waits_s) == waits, "nothing is waited for after the last one"
+    late = ControlSteps(10.0, clock, num_steps=2)
+    clock.time_s += 1.0
+    assert late.wait(never) is None

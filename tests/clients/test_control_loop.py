@@ -25,11 +25,12 @@ from premotor.client import (
     Replace,
     RetryableError,
     RobotObservation,
+    SchemaChangedError,
     ServerTiming,
     TemporalEnsemble,
 )
-from premotor.client.asker import SchemaChangedError
 from premotor.client.asking import Answer, News, Question
+from premotor.client.control_clock import ControlStep
 from premotor.client.control_loop import ControlLoop, Task
 from premotor.client.description import Camera, Embodiment, Group, PolicyDescription
 from premotor.client.events import (
@@ -172,6 +173,7 @@ class Stand:
         self.asker = FakeAsker(self.clock, fates)
         self.events: list[PlayerEvent] = []
         self.latency = LatencyEstimate(RATE_HZ)
+        self.num_steps = 10_000
         self.loop = ControlLoop(
             self.robot,
             self.asker,
@@ -187,7 +189,10 @@ class Stand:
 
     def step(self, step: int, num_skipped: int = 0) -> None:
         self.clock.step = step
-        self.loop.run_step(step, num_skipped=num_skipped)
+        self.loop.run_step(ControlStep(step, num_skipped), lambda: self.catch_up(step))
+
+    def catch_up(self, begun: int) -> ControlStep | None:
+        return ControlStep(self.clock.step, self.clock.step - begun) if self.clock.step < self.num_steps else None
 
     def run(self, num_steps: int) -> None:
         for step in range(num_steps):
@@ -296,6 +301,77 @@ def test_periods_that_went_by_are_said_and_their_actions_are_not_played() -> Non
     assert stand.loop.report.counts.num_skipped_rows == 3
 
 
+class SlowRobot(FakeRobot):
+    """One that time goes by with while it is looked at."""
+
+    def __init__(self, clock: StepClock) -> None:
+        super().__init__()
+        self._clock = clock
+        self.observing_steps: dict[int, int] = {}  # by the step that it began in
+        self.measuring_steps: dict[int, int] = {}
+
+    def observe(self) -> RobotObservation:
+        self._clock.step += self.observing_steps.get(self._clock.step, 0)
+        return super().observe()
+
+    def state(self) -> np.ndarray:
+        self._clock.step += self.measuring_steps.get(self._clock.step, 0)
+        return super().state()
+
+
+def slow_stand(fates: Iterator[Fate], **changed: Any) -> tuple[Stand, SlowRobot]:
+    stand = Stand(fates, **changed)
+    stand.robot = stand.loop._robot = robot = SlowRobot(stand.clock)
+    return stand, robot
+
+
+def played_on_time(stand: Stand) -> bool:
+    return all(event.time_s == event.step / RATE_HZ for event in stand.of(ActionPlayed))
+
+
+def test_a_robot_that_is_slow_to_look_is_sent_the_action_of_the_step_that_it_is_then() -> None:
+    stand, robot = slow_stand(always(1))
+    robot.observing_steps, robot.measuring_steps = {4: 3}, {9: 2}
+    for step in (0, 1, 2, 3, 4, 8, 9, 12):
+        stand.step(step)
+    assert [told[0] for told in robot.told[1:]] == [1, 2, 3, 7, 8, 11, 12]
+    assert [(event.step, event.age_steps) for event in stand.of(ActionPlayed)][3] == (7, 7)
+    assert [(event.step, event.num_periods) for event in stand.of(PeriodsSkipped)] == [(7, 3), (11, 2)]
+    assert played_on_time(stand)
+    report = stand.loop.report
+    assert (report.num_skipped_periods, report.counts.num_skipped_rows) == (5, 5)
+
+
+def test_a_camera_that_takes_longer_than_the_plan_has_the_robot_held_not_late() -> None:
+    stand, robot = slow_stand(always(1))
+    robot.observing_steps = {4: HORIZON}
+    for step in (0, 1, 2, 3, 4):
+        stand.step(step)
+    assert [event.step for event in stand.of(Held)] == [0, 4 + HORIZON]
+    assert played_on_time(stand)
+
+
+def test_a_robot_that_cannot_look_in_time_moves_between_two_looks() -> None:
+    stand, robot = slow_stand(always(1))
+    robot.observing_steps = dict.fromkeys(range(100), HORIZON - 2)
+    while stand.clock.step < 60:
+        stand.step(stand.clock.step + 1)
+    played, held = stand.of(ActionPlayed), stand.of(Held)
+    assert len(played) >= len(held) - 1 > 5
+    assert {event.age_steps for event in played} == {HORIZON - 1}
+    assert played_on_time(stand)
+
+
+def test_no_command_is_sent_once_the_episode_has_run_out_while_the_robot_was_looked_at() -> None:
+    stand, robot = slow_stand(always(1))
+    stand.num_steps, robot.observing_steps = 6, {4: 2}
+    stand.run(5)
+    assert [told[0] for told in robot.told[1:]] == [1, 2, 3]
+    stand.loop.end(completed=True)
+    assert stand.events[-1].step == 4
+    np.testing.assert_array_equal(robot.told[-1], robot.told[-2])
+
+
 def test_real_time_chunking_sends_the_plan_from_the_observation_on_and_the_measured_delay() -> None:
     stand = Stand(always(2), rule=RealTimeChunkingRule(max_guidance_weight=3.0))
     stand.run(20)
@@ -349,10 +425,41 @@ def test_other_failures_leave_the_plan_to_be_played_on(error: PolicyError) -> No
     assert [question.step for question in stand.asker.questions][:3] == [0, 4, 5]
 
 
-def test_a_time_out_counts_as_a_latency() -> None:
-    stand = Stand(in_turn(Fate(5, DeadlineExceededError("late"))))
-    stand.run(6)
-    assert stand.latency.delay_steps == 5
+LATE = DeadlineExceededError("late")
+
+
+def test_time_outs_say_nothing_of_how_long_answers_take() -> None:
+    stand = Stand(in_turn(*[Fate(1)] * 12, *[Fate(HORIZON, LATE)] * 2), rule=RealTimeChunkingRule())
+    stand.run(160)
+    assert (stand.latency.delay_steps, stand.latency.threshold_steps) == (1, 2)
+    delays = [chunking.inference_delay for chunking in chunkings(stand)]
+    # The plan had run out when the two that timed out were asked and asked again, so those continue nothing.
+    assert set(delays) == {1}
+
+
+def test_after_an_outage_a_robot_asks_no_more_often_than_before() -> None:
+    stand = Stand(in_turn(*[Fate(1)] * 3, *[Fate(HORIZON, LATE)] * 4))
+    stand.run(160)
+    back = next(event.step for event in stand.of(Recovered) if event.step > 20)
+    asked = [question.step for question in stand.asker.questions if question.step >= back]
+    assert len(asked) > 20
+    assert set(np.diff(asked)) == {EXECUTION_HORIZON}
+
+
+def test_answers_that_were_slow_for_once_leave_room_for_what_is_seen_now() -> None:
+    """Two of them are the 95 % quantile of the next thirty: asked for at each step, a chunk would repeat the last."""
+    stand = Stand(in_turn(*[Fate(1)] * 3, *[Fate(HORIZON - 1)] * 2), rule=RealTimeChunkingRule())
+    stand.run(120)
+    assert stand.latency.delay_steps == HORIZON - 1
+    asked = [question.step for question in stand.asker.questions][8:]
+    assert set(np.diff(asked)) == {EXECUTION_HORIZON}
+    assert {chunking.inference_delay for chunking in chunkings(stand)[6:]} == {HORIZON - EXECUTION_HORIZON}
+    assert {event.threshold_steps for event in stand.of(Asked)[8:]} == {HORIZON - EXECUTION_HORIZON}
+
+
+def chunkings(stand: Stand) -> list[Any]:
+    asked = [question.arguments.get("real_time_chunking") for question in stand.asker.questions]
+    return [chunking for chunking in asked if chunking is not None]
 
 
 def test_an_answer_to_a_question_of_an_earlier_episode_is_not_played() -> None:
@@ -390,11 +497,12 @@ def test_what_the_asker_says_is_counted_and_passed_on_with_its_step() -> None:
 def test_an_episode_begins_with_a_reset_and_ends_with_a_command_to_stay() -> None:
     stand = Stand(always(1))
     stand.run(3)
-    stand.loop.end(3, completed=True)
+    stand.loop.end(completed=True)
     assert stand.robot.num_resets == 1
     np.testing.assert_array_equal(stand.robot.told[3], stand.robot.told[2])
     assert isinstance(stand.events[0], EpisodeBegan)
     assert isinstance(stand.events[-1], EpisodeEnded) and stand.events[-1].completed
+    assert stand.events[-1].step == 3
 
 
 def test_frames_are_taken_at_every_step_only_where_that_is_asked_for() -> None:
@@ -423,17 +531,20 @@ RULES = st.sampled_from([Replace(), TemporalEnsemble(), RealTimeChunkingRule()])
     fates=FATES,
     rule=RULES,
     skips=st.lists(st.sampled_from([0, 0, 0, 0, 1, 4, 11]), min_size=60, max_size=60),
+    looks=st.lists(st.sampled_from([0, 0, 0, 0, 1, 3, 12]), min_size=60, max_size=60),
     busy_until=st.integers(0, 30),
 )
 def test_no_network_makes_a_robot_play_a_stale_action_or_leave_a_step_unsaid(
-    fates: list[Fate], rule: Any, skips: list[int], busy_until: int
+    fates: list[Fate], rule: Any, skips: list[int], looks: list[int], busy_until: int
 ) -> None:
-    stand = Stand(iter(fates), rule=rule, execution_horizon=HORIZON)
+    stand, robot = slow_stand(iter(fates), rule=rule, execution_horizon=HORIZON)
     stand.asker.free_from_step = busy_until
     step = -1
-    for num_skipped in skips:
+    for num_skipped, look_steps in zip(skips, looks, strict=True):
         step += 1 + num_skipped
+        robot.observing_steps = robot.measuring_steps = {step: look_steps}
         stand.step(step, num_skipped)
+        step = stand.clock.step
         np.testing.assert_array_equal(stand.robot.told[-1], (stand.events[-1]).action)  # pyright: ignore
 
     played = {event.step: event for event in stand.of(ActionPlayed)}
@@ -444,6 +555,7 @@ def test_no_network_makes_a_robot_play_a_stale_action_or_leave_a_step_unsaid(
     for event in played.values():
         assert event.action[0] == pytest.approx(event.step), "an action is played at its own step"
         assert event.age_steps == event.step - event.for_step <= HORIZON - 1
+        assert event.time_s == event.step / RATE_HZ, "and in its own step"
     last = START_STATE
     for event in sorted([*played.values(), *held.values()], key=lambda event: event.step):
         if event.step in held:

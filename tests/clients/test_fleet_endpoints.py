@@ -6,22 +6,33 @@ import asyncio
 import json
 import random
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import msgpack
 import numpy as np
 import pytest
 import websockets.asyncio.server
 
-from premotor.client.description import Camera, Embodiment, Group
+from premotor.client.description import Camera, Embodiment, Group, PolicyDescription
 from premotor.client.errors import FixRequestError
+from premotor.client.fleet import lerobot_driver
 from premotor.client.fleet.endpoint import AskError, MissingPeerError, Reconnection
+from premotor.client.fleet.endpoints import openpi as openpi_wire
+from premotor.client.fleet.endpoints import premotor as premotor_wire
+from premotor.client.fleet.endpoints import triton as triton_wire
+from premotor.client.fleet.endpoints.lerobot import LerobotEndpoint, empty_pipe_s
 from premotor.client.fleet.endpoints.openpi import OpenpiEndpoint, pack_observation, unpack
 from premotor.client.fleet.endpoints.premotor import PremotorTarget, StreamEndpoint, UnaryEndpoint
 from premotor.client.fleet.endpoints.triton import TritonEndpoint
+from premotor.client.fleet.figures import fleet_figures, robot_figures
 from premotor.client.fleet.pipe import PipeProgram
-from premotor.client.fleet.questions import Question
+from premotor.client.fleet.questions import Question, Questions
+from premotor.client.fleet.robot import Robot
+from premotor.client.fleet.settings import FleetSettings
 from premotor.client.sync_client import PolicyClient
 from service.backend import BackendRequest
 from service.openpi.limits import OpenpiLimits
@@ -29,6 +40,25 @@ from service.openpi.wire import unpack as service_unpack
 from service.triton.client import encode_request
 
 TIMEOUT_S = 10.0
+
+
+def ignored(num_bytes: int) -> None:
+    """Of a test that is about something else."""
+
+
+def noting_the_end(monkeypatch, module: ModuleType, name: str) -> list[float]:
+    """When that function of the module returned, each time."""
+    found = getattr(module, name)
+    ends_s: list[float] = []
+
+    def noted(*arguments: Any, **more: Any) -> Any:
+        try:
+            return found(*arguments, **more)
+        finally:
+            ends_s.append(time.monotonic())
+
+    monkeypatch.setattr(module, name, noted)
+    return ends_s
 
 
 def question(instruction: str = "pick up the block", seed: int = 7) -> Question:
@@ -61,9 +91,10 @@ def target(address: str) -> PremotorTarget:
 @pytest.mark.parametrize("endpoint_class", [UnaryEndpoint, StreamEndpoint])
 async def test_premotor_answers_with_a_chunk_its_timing_and_its_bytes(gateway, endpoint_class) -> None:
     endpoint = endpoint_class(await asyncio.to_thread(target, gateway.address))
+    sent: list[int] = []
     await endpoint.open(timeout_s=TIMEOUT_S)
     try:
-        answer = await endpoint.ask(question(), timeout_s=TIMEOUT_S)
+        answer = await endpoint.ask(question(), timeout_s=TIMEOUT_S, sent=sent.append)
     finally:
         await endpoint.close()
     (request,) = gateway.service.requests
@@ -71,7 +102,7 @@ async def test_premotor_answers_with_a_chunk_its_timing_and_its_bytes(gateway, e
     assert (answer.revision, request.seed, request.robot_id) == ("0123456789ab", 7, "robot-1")
     assert request.episode_id == "fleet-2"
     assert answer.server_s == {"decode": 0.001, "queue": 0.002, "inference": 0.003, "total": 0.0065}
-    assert answer.request_bytes == request.ByteSize() > 24 * 32 * 3
+    assert sent == [request.ByteSize()] and sent[0] > 24 * 32 * 3
     assert answer.response_bytes > answer.actions.nbytes
 
 
@@ -79,15 +110,18 @@ async def test_premotor_answers_with_a_chunk_its_timing_and_its_bytes(gateway, e
 async def test_premotor_failures_have_the_names_of_the_clients_errors(gateway, endpoint_class) -> None:
     endpoint = endpoint_class(await asyncio.to_thread(target, gateway.address))
     await endpoint.open(timeout_s=TIMEOUT_S)
+    sent: list[int] = []
     try:
         with pytest.raises(AskError) as overloaded:
-            await endpoint.ask(question("error RESOURCE_EXHAUSTED"), timeout_s=TIMEOUT_S)
+            await endpoint.ask(question("error RESOURCE_EXHAUSTED"), timeout_s=TIMEOUT_S, sent=sent.append)
         with pytest.raises(FixRequestError):
-            await endpoint.ask(question("error INVALID_ARGUMENT"), timeout_s=TIMEOUT_S)
-        answer = await endpoint.ask(question(), timeout_s=TIMEOUT_S)
+            await endpoint.ask(question("error INVALID_ARGUMENT"), timeout_s=TIMEOUT_S, sent=ignored)
+        answer = await endpoint.ask(question(), timeout_s=TIMEOUT_S, sent=ignored)
     finally:
         await endpoint.close()
     assert overloaded.value.kind == "RetryableError"
+    # It went out all the same.
+    assert sent == [gateway.service.requests[0].ByteSize()]
     assert answer.actions.shape == (4, 3)
 
 
@@ -96,11 +130,11 @@ async def test_a_broken_stream_is_opened_again_and_counted(gateway) -> None:
     await endpoint.open(timeout_s=TIMEOUT_S)
     try:
         with pytest.raises(AskError):
-            await endpoint.ask(question("break"), timeout_s=TIMEOUT_S)
+            await endpoint.ask(question("break"), timeout_s=TIMEOUT_S, sent=ignored)
         answer = None
         while answer is None:
             try:
-                answer = await endpoint.ask(question(), timeout_s=TIMEOUT_S)
+                answer = await endpoint.ask(question(), timeout_s=TIMEOUT_S, sent=ignored)
             except AskError as error:
                 assert error.kind == "Disconnected"
                 await asyncio.sleep(0.01)
@@ -157,9 +191,10 @@ async def test_openpi_sends_what_its_servers_read_and_reads_what_they_send() -> 
 
     server, address = await openpi_server(handler)
     endpoint = OpenpiEndpoint(address, generator=random.Random(0))
+    sent: list[int] = []
     try:
         await endpoint.open(timeout_s=TIMEOUT_S)
-        answer = await endpoint.ask(question(), timeout_s=TIMEOUT_S)
+        answer = await endpoint.ask(question(), timeout_s=TIMEOUT_S, sent=sent.append)
     finally:
         await endpoint.close()
         server.close()
@@ -169,7 +204,7 @@ async def test_openpi_sends_what_its_servers_read_and_reads_what_they_send() -> 
     assert (observation["prompt"], observation["seed"]) == ("pick up the block", 7)
     assert answer.server_s == {"inference": 0.005}
     assert answer.actions.shape == (4, 3)
-    assert answer.request_bytes == len(pack_observation(question()))
+    assert sent == [len(pack_observation(question()))]
 
 
 async def test_openpi_never_takes_a_late_answer_for_the_next_ones() -> None:
@@ -187,12 +222,14 @@ async def test_openpi_never_takes_a_late_answer_for_the_next_ones() -> None:
     endpoint = OpenpiEndpoint(address, generator=random.Random(0))
     try:
         await endpoint.open(timeout_s=TIMEOUT_S)
+        sent: list[int] = []
         with pytest.raises(AskError) as late:
-            await endpoint.ask(question(), timeout_s=0.05)
+            await endpoint.ask(question(), timeout_s=0.05, sent=sent.append)
+        assert sent == [len(pack_observation(question()))]
         answer = None
         while answer is None:
             try:
-                answer = await endpoint.ask(question(), timeout_s=TIMEOUT_S)
+                answer = await endpoint.ask(question(), timeout_s=TIMEOUT_S, sent=ignored)
             except AskError as error:
                 assert error.kind == "Disconnected"
                 await asyncio.sleep(0.01)
@@ -202,6 +239,71 @@ async def test_openpi_never_takes_a_late_answer_for_the_next_ones() -> None:
     finally:
         await endpoint.close()
         server.close()
+
+
+async def test_a_robot_of_a_wire_that_tells_no_deadline_waits_and_a_late_answer_is_a_missed_deadline() -> None:
+    async def handler(connection: websockets.asyncio.server.ServerConnection) -> None:
+        await connection.send(packed({}))
+        async for _ in connection:
+            # Longer than a chunk of the settings lasts.
+            await asyncio.sleep(0.25)
+            await connection.send(packed({"actions": np.zeros((4, 3), np.float32)}))
+
+    settings = FleetSettings(
+        endpoint="openpi",
+        addresses=("x:1",),
+        description=DESCRIPTION,
+        embodiment=BODY,
+        rate_hz=20.0,
+        control_rate_hz=40.0,
+        duration_s=0.2,
+        settle_s=0.0,
+    )
+    assert settings.chunk_s < 0.25
+    questions = Questions(DESCRIPTION, BODY, image_encoding="raw", with_history=False, seed=0)
+    server, address = await openpi_server(handler)
+    endpoint = OpenpiEndpoint(address, generator=random.Random(0))
+    try:
+        await endpoint.open(timeout_s=TIMEOUT_S)
+        robot = Robot(0, endpoint, questions, start_s=time.monotonic(), timeout_s=settings.answer_timeout_s)
+        log = await robot.run(np.array([0.0, 0.1]))
+    finally:
+        await endpoint.close()
+        server.close()
+    assert [ask.failure for ask in log.asks] == ["", ""]
+    assert log.num_reconnections == 0
+    found = fleet_figures(settings, [robot_figures(settings, log)], ())["fleet"]
+    assert (found["num_answered"], found["deadline_misses"], found["failures"]) == (2, 2, {})
+
+
+async def test_every_wire_is_stamped_when_the_actions_are_an_array(gateway, monkeypatch) -> None:
+    async def handler(connection: websockets.asyncio.server.ServerConnection) -> None:
+        await connection.send(packed({}))
+        await connection.recv()
+        await connection.send(packed({"actions": np.ones((4, 3), np.float32)}))
+
+    websocket_server, websocket_address = await openpi_server(handler)
+    http_server, http_address, _ = await triton_server([triton_answer(np.ones((1, 3), np.float32), 1)])
+    gateway_target = await asyncio.to_thread(target, gateway.address)
+    decoded_s = {
+        "premotor": noting_the_end(monkeypatch, premotor_wire, "read_response"),
+        "openpi": noting_the_end(monkeypatch, openpi_wire, "unpack"),
+        "triton": noting_the_end(monkeypatch, triton_wire, "_read"),
+    }
+    for wire, endpoint in (
+        ("premotor", StreamEndpoint(gateway_target)),
+        ("premotor", UnaryEndpoint(gateway_target)),
+        ("openpi", OpenpiEndpoint(websocket_address, generator=random.Random(0))),
+        ("triton", TritonEndpoint(http_address, model="m", embodiment=BODY, embodiment_index=0, num_inference_steps=4)),
+    ):
+        await endpoint.open(timeout_s=TIMEOUT_S)
+        try:
+            answer = await endpoint.ask(question(), timeout_s=TIMEOUT_S, sent=ignored)
+        finally:
+            await endpoint.close()
+        assert answer.received_s >= decoded_s[wire][-1]
+    websocket_server.close()
+    http_server.close()
 
 
 async def test_an_openpi_traceback_is_a_failure_with_its_last_line() -> None:
@@ -215,7 +317,7 @@ async def test_an_openpi_traceback_is_a_failure_with_its_last_line() -> None:
     try:
         await endpoint.open(timeout_s=TIMEOUT_S)
         with pytest.raises(AskError, match="KeyError: 'state'"):
-            await endpoint.ask(question(), timeout_s=TIMEOUT_S)
+            await endpoint.ask(question(), timeout_s=TIMEOUT_S, sent=ignored)
     finally:
         await endpoint.close()
         server.close()
@@ -234,6 +336,18 @@ BODY = Embodiment(
     state=(Group(name="arm", dim=3, kind="other", unit="m", representation="absolute"),),
     action=(Group(name="arm", dim=3, kind="other", unit="m", representation="absolute"),),
     control_rate_hz=10.0,
+)
+DESCRIPTION = PolicyDescription(
+    name="p",
+    revision="r",
+    variant="",
+    embodiments=(BODY,),
+    history_steps=0,
+    action_horizon=4,
+    execution_horizon=2,
+    num_inference_steps=4,
+    max_inference_steps=8,
+    schema_digest="d",
 )
 
 
@@ -281,7 +395,7 @@ async def test_triton_is_asked_in_the_layout_of_the_services_own_model() -> None
     endpoint = TritonEndpoint(address, model="m", embodiment=BODY, embodiment_index=2, num_inference_steps=4)
     try:
         await endpoint.open(timeout_s=TIMEOUT_S)
-        answer = await endpoint.ask(question(), timeout_s=TIMEOUT_S)
+        answer = await endpoint.ask(question(), timeout_s=TIMEOUT_S, sent=ignored)
     finally:
         await endpoint.close()
         server.close()
@@ -314,9 +428,11 @@ async def test_a_refusal_of_triton_leaves_the_connection_in_use() -> None:
     endpoint = TritonEndpoint(address, model="m", embodiment=BODY, embodiment_index=0, num_inference_steps=4)
     try:
         await endpoint.open(timeout_s=TIMEOUT_S)
+        sent: list[int] = []
         with pytest.raises(AskError) as refusal:
-            await endpoint.ask(question(), timeout_s=TIMEOUT_S)
-        answer = await endpoint.ask(question(), timeout_s=TIMEOUT_S)
+            await endpoint.ask(question(), timeout_s=TIMEOUT_S, sent=sent.append)
+        assert sent == [sum(map(len, seen[0]))]
+        answer = await endpoint.ask(question(), timeout_s=TIMEOUT_S, sent=ignored)
     finally:
         await endpoint.close()
         server.close()
@@ -324,8 +440,8 @@ async def test_a_refusal_of_triton_leaves_the_connection_in_use() -> None:
     assert answer.actions.shape == (1, 3) and len(seen) == 2
 
 
-PROGRAM = """
-import json, struct, sys
+FRAMES = """
+import json, struct, sys, time
 lengths = struct.Struct("<II")
 def write(header, data=b""):
     text = json.dumps(header).encode()
@@ -336,13 +452,31 @@ while len(found := sys.stdin.buffer.read(8)) == 8:
     header_bytes, data_bytes = lengths.unpack(found)
     header = json.loads(sys.stdin.buffer.read(header_bytes))
     data = sys.stdin.buffer.read(data_bytes)
+    answer = {"id": header["id"]}
+"""
+PROGRAM = (
+    FRAMES
+    + """
     if header["verb"] == "fail":
-        write({"id": header["id"], "kind": "Broken", "problem": "as asked"})
+        write({**answer, "kind": "Broken", "problem": "as asked"})
     elif header["verb"] == "end":
         sys.exit("the end")
     else:
-        write({"id": header["id"], "verb": header["verb"]}, data)
+        write({**answer, "verb": header["verb"]}, data)
 """
+)
+DRIVER = (
+    FRAMES
+    + """
+    if header["verb"] == "empty":
+        write({**answer, "received_s": time.monotonic()})
+    elif header["instruction"] == "fail":
+        write({**answer, "kind": "UNAVAILABLE", "problem": "as asked", "request_bytes": 99})
+    else:
+        told = {"shape": [2, 1], "received_s": 0.0, "request_bytes": 100, "response_bytes": 10}
+        write({**answer, **told}, struct.pack("<ff", 1, 2))
+"""
+)
 
 
 async def test_a_program_on_a_pipe_answers_fails_and_ends() -> None:
@@ -371,6 +505,33 @@ async def test_a_program_that_does_not_start_is_a_missing_peer(command: tuple[st
     with pytest.raises(MissingPeerError, match=said):
         await program.start([])
     await program.close()
+
+
+async def test_lerobots_questions_are_counted_as_they_go_out_and_the_pipe_is_measured_empty() -> None:
+    program = PipeProgram((sys.executable, "-c", DRIVER), remedy="")
+    endpoint = LerobotEndpoint(program, "x:1", robot=0)
+    sent: list[int] = []
+    try:
+        await program.start([])
+        pipe_s = await empty_pipe_s(program, question())
+        answer = await endpoint.ask(question(), timeout_s=TIMEOUT_S, sent=sent.append)
+        with pytest.raises(AskError, match="as asked"):
+            await endpoint.ask(question("fail"), timeout_s=TIMEOUT_S, sent=sent.append)
+    finally:
+        await program.close()
+    assert answer.actions.tolist() == [[1.0], [2.0]]
+    assert sent == [100, 99]
+    assert 0 < pipe_s < 1
+
+
+async def test_the_lerobot_driver_does_nothing_with_an_empty_question(monkeypatch) -> None:
+    written = []
+    monkeypatch.setattr(lerobot_driver, "_write_frame", lambda header, data: written.append((header, data)))
+    before_s = time.monotonic()
+    await lerobot_driver.Driver()._obey({"id": "7", "verb": "empty"}, b"")
+    ((header, data),) = written
+    assert (header["id"], data) == ("7", b"")
+    assert before_s <= header["received_s"] <= time.monotonic()
 
 
 def test_a_lost_connection_is_left_alone_longer_each_time_and_counted_once() -> None:

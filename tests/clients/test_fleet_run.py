@@ -17,9 +17,9 @@ import pytest
 from premotor.client.__main__ import main
 from premotor.client.errors import FixRequestError
 from premotor.client.fleet.command import fleet_lines
-from premotor.client.fleet.endpoint import Answer, AskError
+from premotor.client.fleet.endpoint import Answer, AskError, Sent
 from premotor.client.fleet.faults import Fault, FaultCommands, FaultEvent, carry_out, default_faults, read_faults
-from premotor.client.fleet.figures import fleet_figures, robot_figures
+from premotor.client.fleet.figures import broken_assertions, fleet_figures, robot_figures
 from premotor.client.fleet.html_report import fleet_page
 from premotor.client.fleet.network import NONE
 from premotor.client.fleet.proxy import ShapingProxy
@@ -31,6 +31,16 @@ from premotor.client.fleet.svg import Axis, Plot
 from premotor.client.sync_client import PolicyClient
 
 CHUNK = np.zeros((4, 3), np.float32)
+# What a report has beside its figures.
+CONDITIONS = {
+    "in_flight": "",
+    "began": "",
+    "settings": {},
+    "machine": {},
+    "versions": {},
+    "pinned": False,
+    "driver_pipe_ms": None,
+}
 
 
 @pytest.fixture
@@ -53,7 +63,7 @@ def settings(gateway) -> FleetSettings:
 
 def ask(intended_s: float, latency_s: float | None, *, revision: str = "a", lag_s: float = 0.0) -> Ask:
     sent_s = intended_s + lag_s
-    asked = Ask(intended_s=intended_s, woke_s=sent_s, sent_s=sent_s)
+    asked = Ask(intended_s=intended_s, woke_s=sent_s, sent_s=sent_s, request_bytes=100)
     if latency_s is None:
         asked.ended_s, asked.failure = sent_s + 1.0, "DeadlineExceededError"
         return asked
@@ -62,7 +72,6 @@ def ask(intended_s: float, latency_s: float | None, *, revision: str = "a", lag_
         actions=CHUNK,
         revision=revision,
         server_s={"inference": 0.01, "total": 0.02},
-        request_bytes=100,
         response_bytes=10,
         received_s=asked.ended_s,
     )
@@ -80,10 +89,15 @@ def test_the_command_measures_and_writes_both_reports(gateway, tmp_path: Path, c
     main([*command, "--json", str(result), "--html", str(page), "--processes", "2"])
     report = json.loads(result.read_text())
     fleet = report["fleet"]
-    assert fleet["num_questions"] == fleet["num_chunks"] > 6
+    assert fleet["num_questions"] == fleet["num_answered"] > 6
     assert fleet["num_control_steps"] == 3 * 6
     assert fleet["revisions"] == ["0123456789ab"]
-    assert report["asserted"] == {"no_stale_action_played": True, "num_stale_actions": 0}
+    assert report["asserted"] == {
+        "no_stale_action_played": True,
+        "num_stale_actions": 0,
+        "every_fault_was_carried_out": True,
+        "every_robot_recovered": True,
+    }
     assert report["proxy_bytes"]["up"] > fleet["request_bytes"]
     assert [robot["robot"] for robot in report["robots"]] == [0, 1, 2]
     assert gateway.address not in result.read_text()
@@ -104,11 +118,21 @@ def test_a_fleet_whose_gateway_is_away_fails_and_says_so(settings: FleetSettings
         (["--policy", "tabletop", "--cameras", "3x224"], "3 cameras came"),
         (["--policy", "tabletop", "--faults", "default", "--duration", "5s"], "30 s"),
         ([], "needs --policy"),
+        (["--policy", "tabletop", "--control-rate-hz", "0"], "control_rate_hz is 0"),
+        (["--policy", "tabletop", "--pin", "100000"], "CPUs [100000] came"),
     ],
 )
 def test_a_wrong_call_is_refused_before_anything_is_asked(gateway, capsys, flags: list[str], said: str) -> None:
     assert main(["fleet", "--address", gateway.address, *flags]) == 2
     assert said in capsys.readouterr().err
+    assert gateway.service.requests == []
+
+
+def test_a_page_that_could_not_be_written_is_refused_before_anything_is_asked(gateway, capsys) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["fleet", "--address", gateway.address, "--policy", "tabletop", "--html", "/nowhere/fleet.html"])
+    assert ended.value.code == 2
+    assert "a file in a folder that exists" in capsys.readouterr().err
     assert gateway.service.requests == []
 
 
@@ -126,11 +150,12 @@ class HeldEndpoint:
 
     async def close(self) -> None: ...
 
-    async def ask(self, question: Question, *, timeout_s: float) -> Answer:
+    async def ask(self, question: Question, *, timeout_s: float, sent: Sent) -> Answer:
         self.asked.append(question)
+        sent(1)
         # The loop wakes what is due earlier first, however late it is.
         await asyncio.sleep(self.last_time_s - time.monotonic())
-        return Answer(actions=CHUNK, request_bytes=1, response_bytes=1, received_s=time.monotonic())
+        return Answer(actions=CHUNK, response_bytes=1, received_s=time.monotonic())
 
 
 async def test_where_a_wire_is_full_the_newest_question_waits_and_older_ones_are_never_sent(
@@ -153,7 +178,7 @@ async def test_where_a_wire_is_full_the_newest_question_waits_and_older_ones_are
 
 async def test_a_question_that_no_server_could_answer_ends_the_run(settings: FleetSettings) -> None:
     class Refusing(HeldEndpoint):
-        async def ask(self, question: Question, *, timeout_s: float) -> Answer:
+        async def ask(self, question: Question, *, timeout_s: float, sent: Sent) -> Answer:
             raise FixRequestError("state has 3 dimensions")
 
     questions = Questions(settings.description, settings.embodiment, image_encoding="raw", with_history=False, seed=0)
@@ -170,6 +195,41 @@ def test_latency_is_counted_from_the_intended_time_and_split(settings: FleetSett
     assert split == pytest.approx({"unsent": 50.0, "inference": 10.0, "total": 20.0, "wire": 130.0})
 
 
+def test_only_chunks_that_came_in_the_window_are_counted(settings: FleetSettings) -> None:
+    # Counted from 0.4 to 1.2 s: one asked for before it and one that comes after it stand on either side.
+    log = RobotLog(robot=0, asks=[ask(0.3, 0.2), ask(0.5, 0.1), ask(0.7, 0.1), ask(1.1, 0.3)])
+    found = figures(settings, [log])
+    assert (found["fleet"]["num_questions"], found["fleet"]["num_answered"]) == (3, 3)
+    assert found["fleet"]["num_chunks"] == found["robots"][0]["num_chunks"] == 3
+    assert found["fleet"]["chunks_per_s"] == pytest.approx(3 / 0.8)
+    drained = RobotLog(robot=0, asks=[ask(0.9 + 0.05 * i, 0.5) for i in range(4)])
+    assert figures(settings, [drained])["fleet"]["chunks_per_s"] == 0
+
+
+def test_bytes_are_counted_as_they_go_out(settings: FleetSettings) -> None:
+    never_sent = Ask(intended_s=0.6, woke_s=0.6)
+    log = RobotLog(robot=0, asks=[ask(0.5, 0.2), never_sent, ask(0.75, None)])
+    found = figures(settings, [log])["fleet"]
+    assert (found["request_bytes"], found["response_bytes"]) == (200, 10)
+
+
+def test_what_could_be_supplied_by_looking_again_is_said_beside_what_was(settings: FleetSettings) -> None:
+    # On the robot from 0.4 until 0.8 s, when the wire was free; a chunk lasts 0.5 s.
+    waited = ask(0.4, 0.45)
+    waited.waited, waited.sent_s = True, 0.8
+    found = figures(settings, [RobotLog(robot=0, asks=[waited])])["fleet"]
+    assert found["supplied_share"] == 0
+    assert found["supplied_share_looking_again"] == pytest.approx(3 / 6)
+
+
+def test_a_chunk_that_no_body_could_play_ends_the_run_with_its_shape(settings: FleetSettings) -> None:
+    odd = ask(0.5, 0.1)
+    assert odd.answer is not None
+    odd.answer = replace(odd.answer, actions=np.zeros((4, 2), np.float32))
+    with pytest.raises(AskError, match=r"a chunk of shape \[4, 2\] came, expected \[1 or more, 3\]"):
+        robot_figures(settings, RobotLog(robot=0, asks=[odd]))
+
+
 def test_what_failed_or_was_late_missed_its_deadline(settings: FleetSettings) -> None:
     # A chunk lasts 0.5 s, a period 0.25 s: the deadline is after 0.25 s.
     log = RobotLog(robot=0, asks=[ask(0.5, 0.2), ask(0.75, 0.3), ask(1.0, None)])
@@ -182,8 +242,9 @@ def test_a_run_that_could_not_keep_its_times_is_invalid(settings: FleetSettings)
     late = figures(settings, [RobotLog(robot=0, asks=[ask(0.5, 0.2, lag_s=0.03)])])
     assert (on_time["valid"], late["valid"]) == (True, False)
     assert not figures(settings, [RobotLog(robot=0)])["valid"]
-    run = FleetRun(settings=settings, robots=(), report={**late, "in_flight": "", "began": ""})
+    run = FleetRun(settings=settings, robots=(), report={**late, **CONDITIONS})
     assert next(iter(fleet_lines(run))).startswith("INVALID")
+    assert "could not keep its times" in broken_assertions(late)[0]
 
 
 def test_unequal_supply_shows_in_the_index(settings: FleetSettings) -> None:
@@ -215,6 +276,54 @@ def test_a_hold_is_the_fault_that_began_last_before_it(settings: FleetSettings) 
     assert partition["recovery_s"]["max"] == pytest.approx(1.125)
     assert swap["recovery_s"] is None
     assert partition["longest_hold_s"] == pytest.approx(2.875)
+    assert [fault["robots_never_recovered"] for fault in (pause, partition, swap)] == [0, 0, 0]
+
+
+def test_a_robot_that_holds_until_the_end_never_recovered(settings: FleetSettings) -> None:
+    long = replace(settings, duration_s=30.0)
+    back = RobotLog(robot=0, asks=[ask(0.25 * i, 0.01) for i in range(120) if not 40 <= i < 80])
+    gone = RobotLog(robot=1, asks=[ask(0.25 * i, 0.01) for i in range(40)])
+    restart = FaultEvent(kind="restart", start_s=10.0, end_s=12.0)
+    report = figures(long, [back, gone], (restart,))
+    (fault,) = report["faults"]
+    assert (fault["robots_that_held"], fault["robots_never_recovered"], fault["robots_answered_again"]) == (2, 1, 1)
+    # Of the one that did.
+    assert fault["recovery_s"] == {"median": pytest.approx(8.125), "max": pytest.approx(8.125)}
+    assert not report["asserted"]["every_robot_recovered"]
+    assert broken_assertions(report) == ["1 robots never recovered from the restart at 10.0 s"]
+    alone = figures(long, [gone], (restart,))
+    assert alone["faults"][0]["recovery_s"] is None
+    for each in (report, alone):
+        run = FleetRun(settings=long, robots=(), report={**each, **CONDITIONS})
+        assert not any("recovered" in line for line in fleet_lines(run))
+
+
+def test_a_hold_at_the_very_end_is_not_a_robot_that_never_recovered(settings: FleetSettings) -> None:
+    long = replace(settings, duration_s=12.0)
+    # The last chunk runs out an eighth of a second before the end, long after the fault and its hold.
+    asks = [ask(0.25 * i, 0.01) for i in range(46) if not 16 <= i < 20]
+    fault = FaultEvent(kind="pause", start_s=3.9, end_s=5.0)
+    (found,) = figures(long, [RobotLog(robot=0, asks=asks)], (fault,))["faults"]
+    assert (found["robots_that_held"], found["robots_never_recovered"], found["num_holds"]) == (1, 0, 1)
+
+
+def test_a_fault_that_was_not_carried_out_is_a_failed_run_and_no_recovery(settings: FleetSettings) -> None:
+    log = RobotLog(robot=0, asks=[ask(0.25 * i, 0.01) for i in range(5)])
+    failed = FaultEvent(kind="swap", start_s=0.5, end_s=0.6, problem="'swap' ended with 1")
+    report = figures(settings, [log], (failed,))
+    assert not report["asserted"]["every_fault_was_carried_out"]
+    assert "was not carried out: 'swap' ended with 1" in broken_assertions(report)[0]
+    lines = list(fleet_lines(FleetRun(settings=settings, robots=(), report={**report, **CONDITIONS})))
+    assert "NOT CARRIED OUT: 'swap' ended with 1" in lines[-1]
+
+
+def test_the_command_fails_when_a_fault_was_not_carried_out(gateway, tmp_path: Path, capsys) -> None:
+    schedule = tmp_path / "faults.json"
+    schedule.write_text(json.dumps([{"kind": "swap", "at_s": 0.1}]))
+    command = ["fleet", "--address", gateway.address, "--policy", "tabletop", "--robots", "1", "--rate-hz", "4"]
+    command += ["--duration", "600ms", "--settle", "100ms", "--control-rate-hz", "8", "--faults", str(schedule)]
+    assert main([*command, "--swap-command", f"{sys.executable} -c 1/0"]) == 1
+    assert "the swap at 0.1 s was not carried out" in capsys.readouterr().err
 
 
 def test_default_faults_leave_out_what_there_is_no_command_for() -> None:
@@ -278,14 +387,7 @@ def test_the_page_is_one_file_that_loads_nothing_and_shows_faults(settings: Flee
     asks = [ask(0.1 * i, 0.05 * (1 + i % 3), revision="a" if i < 6 else "b") for i in range(12)]
     robots = tuple(robot_figures(settings, RobotLog(robot=i, asks=asks)) for i in range(3))
     faults = (FaultEvent(kind="partition", start_s=0.5, end_s=0.7, problem="<script>"),)
-    report = {
-        **fleet_figures(settings, robots, faults),
-        "in_flight": "",
-        "began": "",
-        "settings": {},
-        "machine": {},
-        "versions": {},
-    }
+    report = {**fleet_figures(settings, robots, faults), **CONDITIONS}
     text = fleet_page(FleetRun(settings=settings, robots=robots, report=report))
     page = Page()
     page.feed(text)
@@ -298,14 +400,7 @@ def test_the_page_is_one_file_that_loads_nothing_and_shows_faults(settings: Flee
 
 def test_a_run_without_an_answer_still_has_a_page(settings: FleetSettings) -> None:
     robots = (robot_figures(settings, RobotLog(robot=0, asks=[ask(0.5, None)])),)
-    report = {
-        **fleet_figures(settings, robots, ()),
-        "in_flight": "",
-        "began": "",
-        "settings": {},
-        "machine": {},
-        "versions": {},
-    }
+    report = {**fleet_figures(settings, robots, ()), **CONDITIONS}
     assert "No answer came." in fleet_page(FleetRun(settings=settings, robots=robots, report=report))
 
 

@@ -97,6 +97,13 @@ def test_a_deadline_is_when_the_chunk_before_runs_out() -> None:
     assert settings(rate_hz=0.5).most_supplied_share == pytest.approx(0.5)
 
 
+def test_robots_give_up_after_a_chunk_only_where_the_wire_tells_the_server_so() -> None:
+    assert settings().answer_timeout_s == settings(endpoint="premotor-unary").answer_timeout_s == pytest.approx(1.0)
+    for waits in (settings(endpoint="openpi"), settings(endpoint="triton", triton_model="m")):
+        assert waits.answer_timeout_s == 30.0
+    assert settings(endpoint="openpi", timeout_s=0.5).answer_timeout_s == 0.5
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
@@ -118,6 +125,7 @@ def test_texts_of_the_command_line() -> None:
     assert [parse_duration_s(text) for text in ("60s", "250ms", "2m", "1.5")] == [60.0, 0.25, 120.0, 1.5]
     assert [parse_cameras(text) for text in ("2x224", "3x480x640")] == [(2, 224, 224), (3, 480, 640)]
     assert parse_cpus("0,2-3") == (0, 2, 3)
+    assert parse_cpus("none") == ()
     for parse, text in (
         (parse_duration_s, "0s"),
         (parse_duration_s, "soon"),

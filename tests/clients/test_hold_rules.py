@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from premotor.client import Embodiment, Group, LastPosition, ZeroVelocity
+from premotor.client import Embodiment, Group, LastPosition, ZeroVelocity, unmeasured_at_zero
 from premotor.client.description import Camera
 from premotor.client.hold import Hold
 
@@ -72,6 +72,19 @@ def test_a_position_that_nothing_measures_needs_a_word_of_the_caller() -> None:
 def test_what_nothing_measures_stays_as_commanded_where_the_rest_stops_as_measured() -> None:
     hold = Hold(UNMEASURED, LastPosition(at="measured", first={"gripper": [-1.0]}))
     np.testing.assert_array_equal(hold.action(np.array([0.25]), np.array([0.5, 0.75])), [0.25, 0.75])
+
+
+def test_what_a_body_does_not_measure_may_begin_at_zero_and_nothing_else_is_named() -> None:
+    mode = group("mode", 2, kind="other", unit="1")
+    mobile = body((group("arm", 1),), (group("arm", 1), *UNMEASURED.action[1:], mode))
+    assert unmeasured_at_zero(ARM) == unmeasured_at_zero(MIXED) == {}
+    assert unmeasured_at_zero(UNMEASURED) == {"gripper": [0.0]}
+    assert unmeasured_at_zero(mobile) == {"gripper": [0.0], "mode": [0.0, 0.0]}
+    for embodiment in (ARM, MIXED, UNMEASURED, mobile):
+        Hold(embodiment, LastPosition(first=unmeasured_at_zero(embodiment)))
+    blind = body((group("arm", 1),), (group("arm", 1), group("wrist", 1)))
+    with pytest.raises(ValueError, match="'body': where wrist are is not measured, say how they hold"):
+        unmeasured_at_zero(blind)
 
 
 @pytest.mark.parametrize(

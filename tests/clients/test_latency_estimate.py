@@ -29,7 +29,7 @@ def test_the_estimate_follows_a_network_that_changed() -> None:
     assert estimate.delay_steps == 1
 
 
-def test_time_outs_alone_make_it_grow() -> None:
+def test_a_delay_is_in_whole_steps_of_the_robots_own_rate() -> None:
     estimate = LatencyEstimate(20.0)
     estimate.add(0.5)
     assert estimate.delay_steps == 10

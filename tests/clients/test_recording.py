@@ -96,6 +96,19 @@ def test_frames_that_were_not_taken_are_missed_by_name(tmp_path: Path) -> None:
     assert record(tmp_path, events).lost == ["blind: step 3 has no frames: play with observe_every_step=True"]
 
 
+def test_a_command_that_was_sent_steps_after_its_frames_were_taken_leaves_a_gap(tmp_path: Path) -> None:
+    """Kept, it would teach a policy to answer what was seen then."""
+    events = [
+        replace(event, step=3) if isinstance(event, Observed) and event.step == 6 else event
+        for event in episode_events("slow", skipped_at=6)
+    ]
+    recorder = record(tmp_path, events)
+    (episode,) = Recording(tmp_path).episodes()
+    assert recorder.lost == []
+    np.testing.assert_array_equal(episode.steps()["step"], [0, 1, 2, 7, 8, 9, 10, 11])
+    assert sum(len(part["front"]) for part in episode.frames()) == 8
+
+
 def test_a_camera_that_changes_its_resolution_costs_its_episode_alone(tmp_path: Path) -> None:
     events = episode_events("zoomed")
     smaller = {"front": np.zeros((16, 16, 3), np.uint8)}

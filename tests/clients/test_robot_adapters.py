@@ -11,7 +11,7 @@ import pytest
 
 from premotor.client import Embodiment, FixRequestError, Group
 from premotor.client.adapters.gymnasium import RENDERED, GymnasiumRobot
-from premotor.client.adapters.lerobot import LeRobotRobot
+from premotor.client.adapters.lerobot import LeRobotRobot, bus_positions
 from premotor.client.description import Camera
 
 gymnasium = pytest.importorskip("gymnasium")
@@ -115,6 +115,7 @@ class FakeFollower:
     connections: list[str] = field(default_factory=list)
     frame: np.ndarray = field(default_factory=lambda: np.zeros((4, 6, 3), np.uint8))
     largest_change: float = 5.0
+    num_frames_read: int = 0
 
     name = "so100_follower"
 
@@ -141,8 +142,13 @@ class FakeFollower:
 
     def configure(self) -> None: ...
 
+    @property
+    def bus(self) -> FakeBus:
+        return FakeBus(self)
+
     def get_observation(self) -> dict[str, Any]:
         assert self.is_connected
+        self.num_frames_read += 1
         return {**{f"{motor}.pos": value for motor, value in self.position.items()}, "wrist_cam": self.frame}
 
     def send_action(self, action: dict[str, Any]) -> dict[str, Any]:
@@ -156,6 +162,19 @@ class FakeFollower:
 
     def disconnect(self) -> None:
         self.connections.append("disconnect")
+
+
+@dataclass
+class FakeBus:
+    """What an arm's `get_observation` reads its motors with, and no cameras (lerobot.motors.MotorsBus)."""
+
+    follower: FakeFollower
+
+    def sync_read(
+        self, data_name: str, motors: str | list[str] | None = None, *, normalize: bool = True, num_retry: int = 0
+    ) -> dict[str, Any]:
+        assert self.follower.is_connected and data_name == "Present_Position" and normalize
+        return dict(self.follower.position)
 
 
 def group(name: str, dim: int) -> Group:
@@ -173,6 +192,15 @@ BODY = Embodiment(
 MAP = {"arm": ["shoulder_pan.pos", "elbow_flex.pos"], "gripper": ["gripper.pos"]}
 
 
+def lerobot_robot(follower: FakeFollower, **changed: Any) -> LeRobotRobot:
+    settings: dict[str, Any] = {
+        "motors": MAP,
+        "cameras": {"wrist": "wrist_cam"},
+        "read_motors": bus_positions(follower.bus),
+    }
+    return LeRobotRobot(follower, BODY, **{**settings, **changed})
+
+
 @pytest.fixture
 def follower() -> FakeFollower:
     return FakeFollower()
@@ -180,7 +208,7 @@ def follower() -> FakeFollower:
 
 @pytest.fixture
 def robot(follower: FakeFollower) -> Iterator[LeRobotRobot]:
-    with LeRobotRobot(follower, BODY, motors=MAP, cameras={"wrist": "wrist_cam"}) as connected:
+    with lerobot_robot(follower) as connected:
         yield connected
 
 
@@ -189,6 +217,21 @@ def test_named_motors_become_groups_and_commands_are_named_again(follower: FakeF
     np.testing.assert_array_equal(robot.state(), [3, 1, 2])
     robot.act(np.array([1.5, 2.5, 3.5], np.float32))
     assert follower.sent == [{"shoulder_pan.pos": 1.5, "elbow_flex.pos": 2.5, "gripper.pos": 3.5}]
+
+
+def test_the_state_alone_is_read_without_waiting_for_a_frame(follower: FakeFollower, robot: LeRobotRobot) -> None:
+    for step in range(5):
+        follower.position["gripper"] = float(step)
+        np.testing.assert_array_equal(robot.state(), [step, 10, 10])
+    assert follower.num_frames_read == 0
+    np.testing.assert_array_equal(robot.observe().state, robot.state())
+    assert follower.num_frames_read == 1
+
+
+def test_a_robot_whose_cameras_nobody_waits_for_may_read_all_of_it(follower: FakeFollower) -> None:
+    with lerobot_robot(follower, read_motors=follower.get_observation) as robot:
+        np.testing.assert_array_equal(robot.state(), [10, 10, 10])
+    assert follower.num_frames_read == 1
 
 
 def test_history_gets_what_the_robot_says_that_it_sent(robot: LeRobotRobot) -> None:
@@ -203,7 +246,7 @@ def test_a_frame_is_kept_from_a_camera_that_writes_over_its_own(follower: FakeFo
 
 
 def test_the_robot_is_connected_inside_the_block_and_left_alone_where_it_was(follower: FakeFollower) -> None:
-    with LeRobotRobot(follower, BODY, motors=MAP, cameras={"wrist": "wrist_cam"}) as robot:
+    with lerobot_robot(follower) as robot:
         robot.reset()
         assert follower.is_connected
     assert follower.connections == ["connect", "disconnect"]
@@ -229,5 +272,5 @@ def test_the_robot_is_connected_inside_the_block_and_left_alone_where_it_was(fol
 )
 def test_a_map_that_does_not_fit_is_refused(follower: FakeFollower, motors, cameras, message: str) -> None:
     with pytest.raises(FixRequestError, match=message):
-        LeRobotRobot(follower, BODY, motors=motors, cameras=cameras)
+        lerobot_robot(follower, motors=motors, cameras=cameras)
     assert follower.connections == []

@@ -23,6 +23,7 @@ from premotor.client import (
     PolicyError,
     ProtocolError,
     RetryableError,
+    SchemaChangedError,
     ServerFailureError,
 )
 from premotor.client.channel import MAX_MESSAGE_BYTES
@@ -222,13 +223,37 @@ def test_a_pinned_revision_and_seed_are_held(client, arguments) -> None:
         client.predict_chunk(**{**arguments, "instruction": "seed"}, seed=3)
 
 
-def test_actions_are_held_to_the_description_of_the_revision_that_answered(client, arguments) -> None:
+@pytest.mark.parametrize("says_schema", [True, False])
+def test_actions_are_held_to_the_description_of_the_policy(client, gateway, arguments, says_schema: bool) -> None:
+    gateway.service.says_schema = says_schema
     wrong = {**arguments, "instruction": "wrong shape"}
     assert client.predict_chunk(**wrong).actions.shape == (4, 2), "nothing is known of the policy yet"
     client.get_policy("tabletop")
     with pytest.raises(ProtocolError, match=r"actions.shape: \[4, 2\] came, expected \[4, 3\]"):
         client.predict_chunk(**wrong)
-    assert client.predict_chunk(**wrong, revision="another").actions.shape == (4, 2), "not the revision described"
+    if says_schema:
+        with pytest.raises(ProtocolError, match=r"actions.shape: \[4, 2\] came, expected \[4, 3\]"):
+            client.predict_chunk(**wrong, revision="another")
+    else:
+        assert client.predict_chunk(**wrong, revision="another").actions.shape == (4, 2), "not the revision described"
+
+
+def test_an_answer_of_another_schema_than_was_described_is_refused_until_it_is_asked_for_again(
+    client, gateway, arguments
+) -> None:
+    assert client.predict_chunk(**arguments).schema_digest == "digest"
+    client.get_policy("tabletop")
+    gateway.service.schemas["canary"] = "another"
+    assert client.predict_chunk(**arguments).revision == "0123456789ab"
+    refused = "revision canary, which answered, has schema another; it was described as digest"
+    with pytest.raises(SchemaChangedError, match=refused) as failure:
+        client.predict_chunk(**arguments, revision="canary")
+    assert failure.value.request_id
+    with client.stream() as stream, pytest.raises(SchemaChangedError, match=refused):
+        stream.receive(stream.send(**arguments, revision="canary"))
+    gateway.service.policy.schema_digest = "another"
+    client.get_policy("tabletop")
+    assert client.predict_chunk(**arguments, revision="canary").schema_digest == "another"
 
 
 def test_actions_are_as_wide_as_the_history_of_actions(client, arguments) -> None:

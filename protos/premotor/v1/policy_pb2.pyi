@@ -116,7 +116,7 @@ class PredictChunkRequest(_message.Message):
     def __init__(self, policy: _Optional[str] = ..., revision: _Optional[str] = ..., robot_id: _Optional[str] = ..., episode_id: _Optional[str] = ..., request_id: _Optional[str] = ..., observation: _Optional[_Union[Observation, _Mapping]] = ..., history: _Optional[_Union[History, _Mapping]] = ..., seed: _Optional[int] = ..., num_inference_steps: _Optional[int] = ..., embodiment: _Optional[str] = ..., num_underruns: _Optional[int] = ..., real_time_chunking: _Optional[_Union[RealTimeChunking, _Mapping]] = ...) -> None: ...
 
 class PredictChunkResponse(_message.Message):
-    __slots__ = ("robot_id", "episode_id", "request_id", "capture_time", "actions", "revision", "seed", "timing", "real_time_chunking_method")
+    __slots__ = ("robot_id", "episode_id", "request_id", "capture_time", "actions", "revision", "seed", "timing", "real_time_chunking_method", "schema_digest")
     ROBOT_ID_FIELD_NUMBER: _ClassVar[int]
     EPISODE_ID_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
@@ -126,6 +126,7 @@ class PredictChunkResponse(_message.Message):
     SEED_FIELD_NUMBER: _ClassVar[int]
     TIMING_FIELD_NUMBER: _ClassVar[int]
     REAL_TIME_CHUNKING_METHOD_FIELD_NUMBER: _ClassVar[int]
+    SCHEMA_DIGEST_FIELD_NUMBER: _ClassVar[int]
     robot_id: str
     episode_id: str
     request_id: str
@@ -135,7 +136,8 @@ class PredictChunkResponse(_message.Message):
     seed: int
     timing: Timing
     real_time_chunking_method: RealTimeChunking.Method
-    def __init__(self, robot_id: _Optional[str] = ..., episode_id: _Optional[str] = ..., request_id: _Optional[str] = ..., capture_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., actions: _Optional[_Union[Tensor, _Mapping]] = ..., revision: _Optional[str] = ..., seed: _Optional[int] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., real_time_chunking_method: _Optional[_Union[RealTimeChunking.Method, str]] = ...) -> None: ...
+    schema_digest: str
+    def __init__(self, robot_id: _Optional[str] = ..., episode_id: _Optional[str] = ..., request_id: _Optional[str] = ..., capture_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., actions: _Optional[_Union[Tensor, _Mapping]] = ..., revision: _Optional[str] = ..., seed: _Optional[int] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., real_time_chunking_method: _Optional[_Union[RealTimeChunking.Method, str]] = ..., schema_digest: _Optional[str] = ...) -> None: ...
 
 class Timing(_message.Message):
     __slots__ = ("decode", "queue", "inference", "total")

@@ -69,7 +69,7 @@ class PolicyServiceServicer:
 
         Status codes:
         INVALID_ARGUMENT    a field does not fit the policy; the message and the details name the field, what came and
-        what was expected
+        what was expected; or what came is not the message
         NOT_FOUND           no such policy (the nearest name is given), or the pinned revision is not loaded
         UNAUTHENTICATED     the gateway asks for a credential, and none that counts came
         PERMISSION_DENIED   the credential is for other things than this
@@ -103,7 +103,7 @@ class PolicyServiceServicer:
         """Describes a policy: what it expects to see and what its actions mean.
 
         Status codes:
-        INVALID_ARGUMENT    the name is empty
+        INVALID_ARGUMENT    the name is empty, or what came is not the message
         NOT_FOUND           no such policy; the nearest name is given
         UNAUTHENTICATED     the gateway asks for a credential, and none that counts came
         PERMISSION_DENIED   the credential is for other things, or other policies, than this
@@ -118,6 +118,7 @@ class PolicyServiceServicer:
         """Lists the policies that are served and that the caller's credential is for.
 
         Status codes:
+        INVALID_ARGUMENT    what came is not the message
         UNAUTHENTICATED     the gateway asks for a credential, and none that counts came
         PERMISSION_DENIED   the credential is for other things than this
         RESOURCE_EXHAUSTED  the credential's own bound is reached: ask again after the retry delay

@@ -3,7 +3,6 @@
 Needs grpcio, protobuf and numpy, nothing else; JPEG encoding is the extra `premotor[images]`.
 """
 
-from premotor.client.asker import SchemaChangedError
 from premotor.client.async_client import AsyncPolicyClient
 from premotor.client.async_stream import AsyncChunkStream
 from premotor.client.back_off import BackOff
@@ -20,10 +19,11 @@ from premotor.client.errors import (
     PolicyError,
     ProtocolError,
     RetryableError,
+    SchemaChangedError,
     ServerFailureError,
 )
 from premotor.client.history import HistoryBuffer, HistoryWindow
-from premotor.client.hold import LastPosition, ZeroVelocity
+from premotor.client.hold import LastPosition, ZeroVelocity, unmeasured_at_zero
 from premotor.client.identity import TlsOptions
 from premotor.client.playback import ActionBuffer, PlaybackCounts, RealTimeChunkingRule, Replace, TemporalEnsemble
 from premotor.client.player import ChunkPlayer
@@ -76,4 +76,5 @@ __all__ = [
     "TemporalEnsemble",
     "TlsOptions",
     "ZeroVelocity",
+    "unmeasured_at_zero",
 ]

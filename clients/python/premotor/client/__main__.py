@@ -6,7 +6,6 @@ Results go to stdout, everything else to stderr; exit 2 for a call that must be 
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -25,6 +24,7 @@ from premotor.client.fleet.command import add_fleet_flags, run_fleet_command
 from premotor.client.fleet.compare.command import add_compare_flags, run_compare_command
 from premotor.client.identity import TlsOptions
 from premotor.client.images import IMAGE_ENCODINGS
+from premotor.client.result_file import writable_file, write_json
 from premotor.client.sync_client import PolicyClient
 
 _DIGITS = 4
@@ -49,7 +49,7 @@ def _policies(parsed: argparse.Namespace) -> int:
         print("\n".join(_description_lines(description)))
     if not described:
         print("no policy is served", file=sys.stderr)
-    _write_json(parsed.json, [asdict(description) for description in described])
+    write_json(parsed.json, [asdict(description) for description in described])
     return 0
 
 
@@ -69,7 +69,7 @@ def _predict(parsed: argparse.Namespace) -> int:
             num_inference_steps=parsed.num_inference_steps,
         )
     print("\n".join(_chunk_lines(chunk, embodiment)))
-    _write_json(parsed.json, {**asdict(chunk), "actions": chunk.actions.tolist(), "embodiment": embodiment.name})
+    write_json(parsed.json, {**asdict(chunk), "actions": chunk.actions.tolist(), "embodiment": embodiment.name})
     return 0
 
 
@@ -96,7 +96,7 @@ def _bench(parsed: argparse.Namespace) -> int:
     )
     report = run_bench(settings)
     print("\n".join(_report_lines(report)))
-    _write_json(parsed.json, asdict(report))
+    write_json(parsed.json, asdict(report))
     return 0 if report.num_chunks else 1
 
 
@@ -150,7 +150,7 @@ def _parser() -> argparse.ArgumentParser:
 
     bench = _verb(verbs, "bench", _bench, "measure latency and throughput")
     bench.add_argument("--policy", required=True)
-    bench.add_argument("--embodiment", default="", help="may be left out where the policy drives one body")
+    bench.add_argument("--embodiment", default="", help="default: the robots are spread over all bodies of the policy")
     bench.add_argument("--concurrency", type=int, default=8, help="robots that ask at once (default %(default)s)")
     bench.add_argument("--duration-s", type=float, default=10.0, help="measured time (default %(default)s)")
     bench.add_argument("--warmup-s", type=float, default=2.0, help="time before it (default %(default)s)")
@@ -162,7 +162,7 @@ def _parser() -> argparse.ArgumentParser:
     summary = "one model behind this service and behind others, side by side"
     compare = verbs.add_parser("compare", help=summary, description=summary)
     compare.set_defaults(run=run_compare_command)
-    compare.add_argument("--json", type=_writable_file, metavar="FILE", help="also write the result there, as JSON")
+    compare.add_argument("--json", type=writable_file, metavar="FILE", help="also write the result there, as JSON")
     add_compare_flags(compare)
     return parser
 
@@ -182,7 +182,7 @@ def _verb(verbs: Any, name: str, run: Callable[[argparse.Namespace], int], summa
     verb.add_argument(
         "--allow-token-without-tls", action="store_true", help="send the token unencrypted beyond this machine"
     )
-    verb.add_argument("--json", type=_writable_file, metavar="FILE", help="also write the result there, as JSON")
+    verb.add_argument("--json", type=writable_file, metavar="FILE", help="also write the result there, as JSON")
     return verb
 
 
@@ -221,14 +221,6 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-def _writable_file(text: str) -> Path:
-    """Refused before the work is done rather than after."""
-    path = Path(text)
-    if not path.parent.is_dir() or path.is_dir():
-        raise argparse.ArgumentTypeError(f"{text!r} came, expected a file in a folder that exists")
-    return path
-
-
 def _join_negative_numbers(arguments: Sequence[str]) -> list[str]:
     """argparse takes the `-0.1,0.2` of `--state -0.1,0.2` for an option unless `=` joins them."""
     joined: list[str] = []
@@ -238,11 +230,6 @@ def _join_negative_numbers(arguments: Sequence[str]) -> list[str]:
         else:
             joined.append(argument)
     return joined
-
-
-def _write_json(path: Path | None, content: object) -> None:
-    if path is not None:
-        path.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def _description_lines(description: PolicyDescription) -> Iterable[str]:
@@ -285,10 +272,12 @@ def _chunk_lines(chunk: Chunk, embodiment: Embodiment) -> Iterable[str]:
 
 def _report_lines(report: BenchReport) -> Iterable[str]:
     yield (
-        f"policy {report.policy}  revision {', '.join(report.revisions) or 'none'}  embodiment {report.embodiment}  "
-        f"{report.concurrency} robots  {report.duration_s:g} s  "
-        f"{report.image_encoding}, {report.request_bytes / 1024:.0f} KiB a request"
+        f"policy {report.policy}  revision {', '.join(report.revisions) or 'none'}  "
+        f"{report.concurrency} robots  {report.duration_s:g} s  {report.image_encoding}"
     )
+    for name, share in report.embodiments.items():
+        robots = "1 robot" if share.num_robots == 1 else f"{share.num_robots} robots"
+        yield f"  {name:<16}  {robots}, {share.request_bytes / 1024:.0f} KiB a request, {share.num_chunks} chunks"
     yield f"{report.num_chunks} chunks, {report.chunks_per_s:.1f} a second; {report.num_errors} errors"
     for name, count in sorted(report.errors.items()):
         yield f"  {name}  {count}"

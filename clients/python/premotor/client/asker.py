@@ -29,10 +29,12 @@ from premotor.client.errors import (
     PolicyError,
     ProtocolError,
     RetryableError,
+    SchemaChangedError,
 )
 from premotor.client.events import AskingStopped, Failed, Reconnected, SwapSeen
 from premotor.client.sync_client import PolicyClient
 from premotor.client.sync_stream import ChunkStream
+from premotor.client.underruns import UnderrunAccount
 
 Transport = Literal["stream", "unary"]
 TRANSPORTS: tuple[Transport, ...] = ("stream", "unary")
@@ -40,10 +42,6 @@ TRANSPORTS: tuple[Transport, ...] = ("stream", "unary")
 # take a quarter of an hour to notice.
 _TIMEOUTS_BEFORE_RECONNECTING = 2
 _JOIN_TIMEOUT_S = 5.0
-
-
-class SchemaChangedError(PolicyError):
-    """The policy's schema digest is another than when the robot began: widths, units or rates may be. Start anew."""
 
 
 class Asker:
@@ -75,7 +73,10 @@ class Asker:
         self._stream_began_s = 0.0
         self._description: PolicyDescription | None = None
         # Of the last chunk, "" before the first.
-        self._revision = ""
+        self._revision = self._episode_id = ""
+        # All that have answered.
+        self._revisions: set[str] = set()
+        self._underruns = UnderrunAccount()
         self._num_failures = 0
         self._num_timeouts = 0
         self._stopped: AskingStopped | None = None
@@ -150,22 +151,27 @@ class Asker:
         except PolicyError as error:
             if self._closing.is_set():
                 raise ClosedError("the player was closed") from error
+            self._underruns.note(error, self._stream)
             self._news.put(Answer(question=question, outcome=error, arrived_s=self._clock.now_s()))
             self._recover(error)
             return
+        self._underruns.note(chunk, self._stream)
         self._num_failures = self._num_timeouts = 0
         self._news.put(Answer(question=question, outcome=chunk, arrived_s=self._clock.now_s()))
 
     def _predict(self, question: Question) -> Chunk:
         assert self._client is not None
+        arguments = question.arguments.copy()
+        if (num_new := arguments.get("num_underruns")) is not None:
+            arguments["num_underruns"] = self._underruns.tell(num_new)
         timeout_s = question.expires_s - self._clock.now_s()
         if timeout_s <= 0:
             raise DeadlineExceededError("the observation was too old before it could be sent")
         if self._transport == "unary":
-            return self._client.predict_chunk(timeout_s=timeout_s, **question.arguments)
+            return self._client.predict_chunk(timeout_s=timeout_s, **arguments)
         self._renew_stream(self._client)
         assert self._stream is not None
-        return self._stream.receive(self._stream.send(timeout_s=timeout_s, **question.arguments))
+        return self._stream.receive(self._stream.send(timeout_s=timeout_s, **arguments))
 
     def _renew_stream(self, client: PolicyClient) -> None:
         """A stream has an end; the next one is begun between two questions, long before that."""
@@ -177,14 +183,19 @@ class Asker:
             self._stream, self._stream_began_s = client.stream().__enter__(), now_s
 
     def _check_revision(self, question: Question, chunk: Chunk) -> None:
-        """A revision that answers for the first time must be one of the schema that the robot was built for."""
+        """Whatever revision answers must be one of the schema that the robot was built for."""
+        assert self._description is not None
+        if chunk.schema_digest:
+            self._check_schema(chunk.schema_digest, chunk.revision)
+        elif chunk.revision != self._description.revision and chunk.revision not in self._revisions:
+            self._check_undeclared(question, chunk)
+        self._note_revision(question.arguments["episode_id"], chunk.revision)
+
+    def _check_undeclared(self, question: Question, chunk: Chunk) -> None:
+        """Of a server that does not say whose schema an answer is, all that can be asked is the main revision's."""
         assert self._description is not None and self._client is not None
-        previous = self._revision
-        if chunk.revision == (previous or self._description.revision):
-            self._revision = chunk.revision
-            return
-        self._check_schema(self._client.get_policy(self._policy, timeout_s=self._handshake_timeout_s))
-        # The gateway describes the policy's main revision; one that answers beside it is held to its shapes.
+        main = self._client.get_policy(self._policy, timeout_s=self._handshake_timeout_s)
+        self._check_schema(main.schema_digest, main.revision)
         embodiment = self._description.embodiment(question.arguments.get("embodiment", ""))
         expected = self._description.action_horizon, embodiment.action_dim
         if chunk.actions.shape != expected:
@@ -193,9 +204,14 @@ class Asker:
                 f"expected {list(expected)}",
                 request_id=chunk.request_id,
             )
-        self._revision = chunk.revision
-        if previous:
-            self._news.put(SwapSeen(step=0, previous_revision=previous, revision=chunk.revision))
+
+    def _note_revision(self, episode_id: str, revision: str) -> None:
+        """In a split an episode may go to another revision than the one before it did, which is no swap."""
+        previous, is_same_episode = self._revision, episode_id == self._episode_id
+        if previous not in ("", revision) and (is_same_episode or revision not in self._revisions):
+            self._news.put(SwapSeen(step=0, previous_revision=previous, revision=revision))
+        self._revision, self._episode_id = revision, episode_id
+        self._revisions.add(revision)
 
     def _recover(self, error: PolicyError) -> None:
         """Waits, connects again or gives up. A newer question is not taken before this is over."""
@@ -224,7 +240,7 @@ class Asker:
             num_attempts += 1
             try:
                 description = self._handshake()
-                self._check_schema(description)
+                self._check_schema(description.schema_digest, description.revision)
                 break
             except (SchemaChangedError, ProtocolError):
                 raise
@@ -263,13 +279,13 @@ class Asker:
                 raise ClosedError("the player was closed")
         return client.get_policy(self._policy, timeout_s=self._handshake_timeout_s)
 
-    def _check_schema(self, description: PolicyDescription) -> None:
+    def _check_schema(self, schema_digest: str, revision: str) -> None:
         assert self._description is not None
-        if description.schema_digest != self._description.schema_digest:
+        if schema_digest != self._description.schema_digest:
             raise SchemaChangedError(
-                f"policy {self._policy!r} now has schema {description.schema_digest[:12]} (revision "
-                f"{description.revision}), this robot began with {self._description.schema_digest[:12]} (revision "
-                f"{self._description.revision}): nothing is played any more; start the player again"
+                f"policy {self._policy!r} now has schema {schema_digest[:12]} (revision {revision}), this robot began "
+                f"with {self._description.schema_digest[:12]} (revision {self._description.revision}): nothing is "
+                "played any more; start the player again"
             )
 
     def _disconnect(self) -> None:

@@ -62,7 +62,7 @@ class AsyncPolicyClient:
         self._closed = False
 
     async def get_policy(self, name: str, *, timeout_s: float | None = None) -> PolicyDescription:
-        """Asks what a policy expects and produces; later chunks of its revision are held to the answer."""
+        """Asks what a policy expects and produces; later chunks of any revision are held to the answer."""
         request = policy_pb2.GetPolicyRequest(policy=name)
         response = await self._call(self._stub.GetPolicy, request, self._deadline(timeout_s))
         description = read_description(response.policy)

@@ -1,8 +1,9 @@
 """Latency and throughput of a served policy under a fixed number of robots.
 
 Each robot is a thread with a connection of its own that asks again as soon as it has its chunk: a closed loop, which
-says how fast the service can go, not how it behaves when robots come at their own pace. Frames are encoded before the
-clock starts and differ from call to call. Owns no claim about success or the quality of actions.
+says how fast the service can go, not how it behaves when robots come at their own pace. Where no body is named the
+robots are spread over all that the policy drives. Frames are encoded before the clock starts and differ from call to
+call. Owns no claim about success or the quality of actions.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ RETRY_DELAY_S = 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class BenchSettings:
+    """`embodiment` "" is all bodies of the policy, in its order: robot number n has body n modulo their number."""
+
     address: str
     policy: str
     embodiment: str = ""
@@ -71,8 +74,17 @@ class Percentiles:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BodyShare:
+    """What the robots of one body asked and got; `request_bytes` is one request's."""
+
+    num_robots: int
+    request_bytes: int
+    num_chunks: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class BenchReport:
-    """What was measured after the warm-up.
+    """What was measured after the warm-up, of all robots together; `embodiments` has the part of each body.
 
     `spans_ms` covers answered requests only and is empty when there is none: the round trip, the server's own spans,
     and the round trip less the server's total.
@@ -81,11 +93,10 @@ class BenchReport:
     address: str
     policy: str
     revisions: tuple[str, ...]
-    embodiment: str
+    embodiments: dict[str, BodyShare]
     concurrency: int
     duration_s: float
     image_encoding: str
-    request_bytes: int
     num_chunks: int
     num_errors: int
     errors: dict[str, int]
@@ -117,8 +128,8 @@ def run_bench(settings: BenchSettings) -> BenchReport:
     """Loads the service and reports. Raises PolicyError when the policy is not described or refuses its own shapes."""
     with _connected(settings) as client:
         description = client.get_policy(settings.policy)
-    embodiment = description.embodiment(settings.embodiment)
-    questions = [_questions(settings, description, embodiment, robot) for robot in range(settings.concurrency)]
+    bodies = _bodies(settings, description)
+    questions = [_questions(settings, description, body, robot) for robot, body in enumerate(bodies)]
     measured = [_Measured() for _ in range(settings.concurrency)]
     stop = threading.Event()
     start_s = time.monotonic() + settings.warmup_s
@@ -137,7 +148,14 @@ def run_bench(settings: BenchSettings) -> BenchReport:
     for seen in measured:
         if seen.fatal is not None:
             raise seen.fatal
-    return _report(settings, embodiment, build_request(**questions[0][0]).ByteSize(), measured)
+    return _report(settings, _shares(bodies, questions, measured), measured)
+
+
+def _bodies(settings: BenchSettings, description: PolicyDescription) -> list[Embodiment]:
+    """Each robot's."""
+    named = settings.embodiment
+    driven = (description.embodiment(named),) if named else description.embodiments
+    return [driven[robot % len(driven)] for robot in range(settings.concurrency)]
 
 
 def _connected(settings: BenchSettings) -> PolicyClient:
@@ -197,20 +215,31 @@ def _ask_until_the_end(
                     measured.chunks.append(chunk)
 
 
-def _report(
-    settings: BenchSettings, embodiment: Embodiment, request_bytes: int, measured: Sequence[_Measured]
-) -> BenchReport:
+def _shares(
+    bodies: Sequence[Embodiment], questions: Sequence[Sequence[ChunkArguments]], measured: Sequence[_Measured]
+) -> dict[str, BodyShare]:
+    names = [body.name for body in bodies]
+    return {
+        name: BodyShare(
+            num_robots=names.count(name),
+            request_bytes=build_request(**questions[names.index(name)][0]).ByteSize(),
+            num_chunks=sum(len(seen.chunks) for body, seen in zip(names, measured, strict=True) if body == name),
+        )
+        for name in dict.fromkeys(names)
+    }
+
+
+def _report(settings: BenchSettings, embodiments: dict[str, BodyShare], measured: Sequence[_Measured]) -> BenchReport:
     chunks = [chunk for seen in measured for chunk in seen.chunks]
     errors = sum((seen.errors for seen in measured), Counter[str]())
     return BenchReport(
         address=settings.address,
         policy=settings.policy,
         revisions=tuple(sorted({chunk.revision for chunk in chunks})),
-        embodiment=embodiment.name,
+        embodiments=embodiments,
         concurrency=settings.concurrency,
         duration_s=settings.duration_s,
         image_encoding=settings.image_encoding,
-        request_bytes=request_bytes,
         num_chunks=len(chunks),
         num_errors=sum(errors.values()),
         errors=dict(errors),

@@ -13,7 +13,7 @@ from typing import TypedDict
 import numpy as np
 
 from premotor.client.description import PolicyDescription
-from premotor.client.errors import FixRequestError, ProtocolError, fix_request
+from premotor.client.errors import FixRequestError, ProtocolError, SchemaChangedError, fix_request
 from premotor.client.history import HistoryBuffer
 from premotor.client.images import ImageEncoding, encode_frame
 from premotor.client.real_time_chunking import (
@@ -25,7 +25,8 @@ from premotor.client.real_time_chunking import (
 from premotor.v1 import policy_pb2
 from premotor.wire import WireError, decode_duration, decode_tensor, encode_duration, encode_tensor, require_finite
 
-_MAX_UNDERRUNS = 1_000_000
+# In one request; what is more waits for the next.
+MAX_UNDERRUNS = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,8 @@ class Chunk:
     `actions` is float32 [action_horizon, action_dim] in the embodiment's units; row i is meant for the instant
     i / control_rate_hz after the observation. `round_trip_s` runs from the request's hand-over to gRPC to its parsed
     answer, image encoding excluded. `real_time_chunking_method` is how it continues the previous chunk, None where it
-    does not: the request did not ask, or left the method to a server that knows none.
+    does not: the request did not ask, or left the method to a server that knows none. `schema_digest` is that of the
+    revision that answered, "" from a server that does not say.
     """
 
     actions: np.ndarray
@@ -58,6 +60,7 @@ class Chunk:
     capture_time_s: float | None
     round_trip_s: float
     real_time_chunking_method: RealTimeChunkingMethod | None = None
+    schema_digest: str = ""
 
 
 class _RequiredArguments(TypedDict):
@@ -129,7 +132,7 @@ def build_request(
     if num_inference_steps is not None:
         request.num_inference_steps = _integer("num_inference_steps", num_inference_steps, least=1, most=2**31 - 1)
     if num_underruns is not None:
-        request.num_underruns = _integer("num_underruns", num_underruns, least=0, most=_MAX_UNDERRUNS)
+        request.num_underruns = _integer("num_underruns", num_underruns, least=0, most=MAX_UNDERRUNS)
     if real_time_chunking is not None:
         request.real_time_chunking.CopyFrom(encode_real_time_chunking(real_time_chunking))
     return request
@@ -144,7 +147,8 @@ def read_response(
 ) -> Chunk:
     """The chunk, or ProtocolError where the answer is another request's, or its actions must not be played.
 
-    `description` is what the caller knows of the policy; its shapes bind only the revision that it describes.
+    `description` is what the caller knows of the policy: an answer of another schema raises SchemaChangedError. Where
+    the server does not say whose schema it is, the description's shapes bind only the revision that it describes.
     """
     try:
         return _read_response(request, response, description, round_trip_s)
@@ -159,6 +163,13 @@ def _read_response(
     round_trip_s: float,
 ) -> Chunk:
     _check_echo(request, response)
+    if description is not None and response.schema_digest not in ("", description.schema_digest):
+        raise SchemaChangedError(
+            f"policy {request.policy!r}: revision {response.revision}, which answered, has schema "
+            f"{response.schema_digest[:12]}; it was described as {description.schema_digest[:12]} (revision "
+            f"{description.revision}): do not play its actions, ask for its description again",
+            request_id=request.request_id,
+        )
     actions = decode_tensor(
         response.actions,
         field="actions",
@@ -183,6 +194,7 @@ def _read_response(
         capture_time_s=capture_time_s,
         round_trip_s=round_trip_s,
         real_time_chunking_method=read_method(request, response),
+        schema_digest=response.schema_digest,
     )
 
 
@@ -210,7 +222,8 @@ def _expected_shape(
     response: policy_pb2.PredictChunkResponse,
     description: PolicyDescription | None,
 ) -> tuple[int | None, int | None]:
-    if description is not None and description.revision == response.revision:
+    # A schema that is said has been found to be the description's.
+    if description is not None and (response.schema_digest or description.revision == response.revision):
         return description.action_horizon, description.embodiment(request.embodiment).action_dim
     if request.history.HasField("actions"):
         return None, request.history.actions.shape[1]

@@ -42,20 +42,34 @@ class ControlStep(NamedTuple):
 class ControlSteps:
     """Step k begins at t0 + k / rate. No step begins late in a burst: those that went by are skipped and counted."""
 
-    def __init__(self, control_rate_hz: float, clock: Clock) -> None:
-        """Step 0 begins now."""
-        self._rate_hz, self._clock = control_rate_hz, clock
+    def __init__(self, control_rate_hz: float, clock: Clock, *, num_steps: int | None = None) -> None:
+        """Step 0 begins now. There are `num_steps`, used or not; None for no end."""
+        self._rate_hz, self._clock, self._num_steps = control_rate_hz, clock, num_steps
         self._start_s = clock.now_s()
         self._next_step = 0
 
     def wait(self, stop: threading.Event) -> ControlStep | None:
-        """Waits for the next step to begin; None once `stop` is set."""
+        """Waits for the next step to begin; None once `stop` is set, and after the last step."""
+        if self._next_step == self._num_steps:
+            return None
         wait_s = self._start_s + self._next_step / self._rate_hz - self._clock.now_s()
         if self._clock.wait(stop, wait_s) if wait_s > 0 else stop.is_set():
             return None
+        return self._newest(since=self._next_step)
+
+    def catch_up(self) -> ControlStep | None:
+        """The step that time has come to since the one that began last, and how many went by unused from that one on.
+
+        It is that very one, and none, while its period lasts; None when the last step has gone by.
+        """
+        return self._newest(since=self._next_step - 1)
+
+    def _newest(self, *, since: int) -> ControlStep | None:
         # A step's own beginning must not fall to the step before by rounding.
         current = math.floor((self._clock.now_s() - self._start_s) * self._rate_hz + 1e-6)
-        step = max(current, self._next_step)
-        num_skipped = step - self._next_step
+        step = max(current, since)
+        if self._num_steps is not None and step >= self._num_steps:
+            self._next_step = self._num_steps
+            return None
         self._next_step = step + 1
-        return ControlStep(step, num_skipped)
+        return ControlStep(step, step - since)

@@ -1,13 +1,14 @@
 """One episode of a robot that plays chunks, one control step at a time.
 
-Owns the order of things within a step: take what came, observe and ask when it is due, then play the action of this
-very step or hold. Owns no thread and never waits; player.py calls it when a step begins. Does not own the plan
-(playback.py), what holding means (hold.py), the estimate of latency (latency.py) or the connection (asker.py).
+Owns the order of things within a step: take what came, observe and ask when it is due, then play the action of the
+step that it is by then, or hold. Owns no thread and never waits; player.py calls it when a step begins. Does not own
+the plan (playback.py), what holding means (hold.py), the estimate of latency (latency.py) or the connection (asker.py).
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
@@ -15,9 +16,9 @@ import numpy as np
 
 from premotor.client.asking import Answer, Asking, News, Question
 from premotor.client.chunks import Chunk, ChunkArguments
-from premotor.client.control_clock import Clock
+from premotor.client.control_clock import Clock, ControlStep
 from premotor.client.description import Embodiment, PolicyDescription
-from premotor.client.errors import DeadlineExceededError, OutputViolationError
+from premotor.client.errors import OutputViolationError
 from premotor.client.events import (
     ActionPlayed,
     Asked,
@@ -70,7 +71,7 @@ class EpisodeReport:
 
 
 class ControlLoop:
-    """The steps of one episode. `run_step` is called with growing step numbers, from one thread."""
+    """The steps of one episode. `run_step` is called for each that begins, in order, from one thread."""
 
     def __init__(
         self,
@@ -84,8 +85,12 @@ class ControlLoop:
         latency: LatencyEstimate,
         clock: Clock,
         observer: Observer,
+        num_untold_underruns: int = 0,
     ) -> None:
-        """Raises ValueError where the settings do not fit the policy or the body."""
+        """`num_untold_underruns` are those of an episode before that no question of its own has told.
+
+        Raises ValueError where the settings do not fit the policy or the body.
+        """
         check_settings(description, embodiment, settings)
         self._robot, self._asker, self._clock, self._observer = robot, asker, clock, observer
         self._description, self._embodiment, self._task, self._settings = description, embodiment, task, settings
@@ -95,12 +100,21 @@ class ControlLoop:
         self._history = HistoryBuffer(description.history_steps, embodiment.state_dim, embodiment.action_dim)
         self._execution_horizon = settings.execution_horizon or description.execution_horizon
         self._timeout_s = settings.timeout_s or description.action_horizon / embodiment.control_rate_hz
-        self._num_underruns_told = 0
+        self._num_underruns_told = -num_untold_underruns
         self._num_held = 0
+        # Whether looking at the robot took the last step's action and left none in its place.
+        self._missed_by_looking = False
+        # The one after the last in which a command was sent.
+        self._next_step = 0
         self._last_state: np.ndarray | None = None
         self._last_action: np.ndarray | None = None
         self._stopped: Exception | None = None
         self.report = EpisodeReport(counts=self._buffer.counts)
+
+    @property
+    def num_untold_underruns(self) -> int:
+        """How many have happened since the last question, those before this episode with it until there is one."""
+        return self._buffer.counts.num_underruns - self._num_underruns_told
 
     def begin(self) -> None:
         """Makes the robot ready."""
@@ -116,15 +130,21 @@ class ControlLoop:
             )
         )
 
-    def run_step(self, step: int, *, num_skipped: int = 0) -> None:
-        """Sends the command of this step. Raises what ended the asking, once the robot is held, and the robot's own."""
-        if num_skipped:
-            self.report.num_skipped_periods += num_skipped
-            self._emit(PeriodsSkipped(step=step, num_periods=num_skipped))
+    def run_step(self, begun: ControlStep, catch_up: Callable[[], ControlStep | None]) -> None:
+        """Sends the command of the step that has begun, or of a later one where looking at the robot took that long.
+
+        `catch_up` says which step it is by then and how many went by, None once the episode's time is over and no
+        command is due. Raises what ended the asking, once the robot is held, and the robot's own.
+        """
+        self._skip(begun)
+        step = begun.step
         began_s = self._clock.now_s()
         for news in self._asker.take():
             self._read(news, step)
         is_due = self._is_due(step) and self._stopped is None and self._asker.is_free()
+        if self._missed_by_looking and self._buffer.remaining(step):
+            # Looking again first would miss this one as well, and so on: the robot would never move.
+            is_due = False
         if is_due or self._settings.observe_every_step:
             observation = self._observe(step)
             state = observation.state
@@ -132,12 +152,18 @@ class ControlLoop:
                 self._ask(step, began_s, observation)
         else:
             state = self._robot.state()
-        self._play(step, np.asarray(state, np.float32))
+        self._last_state = np.asarray(state, np.float32)
+        # A robot may be slow to look, at its cameras above all, and an action is for its own step alone.
+        current = catch_up()
+        if current is not None:
+            self._skip(current)
+            is_played = self._play(current.step, self._last_state)
+            self._missed_by_looking = current.num_skipped > 0 and not is_played
         if self._stopped is not None:
             raise self._stopped
 
-    def end(self, step: int, *, completed: bool) -> None:
-        """Tells the robot to stay and says how it went. `step` is the one after the last."""
+    def end(self, *, completed: bool) -> None:
+        """Tells the robot to stay and says how it went."""
         if completed:
             self._stay()
         else:
@@ -146,7 +172,7 @@ class ControlLoop:
                 self._stay()
         self._emit(
             EpisodeEnded(
-                step=step,
+                step=self._next_step,
                 counts=self._buffer.counts,
                 num_skipped_periods=self.report.num_skipped_periods,
                 completed=completed,
@@ -157,9 +183,26 @@ class ControlLoop:
         if self._last_state is not None:
             self._robot.act(self._hold.action(self._last_state, self._last_action))
 
+    def _skip(self, begun: ControlStep) -> None:
+        if begun.num_skipped:
+            self.report.num_skipped_periods += begun.num_skipped
+            self._emit(PeriodsSkipped(step=begun.step, num_periods=begun.num_skipped))
+
+    @property
+    def _threshold_steps(self) -> int:
+        """Ask when no more actions than this remain.
+
+        Never so many that a chunk would be asked for before the execution horizon, or the time that an answer takes,
+        has gone by since the last one's observation. Where the estimate is right that costs nothing: the question
+        before is in flight until then. Where it is too high, every step would ask, and real-time chunking would have
+        each chunk repeat the one before it.
+        """
+        soonest = min(self._latency.delay_steps, self._execution_horizon)
+        return min(self._latency.threshold_steps, self._description.action_horizon - soonest)
+
     def _is_due(self, step: int) -> bool:
         """When the buffer would run out before an answer came, or the policy means to look again."""
-        if self._buffer.remaining(step) <= self._latency.threshold_steps:
+        if self._buffer.remaining(step) <= self._threshold_steps:
             return True
         newest = self._buffer.newest_for_step
         return newest is None or step - newest >= self._execution_horizon
@@ -177,7 +220,7 @@ class ControlLoop:
         return observation
 
     def _ask(self, step: int, began_s: float, observation: RobotObservation) -> None:
-        task, counts = self._task, self._buffer.counts
+        task = self._task
         chunking = self._chunking(step)
         arguments = ChunkArguments(
             policy=task.policy,
@@ -190,13 +233,13 @@ class ControlLoop:
             instruction=task.instruction,
             capture_time_s=observation.capture_time_s,
             image_encoding=self._settings.image_encoding,
-            num_underruns=counts.num_underruns - self._num_underruns_told,
+            num_underruns=self.num_untold_underruns,
             real_time_chunking=chunking,
         )
         if self._description.history_steps:
             # The asker reads it in its own thread, after this one has gone on.
             arguments["history"] = copy.deepcopy(self._history)
-        self._num_underruns_told = counts.num_underruns
+        self._num_underruns_told = self._buffer.counts.num_underruns
         self._asker.ask(
             Question(owner=self, step=step, asked_s=began_s, expires_s=began_s + self._timeout_s, arguments=arguments)
         )
@@ -205,7 +248,7 @@ class ControlLoop:
             Asked(
                 step=step,
                 remaining_steps=self._buffer.remaining(step),
-                threshold_steps=self._latency.threshold_steps,
+                threshold_steps=self._threshold_steps,
                 inference_delay=chunking.inference_delay if chunking else None,
             )
         )
@@ -247,8 +290,6 @@ class ControlLoop:
         if isinstance(outcome, Chunk):
             self._latency.add(latency_s)
             self._insert(outcome, question.step, latency_s, step)
-        elif isinstance(outcome, DeadlineExceededError):
-            self._latency.add(latency_s)
         elif isinstance(outcome, OutputViolationError):
             # What the model wants here breaks a limit of the body; the plan that led here is not followed further.
             self._buffer.clear()
@@ -267,8 +308,8 @@ class ControlLoop:
             )
         )
 
-    def _play(self, step: int, state: np.ndarray) -> None:
-        self._last_state = state
+    def _play(self, step: int, state: np.ndarray) -> bool:
+        """Sends the command of a step; whether that was an action of the plan."""
         planned = self._buffer.action(step)
         command = self._hold.action(state, self._last_action) if planned is None else planned.action
         sent = np.array(self._robot.act(command), np.float32)
@@ -276,11 +317,12 @@ class ControlLoop:
         # Steps that went by leave no row: what was measured then is not known.
         self._history.append(state, sent)
         self._last_action = sent
+        self._next_step = step + 1
         self.report.num_steps += 1
         if planned is None:
             self._num_held += 1
             self._emit(Held(step=step, time_s=sent_s, state=state, action=sent, reason=self._hold_reason()))
-            return
+            return False
         if self._num_held and self._buffer.counts.num_underruns:
             self._emit(Recovered(step=step, num_held_steps=self._num_held))
         self._num_held = 0
@@ -294,6 +336,7 @@ class ControlLoop:
                 age_steps=planned.age_steps,
             )
         )
+        return True
 
     def _hold_reason(self) -> HoldReason:
         if self._stopped is not None:

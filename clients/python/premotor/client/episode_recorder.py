@@ -52,7 +52,8 @@ class EpisodeRecorder:
     """An observer of one chunk player that observes at every step, to be used in a `with` block around it.
 
     Writing is done in a thread of its own. An episode that cannot be kept, because the disk is too slow or frames are
-    missing or it did not end well, is left out and named in `lost`; the robot is not disturbed.
+    missing or it did not end well, is left out and named in `lost`; the robot is not disturbed. A command that was sent
+    in a later step than its frames were asked for in is left out alone, like a step that went by.
     """
 
     def __init__(self, directory: Path | str) -> None:
@@ -183,9 +184,12 @@ class _EpisodeFiles:
         self._add_step(event, held=event.reason, for_step=-1, age_steps=-1)
 
     def _add_step(self, event: ActionPlayed | Held, *, held: str, for_step: int, age_steps: int) -> None:
-        observed = self._observed
-        if observed is None or observed.step != event.step:
+        observed, self._observed = self._observed, None
+        if observed is None:
             raise RecordingError(f"step {event.step} has no frames: play with observe_every_step=True")
+        if observed.step != event.step:
+            # The frames took longer than their step: they do not show what this command was sent at.
+            return
         self._steps.append(
             {
                 "step": event.step,

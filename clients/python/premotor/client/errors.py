@@ -16,7 +16,12 @@ from premotor.wire import WireError, decode_duration, read_error_metadata
 
 
 class PolicyError(Exception):
-    """Any failed call. No chunk came: hold the robot, do not play zeros."""
+    """Any failed call. No chunk came: hold the robot, do not play zeros.
+
+    `reason` is the service's own RequestError.Reason, REASON_UNSPECIFIED where it gave none or nothing came from it.
+    """
+
+    reason: int = policy_pb2.RequestError.REASON_UNSPECIFIED
 
     def __init__(self, message: str, *, code: grpc.StatusCode | None = None, request_id: str = "") -> None:
         super().__init__(message)
@@ -67,6 +72,10 @@ class OutputViolationError(ServerFailureError):
 
 class ProtocolError(PolicyError):
     """An answer came that is not an answer to this request, or not a usable one: hold, and do not trust this server."""
+
+
+class SchemaChangedError(PolicyError):
+    """The policy's schema digest is another than the caller was told: widths, units or rates may be. Start anew."""
 
 
 class ClosedError(PolicyError):
@@ -130,7 +139,7 @@ def error_from_details(details: policy_pb2.RequestError, *, request_id: str = ""
             retry_delay_s = max(decode_duration(details.retry_delay, field="retry_delay"), 0.0)
         except WireError as error:
             return ProtocolError(str(error), code=code, request_id=request_id)
-    return _error(
+    error = _error(
         code,
         details.message,
         request_id=request_id,
@@ -138,6 +147,8 @@ def error_from_details(details: policy_pb2.RequestError, *, request_id: str = ""
         retry_delay_s=retry_delay_s,
         reason=details.reason,
     )
+    error.reason = details.reason
+    return error
 
 
 def _error(

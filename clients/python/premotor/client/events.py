@@ -123,7 +123,10 @@ class Reconnected(PlayerEvent):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SwapSeen(PlayerEvent):
-    """Another revision answers, whose schema is the same."""
+    """Another revision answers in the middle of an episode, or for the first time; its schema is the same.
+
+    That a new episode goes to one of those that have answered before, as in a split, is no swap.
+    """
 
     previous_revision: str
     revision: str

@@ -109,6 +109,22 @@ class Hold:
             )
 
 
+def unmeasured_at_zero(embodiment: Embodiment) -> dict[str, list[float]]:
+    """`LastPosition.first` for a body whose grippers and modes, where nothing measures them, may begin at 0.
+
+    Zero is no effort for a gripper that is commanded by effort, and a mode moves nothing by itself; for one where 0 is
+    a place to go to, say another. Empty for a body that measures all. Raises ValueError where another group is not
+    measured.
+    """
+    measured = {position.name for position in measured_positions(embodiment)}
+    unmeasured = [group for group in embodiment.action if not is_motion(group) and group.name not in measured]
+    if unknown := [group.name for group in unmeasured if group.kind not in ("gripper", "other")]:
+        raise ValueError(
+            f"embodiment {embodiment.name!r}: where {', '.join(unknown)} are is not measured, say how they hold"
+        )
+    return {group.name: [0.0] * group.dim for group in unmeasured}
+
+
 def is_motion(group: Group) -> bool:
     """Whether zero means "do not move" for an action group."""
     return group.representation == "delta" or group.kind == "joint_velocity" or group.unit.endswith("/s")

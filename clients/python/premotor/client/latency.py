@@ -15,6 +15,10 @@ _ROUNDING = 1e-6
 class LatencyEstimate:
     """A high quantile of the last waits, from capturing an observation to having its chunk.
 
+    Of questions that were answered, no others: one that timed out says nothing of how long answers take, and two of
+    them would be the quantile of all questions of a minute. Nor need the next be asked sooner for it: what had to be
+    asked for then has to be asked for until a chunk comes.
+
     A chunk that was asked for d steps after its observation can be played from the d-th row on, so the buffer must hold
     d actions when the observation is captured: ask once no more than `threshold_steps` remain. A quantile and not the
     mean, because half of the chunks come later than the mean and each of those is an underrun; a window, because
@@ -35,7 +39,7 @@ class LatencyEstimate:
         self._waits_s: deque[float] = deque(maxlen=window)
 
     def add(self, waited_s: float) -> None:
-        """Notes one wait. A question that timed out counts with what was waited: its answer takes at least as long."""
+        """Notes what one chunk was waited for."""
         self._waits_s.append(waited_s)
 
     @property

@@ -90,6 +90,10 @@ class Ledger:
             self._require_pending(request_id)
         return answer
 
+    def is_unanswered(self, request_id: str) -> bool:
+        """Whether the request's deadline has passed, and nothing has come for it since either."""
+        return request_id in self._expired
+
     def wait_s(self, request_id: str | None) -> float:
         """Seconds until `take` will have something at the latest."""
         awaited = self._pending.values() if request_id is None else [self._pending[request_id]]

@@ -25,7 +25,8 @@ from premotor.client.playback_settings import PlaybackSettings, check_settings
 from premotor.client.robot import Robot
 from premotor.client.sync_client import PolicyClient
 
-_JOIN_TIMEOUT_S = 5.0
+# A step is over long before; a robot that does not return from a call takes longer.
+_END_TIMEOUT_S = 5.0
 
 
 class ChunkPlayer:
@@ -85,7 +86,13 @@ class ChunkPlayer:
             clock=self._clock,
             handshake_timeout_s=handshake_timeout_s,
         )
+        # Of the episodes so far, for the next one's first question.
+        self._num_untold_underruns = 0
         self._stop = threading.Event()
+        # Held while an episode is played, whichever thread plays it.
+        self._playing = threading.Lock()
+        self._playing_thread: threading.Thread | None = None
+        # What `start` began and `wait` has not taken.
         self._thread: threading.Thread | None = None
         self._outcome: EpisodeReport | BaseException | None = None
         self._opened: tuple[PolicyDescription, Embodiment, LatencyEstimate] | None = None
@@ -105,11 +112,27 @@ class ChunkPlayer:
         self._opened = description, embodiment, LatencyEstimate(embodiment.control_rate_hz)
 
     def close(self) -> None:
-        """Stops playing and asking. Closing twice is harmless."""
+        """Stops playing and asking. Closing twice is harmless.
+
+        Raises TimeoutError when the episode does not end: the robot is then still driven by the thread that plays.
+        """
         self.stop()
-        if self._thread is not None:
-            self._thread.join(_JOIN_TIMEOUT_S)
+        has_ended = self._wait_for_end()
         self._asker.close()
+        if not has_ended:
+            raise TimeoutError(
+                f"the episode has not ended {_END_TIMEOUT_S:g} s after it was told to: robot {self._robot_id!r}, "
+                "`until` or an observer does not return, and a command may still follow; stop the robot itself"
+            )
+
+    def _wait_for_end(self) -> bool:
+        # An observer or `until` that closes is called by the episode, which ends once it has returned.
+        if self._playing_thread is threading.current_thread():
+            return True
+        has_ended = self._playing.acquire(timeout=_END_TIMEOUT_S)
+        if has_ended:
+            self._playing.release()
+        return has_ended
 
     def __enter__(self) -> ChunkPlayer:
         self.open()
@@ -141,9 +164,10 @@ class ChunkPlayer:
         """One episode in this thread: until `until()`, asked before each step, `max_steps` or `stop`.
 
         The robot is reset first and told to stay at the end, also where an error or an observer ends it. Raises what
-        ended the asking (FixRequestError, ProtocolError, SchemaChangedError), and whatever robot and observers raise.
+        ended the asking (FixRequestError, ProtocolError, SchemaChangedError), and whatever robot and observers raise;
+        RuntimeError while another episode is played.
         """
-        self._stop.clear()
+        self._claim()
         return self._play(instruction, episode_id, until, max_steps)
 
     def start(
@@ -155,10 +179,7 @@ class ChunkPlayer:
         max_steps: int | None = None,
     ) -> None:
         """`play` in a thread of its own; `wait` has its outcome. The robot is then called from that thread alone."""
-        if self._thread is not None:
-            raise RuntimeError("an episode is being played; stop it and wait for it first")
-        self._require_open()
-        self._stop.clear()
+        self._claim()
 
         def run() -> None:
             try:
@@ -188,11 +209,37 @@ class ChunkPlayer:
         """Ends the episode after the step that is being played; may be called from any thread."""
         self._stop.set()
 
+    def _claim(self) -> None:
+        """One episode at a time: two loops would drive one robot. `_play` gives the claim back."""
+        self._require_open()
+        if self._thread is not None or not self._playing.acquire(blocking=False):
+            raise RuntimeError("an episode is being played; stop it and wait for it first")
+        self._stop.clear()
+
     def _play(
         self, instruction: str, episode_id: str, until: Callable[[], bool], max_steps: int | None
     ) -> EpisodeReport:
+        self._playing_thread = threading.current_thread()
+        try:
+            loop, rate_hz = self._loop(instruction, episode_id), self.embodiment.control_rate_hz
+            completed = False
+            loop.begin()
+            try:
+                steps = ControlSteps(rate_hz, self._clock, num_steps=max_steps)
+                while not until() and (begun := steps.wait(self._stop)) is not None:
+                    loop.run_step(begun, steps.catch_up)
+                completed = True
+            finally:
+                self._num_untold_underruns = loop.num_untold_underruns
+                loop.end(completed=completed)
+            return loop.report
+        finally:
+            self._playing_thread = None
+            self._playing.release()
+
+    def _loop(self, instruction: str, episode_id: str) -> ControlLoop:
         description, embodiment, latency = self._require_open()
-        loop = ControlLoop(
+        return ControlLoop(
             self._robot,
             self._asker,
             description=description,
@@ -208,21 +255,8 @@ class ChunkPlayer:
             latency=latency,
             clock=self._clock,
             observer=self._tell,
+            num_untold_underruns=self._num_untold_underruns,
         )
-        completed, next_step = False, 0
-        loop.begin()
-        try:
-            steps = ControlSteps(embodiment.control_rate_hz, self._clock)
-            while next_step != max_steps and not until():
-                begun = steps.wait(self._stop)
-                if begun is None or (max_steps is not None and begun.step >= max_steps):
-                    break
-                loop.run_step(begun.step, num_skipped=begun.num_skipped)
-                next_step = begun.step + 1
-            completed = True
-        finally:
-            loop.end(next_step, completed=completed)
-        return loop.report
 
     def _tell(self, event: PlayerEvent) -> None:
         for observer in self._observers:

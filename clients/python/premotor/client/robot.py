@@ -27,7 +27,10 @@ class RobotObservation:
 
 
 class Robot(Protocol):
-    """One body. All methods are called from one thread, the one that plays, and should return well within a step."""
+    """One body. All methods are called from one thread, the one that plays, and should return well within a step.
+
+    Where `observe` or `state` does not, the steps that pass meanwhile are skipped, their actions with them.
+    """
 
     def reset(self) -> None:
         """Makes ready for a new episode, before its first step."""

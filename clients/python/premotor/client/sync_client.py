@@ -30,7 +30,8 @@ class PolicyClient:
     """Asks a gateway for action chunks. Thread-safe; use one per process after a fork, and close it.
 
     Raises from every call: FixRequestError, RetryableError, DeadlineExceededError, ObservationSupersededError,
-    ServerFailureError (OutputViolationError among them), ProtocolError or ClosedError, all of them PolicyError.
+    ServerFailureError (OutputViolationError among them), SchemaChangedError, ProtocolError or ClosedError, all of them
+    PolicyError.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class PolicyClient:
         self._closed = False
 
     def get_policy(self, name: str, *, timeout_s: float | None = None) -> PolicyDescription:
-        """Asks what a policy expects and produces; later chunks of its revision are held to the answer."""
+        """Asks what a policy expects and produces; later chunks of any revision are held to the answer."""
         request = policy_pb2.GetPolicyRequest(policy=name)
         response = self._call(self._stub.GetPolicy, request, self._deadline(timeout_s))
         description = read_description(response.policy)

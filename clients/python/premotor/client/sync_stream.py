@@ -86,6 +86,11 @@ class ChunkStream:
                 self._changed.wait(self._ledger.wait_s(request_id))
             return chunk
 
+    def is_unanswered(self, request_id: str) -> bool:
+        """Whether the request's timeout has passed, and nothing has come for it since either."""
+        with self._changed:
+            return self._ledger.is_unanswered(request_id)
+
     def close(self) -> None:
         """Ends the stream; what has not been answered by now never is. Closing twice is harmless."""
         self._end(lambda request_id: ClosedError("the stream is closed", request_id=request_id))

@@ -7,7 +7,7 @@ with any object of that interface and imports nothing of it: making and calibrat
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -38,6 +38,21 @@ class LeRobotInterface(Protocol):
     def disconnect(self) -> None: ...
 
 
+class MotorBus(Protocol):
+    """What is used of lerobot.motors.MotorsBus, which LeRobot's arms have as `bus`."""
+
+    def sync_read(self, data_name: str) -> Mapping[str, Any]: ...
+
+
+def bus_positions(bus: MotorBus) -> Callable[[], dict[str, Any]]:
+    """Reads an arm's motors as its `get_observation` does, without its cameras; for LeRobotRobot's `read_motors`."""
+
+    def read() -> dict[str, Any]:
+        return {f"{motor}.pos": position for motor, position in bus.sync_read("Present_Position").items()}
+
+    return read
+
+
 class LeRobotRobot:
     """One robot, to be used in a `with` block, which connects it.
 
@@ -45,6 +60,10 @@ class LeRobotRobot:
     "shoulder_lift.pos"], "gripper": ["gripper.pos"]}; the same keys are read for a state group and sent for an action
     group. `cameras` maps our camera names to LeRobot's, {} where they are the same. Numbers go through as they are: the
     policy must have been trained in the units that the robot speaks (degrees or -100 to 100, as it is configured).
+
+    `read_motors` reads the state alone, by the same keys, for the steps that need no frames: LeRobot's interface has
+    `get_observation` and nothing less, which reads the cameras and may wait for them. It is `bus_positions(robot.bus)`
+    for an arm on one motor bus, and `robot.get_observation` for a robot whose cameras nobody waits for.
     """
 
     def __init__(
@@ -53,10 +72,11 @@ class LeRobotRobot:
         embodiment: Embodiment,
         *,
         motors: Mapping[str, Sequence[str]],
+        read_motors: Callable[[], Mapping[str, Any]],
         cameras: Mapping[str, str] | None = None,
     ) -> None:
         """Raises FixRequestError where the robot lacks a camera or a motor that the map names, or the map a group."""
-        self._robot = robot
+        self._robot, self._read_motors = robot, read_motors
         self._state_keys = list(_keys(embodiment.state, motors, robot.observation_features, "state"))
         self._action_keys = list(_keys(embodiment.action, motors, robot.action_features, "action"))
         if unmapped := sorted(set(robot.action_features) - set(self._action_keys)):
@@ -92,7 +112,7 @@ class LeRobotRobot:
         return RobotObservation(images=images, state=self._vector(found), capture_time_s=capture_time_s)
 
     def state(self) -> np.ndarray:
-        return self._vector(self._robot.get_observation())
+        return self._vector(self._read_motors())
 
     def act(self, action: np.ndarray) -> np.ndarray:
         sent = self._robot.send_action(dict(zip(self._action_keys, action.tolist(), strict=True)))

@@ -6,7 +6,6 @@ Owns the flags of the verb, those of every verb apart. Does not own the run.
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 from collections.abc import Callable, Iterable
@@ -18,12 +17,15 @@ from premotor.client.errors import FixRequestError
 from premotor.client.fleet.description_file import read_description_file
 from premotor.client.fleet.endpoint import AskError, MissingPeerError
 from premotor.client.fleet.faults import Fault, FaultCommands, default_faults, read_faults
+from premotor.client.fleet.figures import broken_assertions
 from premotor.client.fleet.html_report import write_html
+from premotor.client.fleet.machine import check_cpus, cpu_shares
 from premotor.client.fleet.network import PROFILES
 from premotor.client.fleet.questions import with_frames
 from premotor.client.fleet.run import FleetRun, run_fleet
 from premotor.client.fleet.settings import ENDPOINT_KINDS, FleetSettings, parse_cameras, parse_duration_s
 from premotor.client.images import IMAGE_ENCODINGS
+from premotor.client.result_file import writable_file, write_json
 from premotor.client.sync_client import PolicyClient
 
 _Value = TypeVar("_Value")
@@ -47,18 +49,26 @@ def add_fleet_flags(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--history", choices=("on", "off"), default="on", help="premotor's wire alone carries it")
     verb.add_argument("--num-inference-steps", type=int, help="default: the policy's own")
     verb.add_argument(
-        "--answer-timeout", type=parsed(parse_duration_s), metavar="TIME", help="default: a chunk's length"
+        "--answer-timeout",
+        type=parsed(parse_duration_s),
+        metavar="TIME",
+        help="default: a chunk's length on premotor's wire, which tells the server; on the others a robot waits",
     )
     verb.add_argument("--network", choices=tuple(PROFILES), default="none", help="default %(default)s")
     verb.add_argument("--faults", metavar="FILE", help="a schedule in JSON, or `default`")
     verb.add_argument("--restart-command", default="", help="restarts the server, when the schedule says so")
     verb.add_argument("--swap-command", default="", help="promotes another revision, when the schedule says so")
     verb.add_argument("--processes", type=int, default=1, help="that the robots live in (default %(default)s)")
-    verb.add_argument("--pin", type=parsed(parse_cpus), default=(), metavar="CPU,CPU-CPU", help="of all of this run")
+    verb.add_argument(
+        "--pin",
+        type=parsed(parse_cpus),
+        metavar="CPU,CPU-CPU",
+        help="of all of this run, or none (default: the last quarter where there are more than two)",
+    )
     verb.add_argument("--seed", type=int, default=0, help="of phases, jitter, frames and losses")
     verb.add_argument("--lerobot-python", default="build/peers/lerobot/bin/python", help="default %(default)s")
     verb.add_argument("--triton-model", default="", help="the model's name in Triton")
-    verb.add_argument("--html", type=Path, metavar="FILE", help="also write one page with plots")
+    verb.add_argument("--html", type=writable_file, metavar="FILE", help="also write one page with plots")
 
 
 def run_fleet_command(arguments: argparse.Namespace, identity: dict[str, Any]) -> int:
@@ -68,6 +78,7 @@ def run_fleet_command(arguments: argparse.Namespace, identity: dict[str, Any]) -
         settings = _settings(arguments, description, identity)
         commands = FaultCommands(restart=arguments.restart_command, swap=arguments.swap_command)
         faults = _faults(arguments.faults, settings, commands)
+        check_cpus(settings.pin)
     except (ValueError, OSError) as error:
         raise FixRequestError(str(error)) from error
     print(f"{settings.num_robots} robots ask for {settings.duration_s:g} s", file=sys.stderr)
@@ -78,11 +89,13 @@ def run_fleet_command(arguments: argparse.Namespace, identity: dict[str, Any]) -
         return 1
     run.report["command"] = _command_line(arguments.address)
     print("\n".join(fleet_lines(run)))
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps(run.report, indent=2) + "\n")
+    write_json(arguments.json, run.report)
     if arguments.html is not None:
         write_html(run, arguments.html)
-    return 0 if run.report["valid"] and run.report["asserted"]["no_stale_action_played"] else 1
+    broken = broken_assertions(run.report)
+    for each in broken:
+        print(f"premotor.client: {each}", file=sys.stderr)
+    return 1 if broken else 0
 
 
 def parsed(parse: Callable[[str], _Value]) -> Callable[[str], _Value]:
@@ -98,12 +111,14 @@ def parsed(parse: Callable[[str], _Value]) -> Callable[[str], _Value]:
 
 
 def parse_cpus(text: str) -> tuple[int, ...]:
-    """`0,2-3` as numbers. Raises ValueError."""
+    """`0,2-3` as numbers; `none` is none of them. Raises ValueError."""
+    if text == "none":
+        return ()
     cpus: set[int] = set()
     for part in text.split(","):
         first, _, last = part.partition("-")
         if not first.isdigit() or not (last or first).isdigit():
-            raise ValueError(f"{text!r} came, expected CPUs such as 0,2-3")
+            raise ValueError(f"{text!r} came, expected CPUs such as 0,2-3, or none")
         cpus |= set(range(int(first), int(last or first) + 1))
     return tuple(sorted(cpus))
 
@@ -118,9 +133,12 @@ def fleet_lines(run: FleetRun) -> Iterable[str]:
             f"INVALID: this process could not keep its times ({lag}, at most "
             f"{report['most_scheduling_lag_p99_ms']:.0f} ms may be); nothing below says anything about the server"
         )
+    if not settings.pin:
+        yield "not pinned: the robots share this machine's CPUs with whatever else runs on it"
     yield (
         f"{settings.endpoint}  {settings.num_robots} robots at {settings.rate_hz:g} Hz  network {settings.network}  "
-        f"{fleet['num_chunks']} chunks of {fleet['num_questions']} questions, {fleet['chunks_per_s']:.1f} a second"
+        f"{fleet['offered_per_s']:.1f} questions a second, {fleet['chunks_per_s']:.1f} chunks; "
+        f"{fleet['num_answered']} of {fleet['num_questions']} questions answered"
     )
     most = f" of at most {100 * fleet['most_supplied_share']:.0f} %" if fleet["most_supplied_share"] < 1 else ""
     yield (
@@ -128,11 +146,18 @@ def fleet_lines(run: FleetRun) -> Iterable[str]:
         f"robots supplied {fleet['robots_supplied']} of {settings.num_robots}  "
         f"deadline misses {_percent(fleet['deadline_miss_share'])}"
     )
+    if fleet["supplied_share_looking_again"] != fleet["supplied_share"]:
+        yield (
+            f"  {_percent(fleet['supplied_share_looking_again'])} had robots looked again before they sent a question "
+            "that had waited"
+        )
     for name, span in (("latency", fleet["latency_ms"]), *fleet["latency_split_ms"].items(), ("lag", lag_ms)):
         if span is not None:
             yield f"{name:<12} p50 {span['p50']:8.2f}  p90 {span['p90']:8.2f}  p99 {span['p99']:8.2f}  ms"
     if fleet["chunk_age_ms"] is not None:
         yield f"{'chunk age':<12} p50 {fleet['chunk_age_ms']['p50']:8.2f}  p99 {fleet['chunk_age_ms']['p99']:24.2f}  ms"
+    if report["driver_pipe_ms"] is not None:
+        yield f"of each latency {report['driver_pipe_ms']:.2f} ms is the way to LeRobot's driver, measured empty"
     messages = {kind: text for robot in run.robots for kind, text in robot.log.messages.items()}
     for kind, count in sorted(fleet["failures"].items()):
         yield f"failed: {kind} {count}, such as: {messages[kind]}"
@@ -141,15 +166,20 @@ def fleet_lines(run: FleetRun) -> Iterable[str]:
         f"swaps seen {len(fleet['swaps_seen'])}  stale actions {report['asserted']['num_stale_actions']}"
     )
     for fault in report["faults"]:
-        recovery = fault["recovery_s"]
-        recovered = (
-            f"recovered after {recovery['median']:.2f} s, at most {recovery['max']:.2f}" if recovery else "no hold"
-        )
-        problem = f"  {fault['problem']}" if fault["problem"] else ""
         yield (
             f"{fault['kind']:<10} {fault['start_s']:6.1f} to {fault['end_s']:6.1f} s  "
-            f"{fault['robots_that_held']} robots held, {recovered}{problem}"
+            f"{fault['robots_that_held']} robots held, {_recovery(fault)}"
         )
+
+
+def _recovery(fault: dict[str, Any]) -> str:
+    """A fault that did not happen, or robots that never played again, leave no recovery to speak of."""
+    if fault["problem"]:
+        return f"NOT CARRIED OUT: {fault['problem']}"
+    if fault["robots_never_recovered"]:
+        return f"{fault['robots_never_recovered']} of them NEVER AGAIN PLAYED"
+    recovery = fault["recovery_s"]
+    return f"recovered after {recovery['median']:.2f} s, at most {recovery['max']:.2f}" if recovery else "no hold"
 
 
 def _description(arguments: argparse.Namespace, identity: dict[str, Any]) -> PolicyDescription:
@@ -177,14 +207,14 @@ def _settings(arguments: argparse.Namespace, description: PolicyDescription, ide
         jitter=arguments.jitter,
         duration_s=arguments.duration,
         settle_s=arguments.settle,
-        control_rate_hz=arguments.control_rate_hz or embodiment.control_rate_hz,
+        control_rate_hz=embodiment.control_rate_hz if arguments.control_rate_hz is None else arguments.control_rate_hz,
         timeout_s=arguments.answer_timeout,
         network=arguments.network,
         image_encoding=arguments.image_encoding,
         with_history=arguments.history == "on",
         num_inference_steps=arguments.num_inference_steps,
         processes=arguments.processes,
-        pin=arguments.pin,
+        pin=cpu_shares()[0] if arguments.pin is None else arguments.pin,
         seed=arguments.seed,
         lerobot_python=arguments.lerobot_python,
         triton_model=arguments.triton_model,

@@ -6,9 +6,9 @@ Owns the protocol between a simulated robot and a wire, and the names of failure
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from premotor.client.fleet.questions import Question
 # A fleet's robots come back one by one, soon.
 _BACK_OFF = BackOff(max_s=1.0)
 
+# Told how many bytes a request has as it goes out, whether or not an answer comes.
+Sent: TypeAlias = Callable[[int], None]
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Answer:
@@ -25,13 +28,13 @@ class Answer:
 
     `revision` is empty where the wire has no word for it. `server_s` holds those of decode, queue, inference and total
     that the server says, in seconds of its own clock. Bytes are those of messages, without what gRPC, HTTP, TCP and TLS
-    add. `received_s` is on the monotonic clock.
+    add. `received_s`, on the monotonic clock, is when `actions` was the array it is: on every wire what its client does
+    to an answer is part of the way.
     """
 
     actions: np.ndarray
     revision: str = ""
     server_s: Mapping[str, float] = field(default_factory=dict)
-    request_bytes: int
     response_bytes: int
     received_s: float
 
@@ -67,7 +70,7 @@ class Endpoint(Protocol):
         """Connects. Raises AskError, or MissingPeerError."""
         ...
 
-    async def ask(self, question: Question, *, timeout_s: float) -> Answer:
+    async def ask(self, question: Question, *, timeout_s: float, sent: Sent) -> Answer:
         """Raises AskError; FixRequestError for a question that no server of this policy could answer."""
         ...
 

@@ -1,7 +1,9 @@
 """From what robots noted to figures: per robot, and of the fleet.
 
 Owns what is counted and how. A figure that cannot be had, from a wire that does not tell or without an answer, is None,
-never 0.
+never 0. The window that counts begins after the settling time and ends with the run: of questions those meant to be
+asked in it, of chunks those that came in it, whenever they were asked for. What is still answered once nobody asks any
+more is no throughput.
 """
 
 from __future__ import annotations
@@ -13,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from premotor.client.fleet.endpoint import AskError
 from premotor.client.fleet.faults import FaultEvent
-from premotor.client.fleet.playback import Hold, Playback, play
+from premotor.client.fleet.playback import Hold, Playback, looking_again, play
 from premotor.client.fleet.robot import Ask, RobotLog
 from premotor.client.fleet.settings import FleetSettings
 
@@ -28,25 +31,42 @@ _AFTERMATH_S = 8.0
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RobotFigures:
-    """One robot's log, its counted questions and what its body would have played."""
+    """One robot's log, and of the window: its questions, the chunks that came and what its body would have played.
+
+    `playback_looking_again` is what it would have played had it looked again before it sent a question that had waited.
+    """
 
     log: RobotLog
     asks: tuple[Ask, ...]
+    came: tuple[Ask, ...]
     playback: Playback
+    playback_looking_again: Playback
 
 
 def robot_figures(settings: FleetSettings, log: RobotLog) -> RobotFigures:
-    """Counted is what was meant to be asked, and what was to be played, after the settling time."""
-    return RobotFigures(
-        log=log,
-        asks=tuple(ask for ask in log.asks if ask.intended_s >= settings.settle_s),
-        playback=play(
-            log.asks,
+    """Raises AskError for a chunk that no body of this kind could play."""
+    action_dim = settings.embodiment.action_dim
+    for ask in log.asks:
+        if ask.answer is not None and (ask.answer.actions.shape[1:] != (action_dim,) or not len(ask.answer.actions)):
+            shape = list(ask.answer.actions.shape)
+            raise AskError("ProtocolError", f"a chunk of shape {shape} came, expected [1 or more, {action_dim}]")
+
+    def played(asks: Sequence[Ask]) -> Playback:
+        return play(
+            asks,
             settings.embodiment.action,
             control_rate_hz=settings.control_rate_hz,
             first_s=settings.settle_s,
             end_s=settings.duration_s,
-        ),
+        )
+
+    playback = played(log.asks)
+    return RobotFigures(
+        log=log,
+        asks=tuple(ask for ask in log.asks if ask.intended_s >= settings.settle_s),
+        came=tuple(ask for ask in log.asks if _came_between(ask, settings.settle_s, settings.duration_s)),
+        playback=playback,
+        playback_looking_again=played(looking_again(log.asks)) if any(ask.waited for ask in log.asks) else playback,
     )
 
 
@@ -55,8 +75,10 @@ def fleet_figures(
 ) -> dict[str, Any]:
     """All of a run, ready for JSON."""
     asks = [ask for robot in robots for ask in robot.asks]
+    num_chunks = sum(len(robot.came) for robot in robots)
     counted_s = settings.duration_s - settings.settle_s
     shares = [robot.playback.supplied_share for robot in robots]
+    fault_figures = _fault_figures(faults, robots, settings.chunk_s)
     lag_ms = _percentiles_ms(ask.lag_s for ask in asks)
     most_lag_ms = 1e3 * MOST_LAG_SHARE * settings.period_s
     num_stale = sum(robot.playback.num_stale for robot in robots)
@@ -66,8 +88,10 @@ def fleet_figures(
         "most_scheduling_lag_p99_ms": most_lag_ms,
         "fleet": {
             **_question_figures(settings, asks),
-            "chunks_per_s": sum(ask.answer is not None for ask in asks) / counted_s,
-            **_playback_figures(settings, [robot.playback for robot in robots]),
+            "offered_per_s": len(asks) / counted_s,
+            "num_chunks": num_chunks,
+            "chunks_per_s": num_chunks / counted_s,
+            **_playback_figures(settings, robots),
             "most_supplied_share": settings.most_supplied_share,
             "robots_supplied": sum(share >= SUPPLIED_GOAL * settings.most_supplied_share for share in shares),
             "fairness": {
@@ -84,15 +108,43 @@ def fleet_figures(
             {
                 "robot": robot.log.robot,
                 **_question_figures(settings, robot.asks),
-                **_playback_figures(settings, [robot.playback]),
+                "num_chunks": len(robot.came),
+                **_playback_figures(settings, [robot]),
                 "num_reconnections": robot.log.num_reconnections,
                 "failure_messages": robot.log.messages,
             }
             for robot in robots
         ],
-        "faults": _fault_figures(faults, robots),
-        "asserted": {"no_stale_action_played": num_stale == 0, "num_stale_actions": num_stale},
+        "faults": fault_figures,
+        "asserted": {
+            "no_stale_action_played": num_stale == 0,
+            "num_stale_actions": num_stale,
+            "every_fault_was_carried_out": not any(fault["problem"] for fault in fault_figures),
+            "every_robot_recovered": not any(fault["robots_never_recovered"] for fault in fault_figures),
+        },
     }
+
+
+def broken_assertions(report: dict[str, Any]) -> list[str]:
+    """What makes a run a failed one, each for a person; `report` is that of `fleet_figures`."""
+    broken = []
+    if not report["valid"]:
+        broken.append("the robots' own process could not keep its times; nothing here says anything about the server")
+    if not report["asserted"]["no_stale_action_played"]:
+        broken.append(f"{report['asserted']['num_stale_actions']} stale actions were played")
+    for fault in report["faults"]:
+        if fault["problem"]:
+            broken.append(f"the {fault['kind']} at {fault['start_s']:.1f} s was not carried out: {fault['problem']}")
+        if fault["robots_never_recovered"]:
+            broken.append(
+                f"{fault['robots_never_recovered']} robots never recovered from the {fault['kind']} "
+                f"at {fault['start_s']:.1f} s"
+            )
+    return broken
+
+
+def _came_between(ask: Ask, first_s: float, end_s: float) -> bool:
+    return ask.answer is not None and ask.ended_s is not None and first_s <= ask.ended_s < end_s
 
 
 def _question_figures(settings: FleetSettings, asks: Sequence[Ask]) -> dict[str, Any]:
@@ -101,27 +153,31 @@ def _question_figures(settings: FleetSettings, asks: Sequence[Ask]) -> dict[str,
     misses = sum(ask.latency_s is None or ask.latency_s > settings.deadline_s for ask in asks)
     return {
         "num_questions": len(asks),
-        "num_chunks": len(answered),
+        "num_answered": len(answered),
         "num_never_sent": sum(ask.sent_s is None for ask in asks),
         "failures": dict(failures),
         "deadline_misses": misses,
         "deadline_miss_share": misses / len(asks) if asks else None,
         "latency_ms": _latency_ms(asks),
         "latency_split_ms": _split_ms(answered),
-        "request_bytes": sum(ask.answer.request_bytes for ask in answered if ask.answer is not None),
+        "request_bytes": sum(ask.request_bytes for ask in asks),
         "response_bytes": sum(ask.answer.response_bytes for ask in answered if ask.answer is not None),
     }
 
 
-def _playback_figures(settings: FleetSettings, playbacks: Sequence[Playback]) -> dict[str, Any]:
+def _playback_figures(settings: FleetSettings, robots: Sequence[RobotFigures]) -> dict[str, Any]:
+    playbacks = [robot.playback for robot in robots]
     num_steps = sum(playback.num_steps for playback in playbacks)
     num_supplied = sum(playback.num_supplied for playback in playbacks)
     ages = sum((playback.ages_steps for playback in playbacks), Counter[int]())
     hold_s = [hold.end_s - hold.start_s for playback in playbacks for hold in playback.holds]
+    num_looking_again = sum(robot.playback_looking_again.num_supplied for robot in robots)
     return {
         "num_control_steps": num_steps,
         "num_underruns": num_steps - num_supplied,
         "supplied_share": num_supplied / num_steps if num_steps else None,
+        # An upper bound for a wire that carries one question: see `play`.
+        "supplied_share_looking_again": num_looking_again / num_steps if num_steps else None,
         "num_holds": len(hold_s),
         "longest_hold_s": max(hold_s, default=0.0),
         "chunk_age_ms": _ages_ms(ages, settings.control_rate_hz),
@@ -165,24 +221,37 @@ def _swaps(robot: RobotFigures) -> list[dict[str, Any]]:
     return swaps
 
 
-def _fault_figures(faults: Sequence[FaultEvent], robots: Sequence[RobotFigures]) -> list[dict[str, Any]]:
+def _fault_figures(
+    faults: Sequence[FaultEvent], robots: Sequence[RobotFigures], chunk_s: float
+) -> list[dict[str, Any]]:
     """Who held because of each. A hold is the fault's that began last before it, unless that is long over."""
     held: list[list[list[Hold]]] = [[[] for _ in robots] for _ in faults]
     for number, robot in enumerate(robots):
         for hold in robot.playback.holds:
             began = [index for index, fault in enumerate(faults) if fault.start_s <= hold.start_s]
-            if began and hold.start_s < faults[began[-1]].end_s + _AFTERMATH_S:
+            if began and _is_of(faults[began[-1]], hold, chunk_s):
                 held[began[-1]][number].append(hold)
     return [_one_fault(fault, holds, robots) for fault, holds in zip(faults, held, strict=True)]
+
+
+def _is_of(fault: FaultEvent, hold: Hold, chunk_s: float) -> bool:
+    """A hold that the run's end cut short tells of a robot that did not recover when it was a long one, or began while
+    only a chunk from before the fault's end can have been played; else it is one of those that come and go."""
+    if not hold.is_over and hold.end_s - hold.start_s < chunk_s and hold.start_s > fault.end_s + chunk_s:
+        return False
+    return hold.start_s < fault.end_s + _AFTERMATH_S
 
 
 def _one_fault(fault: FaultEvent, holds: Sequence[Sequence[Hold]], robots: Sequence[RobotFigures]) -> dict[str, Any]:
     """`holds` are one list for each robot.
 
-    Recovery is from the fault's end to the end of a robot's last hold because of it; who did not hold needs none.
+    Recovery is from the fault's end to the end of a robot's last hold because of it. Who did not hold needs none, and
+    who still held when the run ended has none.
     """
-    recovery_s = [max(0.0, max(hold.end_s for hold in held) - fault.end_s) for held in holds if held]
-    recovered = [
+    held_at_all = [held for held in holds if held]
+    recovered = [held for held in held_at_all if all(hold.is_over for hold in held)]
+    recovery_s = [max(0.0, max(hold.end_s for hold in held) - fault.end_s) for held in recovered]
+    answered_again = [
         any(ask.answer is not None and (ask.ended_s or 0.0) > fault.end_s for ask in robot.asks) for robot in robots
     ]
     return {
@@ -190,8 +259,9 @@ def _one_fault(fault: FaultEvent, holds: Sequence[Sequence[Hold]], robots: Seque
         "start_s": fault.start_s,
         "end_s": fault.end_s,
         "problem": fault.problem,
-        "robots_that_held": len(recovery_s),
-        "robots_answered_again": sum(recovered),
+        "robots_that_held": len(held_at_all),
+        "robots_never_recovered": len(held_at_all) - len(recovered),
+        "robots_answered_again": sum(answered_again),
         "num_holds": sum(len(held) for held in holds),
         "longest_hold_s": max((hold.end_s - hold.start_s for held in holds for hold in held), default=0.0),
         "recovery_s": {"median": float(np.median(recovery_s)), "max": max(recovery_s)} if recovery_s else None,

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from premotor.client.fleet.figures import SUPPLIED_GOAL
+from premotor.client.fleet.figures import SUPPLIED_GOAL, broken_assertions
 from premotor.client.fleet.run import FleetRun
 from premotor.client.fleet.svg import Axis, Mark, Plot
 
@@ -81,14 +81,7 @@ def _what(run: FleetRun) -> str:
 
 
 def _verdict(report: dict[str, Any]) -> str:
-    problems = []
-    if not report["valid"]:
-        problems.append(
-            "INVALID: the robots' own process could not keep its times; nothing here says anything about the server."
-        )
-    if not report["asserted"]["no_stale_action_played"]:
-        problems.append(f"{report['asserted']['num_stale_actions']} stale actions were played.")
-    return "".join(f'<p class="verdict">{escape(problem)}</p>' for problem in problems)
+    return "".join(f'<p class="verdict">{escape(problem)}</p>' for problem in broken_assertions(report))
 
 
 def _tiles(run: FleetRun) -> str:
@@ -102,7 +95,7 @@ def _tiles(run: FleetRun) -> str:
         (f"{fleet['robots_supplied']} of {run.settings.num_robots}", f"robots with {_percent(SUPPLIED_GOAL)} of that"),
         (_ms(latency, "p50"), "latency p50"),
         (_ms(latency, "p99"), "latency p99"),
-        (f"{fleet['chunks_per_s']:.1f}", "chunks a second"),
+        (f"{fleet['chunks_per_s']:.1f}", f"chunks a second, of {fleet['offered_per_s']:.1f} asked for"),
         (_percent(fleet["deadline_miss_share"]), "deadlines missed"),
         (str(sum(fleet["failures"].values())), "questions failed"),
         (_ms(lag_ms, "p99"), "own scheduling lag p99"),
@@ -217,6 +210,7 @@ def _faults(report: dict[str, Any]) -> str:
             "-" if fault["recovery_s"] is None else f"{fault['recovery_s']['median']:.2f}",
             "-" if fault["recovery_s"] is None else f"{fault['recovery_s']['max']:.2f}",
             fault["robots_answered_again"],
+            fault["robots_never_recovered"],
             fault["problem"] or "-",
         )
         for fault in report["faults"]
@@ -230,6 +224,7 @@ def _faults(report: dict[str, Any]) -> str:
         "recovery median s",
         "most s",
         "answered again",
+        "never recovered",
         "problem",
     )
     return f"<h2>Faults</h2>{_table(heads, rows)}"
@@ -271,7 +266,8 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 def _conditions(report: dict[str, Any]) -> str:
     conditions = {name: report[name] for name in ("settings", "machine", "versions")}
-    return f"{report.get('command', '')}\n{json.dumps(conditions, indent=1)}"
+    pinned = "" if report["pinned"] else "not pinned: the robots share their machine's CPUs\n"
+    return f"{pinned}{report.get('command', '')}\n{json.dumps(conditions, indent=1)}"
 
 
 def _answered(run: FleetRun) -> np.ndarray:

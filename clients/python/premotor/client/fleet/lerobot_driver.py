@@ -39,9 +39,17 @@ class Robot:
         await self._stub.Ready(self._messages.Empty(), timeout=timeout_s, wait_for_ready=True)
 
     async def ask(
-        self, images: Mapping[str, np.ndarray], state: Sequence[float], instruction: str, timeout_s: float
-    ) -> tuple[np.ndarray, dict[str, Any]]:
-        """float32 [num_actions, action_dim], and what is told of the exchange. Raises grpc.RpcError, RuntimeError."""
+        self,
+        images: Mapping[str, np.ndarray],
+        state: Sequence[float],
+        instruction: str,
+        timeout_s: float,
+        told: dict[str, Any],
+    ) -> np.ndarray:
+        """float32 [num_actions, action_dim]. `told` gets what is known of the exchange, as it goes on.
+
+        Raises grpc.RpcError, RuntimeError.
+        """
         from lerobot.async_inference.helpers import TimedObservation  # pyright: ignore[reportMissingImports]
         from lerobot.transport.utils import (  # pyright: ignore[reportMissingImports]
             bytes_to_python_object,
@@ -56,14 +64,16 @@ class Robot:
             TimedObservation(timestamp=time.time(), timestep=self._timestep, observation=observation, must_go=True)
         )
         pieces = send_bytes_in_chunks(sent, self._messages.Observation, silent=True)
+        told["request_bytes"] = len(sent)
         deadline_s = time.monotonic() + timeout_s
         await self._stub.SendObservations(iter(pieces), timeout=timeout_s)
         reply = await self._stub.GetActions(self._messages.Empty(), timeout=deadline_s - time.monotonic())
         if not reply.data:
             raise RuntimeError("the server had no actions")
-        actions = np.stack([timed.get_action().numpy() for timed in bytes_to_python_object(reply.data)])
-        told = {"received_s": time.monotonic(), "request_bytes": len(sent), "response_bytes": len(reply.data)}
-        return np.ascontiguousarray(actions, np.float32), told
+        stacked = np.stack([timed.get_action().numpy() for timed in bytes_to_python_object(reply.data)])
+        actions = np.ascontiguousarray(stacked, np.float32)
+        told |= {"received_s": time.monotonic(), "response_bytes": len(reply.data), "shape": actions.shape}
+        return actions
 
     async def close(self) -> None:
         await self._channel.close()
@@ -102,15 +112,15 @@ class Driver:
         try:
             if header["verb"] == "view":
                 self._views.append(_images(header["cameras"], data))
+            elif header["verb"] == "empty":
+                answer["received_s"] = time.monotonic()
             elif header["verb"] == "open":
                 robot = self._robots[header["robot"]] = Robot(header["address"])
                 await robot.open(header["timeout_s"])
             else:
                 robot = self._robots[header["robot"]]
-                actions, told = await robot.ask(
-                    self._views[header["view"]], header["state"], header["instruction"], header["timeout_s"]
-                )
-                answer |= {**told, "shape": actions.shape}
+                view = self._views[header["view"]]
+                actions = await robot.ask(view, header["state"], header["instruction"], header["timeout_s"], answer)
                 content = actions.tobytes()
         except grpc.RpcError as error:
             answer |= {"kind": error.code().name, "problem": error.details() or ""}

@@ -1,13 +1,15 @@
 """What a figure was measured on and with. No host names: a figure is about a kind of machine.
 
-Owns the description, this process's CPUs, and the CPU time of another process's tree. /proc is read where there is one.
+Owns the description, which CPUs are whose, and the CPU time of another process's tree. /proc is read where there is
+one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -39,17 +41,42 @@ def describe_versions() -> dict[str, str]:
     return versions
 
 
-def pin(cpus: Sequence[int]) -> None:
-    """Keeps this process, and what it starts, on these CPUs. Raises ValueError where that cannot be."""
-    if not cpus:
-        return
-    set_affinity = getattr(os, "sched_setaffinity", None)
-    if set_affinity is None:
+def cpu_shares(cpus: Sequence[int] | None = None) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The CPUs of robots, a quarter of all, and of servers, the others: how they are parted unless one says otherwise.
+
+    Of `cpus`, or of those that this process may have. Both are empty where there are not more than two, or where a
+    process cannot be kept on some.
+    """
+    found = sorted(_affinity() if cpus is None else cpus)
+    if len(found) <= 2 or getattr(os, "sched_setaffinity", None) is None:
+        return (), ()
+    count = max(1, len(found) // 4)
+    return tuple(found[-count:]), tuple(found[:-count])
+
+
+def check_cpus(cpus: Sequence[int]) -> None:
+    """Raises ValueError for CPUs that this process may not have."""
+    if cpus and getattr(os, "sched_setaffinity", None) is None:
         raise ValueError("this system cannot pin a process to CPUs")
+    if not set(cpus) <= _affinity():
+        raise ValueError(f"CPUs {list(cpus)} came, this process may have {sorted(_affinity())}")
+
+
+def pin(cpus: Sequence[int]) -> None:
+    """Keeps this process, and what it starts, on these CPUs; none leaves it to the system."""
+    if cpus:
+        os.sched_setaffinity(0, cpus)
+
+
+@contextlib.contextmanager
+def pinned(cpus: Sequence[int]) -> Iterator[None]:
+    """What is started inside keeps these CPUs; this process has its own again afterwards."""
+    before = tuple(_affinity()) if cpus else ()
+    pin(cpus)
     try:
-        set_affinity(0, cpus)
-    except OSError as error:
-        raise ValueError(f"CPUs {list(cpus)} cannot be had: {error.strerror}") from None
+        yield
+    finally:
+        pin(before)
 
 
 def tree_cpu_s(pid: int) -> float | None:

@@ -27,6 +27,14 @@ _MOST_BYTES = 64 * 1024 * 1024
 _TAIL_BYTES = 800
 
 
+class ProgramError(AskError):
+    """The program's own word for a failure; `told` is all that came with it."""
+
+    def __init__(self, kind: str, message: str, told: Mapping[str, Any] | None = None) -> None:
+        super().__init__(kind, message)
+        self.told = told or {}
+
+
 class PipeProgram:
     """`start` it, give it the frames of all questions as views, then `call` it."""
 
@@ -65,7 +73,7 @@ class PipeProgram:
         )
 
     async def call(self, header: Mapping[str, Any], data: bytes, *, timeout_s: float) -> tuple[dict[str, Any], bytes]:
-        """The program's answer. Raises AskError for a failure, its own included."""
+        """The program's answer. Raises ProgramError for a failure that it tells of, AskError for any other."""
         process = self._process
         assert process is not None and process.stdin is not None
         number = str(next(self._ids))
@@ -80,7 +88,7 @@ class PipeProgram:
         finally:
             self._waiting.pop(number, None)
         if "problem" in told:
-            raise AskError(told["kind"], told["problem"])
+            raise ProgramError(told["kind"], told["problem"], told)
         return told, content
 
     @property

@@ -15,7 +15,7 @@ from typing import Any
 from premotor.client.fleet.endpoint import AskError
 from premotor.client.fleet.robot import RobotLog
 from premotor.client.fleet.settings import FleetSettings
-from premotor.client.fleet.worker import IN_TURN_TIMEOUT_S, InTurn, OpenLoop, Order, WorkerTask, work
+from premotor.client.fleet.worker import IN_TURN_TIMEOUT_S, InTurn, OpenLoop, Order, Ready, WorkerTask, work
 
 # From an order to its first question: every process has read it by then.
 START_DELAY_S = 0.3
@@ -32,6 +32,8 @@ class FleetProcesses:
         self._settings = settings
         self._addresses = addresses
         self._processes: list[tuple[SpawnProcess, Connection]] = []
+        # Until a question is in the hands of the driver that asks in a robot's place; None where there is none.
+        self.driver_pipe_s: float | None = None
 
     async def __aenter__(self) -> FleetProcesses:
         """Raises what connecting did: AskError, MissingPeerError."""
@@ -52,7 +54,10 @@ class FleetProcesses:
                 theirs.close()
                 self._processes.append((process, ours))
             timeout_s = _READY_TIMEOUT_S + settings.open_timeout_s
-            await asyncio.gather(*(_receive(ours, timeout_s) for _, ours in self._processes))
+            ready: list[Ready] = await asyncio.gather(*(_receive(ours, timeout_s) for _, ours in self._processes))
+            self.driver_pipe_s = max(
+                (each.driver_pipe_s for each in ready if each.driver_pipe_s is not None), default=None
+            )
         except BaseException:
             await self._end()
             raise

@@ -24,9 +24,10 @@ _CLOSE_TIMEOUT_S = 5.0
 class Ask:
     """One question of one robot; stamps in seconds after the run's start.
 
-    `intended_s` is when the robot meant to ask and latency is counted from; `woke_s` when this process got to it;
-    `sent_s` when it went out, which is later when the wire could carry no more. `answer` is None where `failure` says
-    why. A question that never went out, because a newer one took its place, has neither and `sent_s` None.
+    `intended_s` is when the robot looked and meant to ask: latency and a chunk's age are counted from it, wherever the
+    question waited. `woke_s` is when this process got to it, `sent_s` when it went out, which is later when the wire
+    could carry no more. `answer` is None where `failure` says why. A question that never went out, because a newer one
+    took its place, has neither and `sent_s` None.
     """
 
     intended_s: float
@@ -35,6 +36,8 @@ class Ask:
     waited: bool = False
     sent_s: float | None = None
     answer: Answer | None = None
+    # Handed to the wire, whether or not an answer came.
+    request_bytes: int = 0
     # When the answer, or the failure, was there.
     ended_s: float | None = None
     failure: str = ""
@@ -51,7 +54,7 @@ class Ask:
 
 @dataclass(kw_only=True, eq=False)
 class RobotLog:
-    """What one robot did, in the order of its questions."""
+    """What one robot did. In an open loop `asks[number]` is its question of that number."""
 
     robot: int
     asks: list[Ask] = field(default_factory=list)
@@ -129,9 +132,13 @@ class Robot:
 
     async def _ask(self, ask: Ask, number: int) -> None:
         question = self._questions.question(self.log.robot, number)
+
+        def sent(num_bytes: int) -> None:
+            ask.request_bytes = num_bytes
+
         ask.sent_s = self._now_s()
         try:
-            answer = await self._endpoint.ask(question, timeout_s=self._timeout_s)
+            answer = await self._endpoint.ask(question, timeout_s=self._timeout_s, sent=sent)
         except AskError as error:
             ask.ended_s, ask.failure = self._now_s(), error.kind
             self.log.messages.setdefault(error.kind, str(error))

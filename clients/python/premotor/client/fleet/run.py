@@ -14,7 +14,7 @@ from typing import Any
 
 from premotor.client.fleet.faults import Fault, FaultCommands, FaultEvent, carry_out
 from premotor.client.fleet.figures import RobotFigures, fleet_figures, robot_figures
-from premotor.client.fleet.machine import describe_machine, describe_versions, pin
+from premotor.client.fleet.machine import check_cpus, describe_machine, describe_versions, pinned
 from premotor.client.fleet.network import NONE, PROFILES
 from premotor.client.fleet.processes import START_DELAY_S, FleetProcesses
 from premotor.client.fleet.proxy import ShapingProxy
@@ -32,10 +32,21 @@ class FleetRun:
     report: dict[str, Any]
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Asked:
+    """What became of the run, before it is counted."""
+
+    logs: list[RobotLog]
+    events: tuple[FaultEvent, ...]
+    driver_pipe_s: float | None
+
+
 def run_fleet(settings: FleetSettings, faults: Sequence[Fault] = (), commands: FaultCommands | None = None) -> FleetRun:
-    """Raises AskError when a robot could not connect, MissingPeerError, FixRequestError, ValueError."""
-    pin(settings.pin)
-    return asyncio.run(_run(settings, faults, commands or FaultCommands()))
+    """Raises AskError when a robot could not connect or got what it could not play, MissingPeerError, FixRequestError;
+    ValueError for CPUs that this process may not have."""
+    check_cpus(settings.pin)
+    with pinned(settings.pin):
+        return asyncio.run(_run(settings, faults, commands or FaultCommands()))
 
 
 async def _run(settings: FleetSettings, faults: Sequence[Fault], commands: FaultCommands) -> FleetRun:
@@ -46,20 +57,22 @@ async def _run(settings: FleetSettings, faults: Sequence[Fault], commands: Fault
         if settings.network != NONE.name or faults:
             proxy = ShapingProxy(PROFILES[settings.network], seed=settings.seed)
             addresses = tuple([await proxy.listen(address) for address in settings.addresses])
-        logs, events = await _ask(settings, addresses, faults, proxy, commands)
+        asked = await _ask(settings, addresses, faults, proxy, commands)
     finally:
         if proxy is not None:
             await proxy.close()
-    robots = tuple(robot_figures(settings, log) for log in logs)
+    robots = tuple(robot_figures(settings, log) for log in asked.logs)
     report = {
         "settings": _settings_figures(settings),
         "faults_asked_for": [asdict(fault) for fault in faults],
         "in_flight": IN_FLIGHT[settings.endpoint],
         "began": began.isoformat(timespec="seconds"),
         "machine": describe_machine(),
+        "pinned": bool(settings.pin),
         "versions": describe_versions(),
         "proxy_bytes": {"up": proxy.up_bytes, "down": proxy.down_bytes} if proxy is not None else None,
-        **fleet_figures(settings, robots, events),
+        "driver_pipe_ms": None if asked.driver_pipe_s is None else 1e3 * asked.driver_pipe_s,
+        **fleet_figures(settings, robots, asked.events),
     }
     return FleetRun(settings=settings, robots=robots, report=report)
 
@@ -70,7 +83,7 @@ async def _ask(
     faults: Sequence[Fault],
     proxy: ShapingProxy | None,
     commands: FaultCommands,
-) -> tuple[list[RobotLog], tuple[FaultEvent, ...]]:
+) -> _Asked:
     async with FleetProcesses(settings, addresses) as processes:
         start_s = time.monotonic() + START_DELAY_S
         breaking = (
@@ -83,7 +96,7 @@ async def _ask(
             if breaking is not None:
                 breaking.cancel()
                 await asyncio.gather(breaking, return_exceptions=True)
-    return logs, events
+        return _Asked(logs=logs, events=events, driver_pipe_s=processes.driver_pipe_s)
 
 
 def _settings_figures(settings: FleetSettings) -> dict[str, Any]:

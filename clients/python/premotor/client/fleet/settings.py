@@ -17,14 +17,22 @@ from premotor.client.images import IMAGE_ENCODINGS, ImageEncoding
 
 EndpointKind = Literal["premotor", "premotor-unary", "openpi", "lerobot", "triton"]
 ENDPOINT_KINDS: tuple[EndpointKind, ...] = get_args(EndpointKind)
-# What each wire can carry at once, and how a robot that means to ask more is treated.
+# What each wire can carry at once, how a robot that means to ask more is treated, and when it gives up.
 IN_FLIGHT = {
-    "premotor": "32 on the robot's stream; a newer question supersedes one that waits at the gateway",
-    "premotor-unary": "32 calls; a newer question supersedes one that waits at the gateway",
-    "openpi": "1, for answers have no ids; the newest question waits for its turn, older ones are dropped unsent",
-    "lerobot": "1, for the server answers whoever asks; the newest question waits, older ones are dropped unsent",
-    "triton": "32, each on a connection of its own; nothing supersedes anything",
+    "premotor": "32 on the robot's stream; a newer question supersedes one that waits at the gateway, which knows "
+    "when an answer would be too late",
+    "premotor-unary": "32 calls; a newer question supersedes one that waits at the gateway, which knows when an answer "
+    "would be too late",
+    "openpi": "1, for answers have no ids; the newest question waits for its turn, older ones are dropped unsent; "
+    "what is out is waited for",
+    "lerobot": "1, for the server answers whoever asks; the newest question waits, older ones are dropped unsent; "
+    "what is out is waited for",
+    "triton": "32, each on a connection of its own; nothing supersedes anything; what is out is waited for",
 }
+# Wires that carry a deadline. On the others giving up would save the server nothing: their own clients wait.
+_TELLS_THE_DEADLINE: tuple[EndpointKind, ...] = ("premotor", "premotor-unary")
+# For an answer that may come late, so that a server that is gone does not hold a run for ever.
+PATIENCE_S = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +54,8 @@ class FleetSettings:
     duration_s: float = 60.0
     settle_s: float = 2.0
     control_rate_hz: float = 50.0
-    # None takes how long a chunk lasts: an answer that takes longer holds no action that could still be played.
+    # None takes how long a chunk lasts where the wire tells the server so: a later answer holds no action that could
+    # still be played. Elsewhere a robot waits, and a late answer is a missed deadline.
     timeout_s: float | None = None
     open_timeout_s: float = 20.0
     network: str = "none"
@@ -108,7 +117,9 @@ class FleetSettings:
 
     @property
     def answer_timeout_s(self) -> float:
-        return self.chunk_s if self.timeout_s is None else self.timeout_s
+        if self.timeout_s is not None:
+            return self.timeout_s
+        return self.chunk_s if self.endpoint in _TELLS_THE_DEADLINE else max(PATIENCE_S, self.chunk_s)
 
     @property
     def deadline_s(self) -> float:

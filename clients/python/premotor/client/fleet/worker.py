@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 from typing import TypeAlias
 
 from premotor.client.fleet.endpoint import Endpoint
-from premotor.client.fleet.endpoints.lerobot import LerobotEndpoint, lerobot_driver
+from premotor.client.fleet.endpoints.lerobot import LerobotEndpoint, empty_pipe_s, lerobot_driver
 from premotor.client.fleet.endpoints.openpi import OpenpiEndpoint
 from premotor.client.fleet.endpoints.premotor import PremotorTarget, StreamEndpoint, UnaryEndpoint
 from premotor.client.fleet.endpoints.triton import TritonEndpoint
@@ -44,6 +44,13 @@ class WorkerTask:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Ready:
+    """All robots are connected. `driver_pipe_s` is what the way to the driver costs that asks in their place."""
+
+    driver_pipe_s: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class OpenLoop:
     """Ask as `settings` say, its first `num_robots` robots, from `start_s` on the monotonic clock, which all processes
     of a machine share."""
@@ -65,7 +72,7 @@ Order: TypeAlias = OpenLoop | InTurn
 def work(task: WorkerTask, connection: Connection) -> None:
     """The whole life of a process: connects, says so, obeys orders until the other end closes.
 
-    What it sends is None when it is ready, then for each order a list of RobotLog; or the exception that ended it.
+    What it sends is Ready, then for each order a list of RobotLog; or the exception that ended it.
     """
     try:
         pin(task.settings.pin)
@@ -78,8 +85,9 @@ def work(task: WorkerTask, connection: Connection) -> None:
 
 async def _obey(task: WorkerTask, connection: Connection) -> None:
     questions = make_questions(task.settings)
-    async with _endpoints(task.settings, questions, task.robots, task.addresses) as opened:
-        connection.send(None)
+    async with _endpoints(task.settings, questions, task.robots, task.addresses) as (opened, driver):
+        driver_pipe_s = None if driver is None else await empty_pipe_s(driver, questions.question(0, 0))
+        connection.send(Ready(driver_pipe_s=driver_pipe_s))
         while True:
             order = await asyncio.to_thread(connection.recv)
             # A collection in the middle of a run would make robots late.
@@ -114,8 +122,8 @@ def make_questions(settings: FleetSettings) -> Questions:
 @contextlib.asynccontextmanager
 async def _endpoints(
     settings: FleetSettings, questions: Questions, robots: Sequence[int], addresses: Sequence[str]
-) -> AsyncIterator[dict[int, Endpoint]]:
-    """Open connections by robot; closed at the end."""
+) -> AsyncIterator[tuple[dict[int, Endpoint], PipeProgram | None]]:
+    """Open connections by robot, and the driver behind them where there is one; closed at the end."""
     async with contextlib.AsyncExitStack() as stack:
         driver = None
         if settings.endpoint == "lerobot":
@@ -132,7 +140,7 @@ async def _endpoints(
                 await endpoint.open(timeout_s=settings.open_timeout_s)
 
         await asyncio.gather(*(open_one(endpoint) for endpoint in made.values()))
-        yield made
+        yield made, driver
 
 
 async def _run_open_loop(order: OpenLoop, questions: Questions, number: int, endpoint: Endpoint) -> RobotLog:

@@ -8,26 +8,35 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from premotor.client.fleet.endpoint import MissingPeerError
+from premotor.client.fleet.machine import pinned
 
 START_TIMEOUT_S = 240.0
 _STOP_TIMEOUT_S = 30.0
 _TAIL_BYTES = 1500
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class RunningServer:
     """`ready` is what it said of itself."""
 
-    pid: int
+    process: asyncio.subprocess.Process = field(repr=False)
     ready: dict[str, Any]
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def end(self) -> str:
+        """How its process ended; empty while it runs."""
+        return "" if self.process.returncode is None else f"its server ended with {self.process.returncode}"
 
 
 @contextlib.asynccontextmanager
@@ -35,7 +44,7 @@ async def running(command: Sequence[str], *, source: Path, cpus: Sequence[int]) 
     """`source` is the folder it runs in. Raises MissingPeerError when it does not start, with what it said last."""
     with tempfile.TemporaryFile() as log:
         try:
-            with _kept_on(cpus):
+            with pinned(cpus):
                 process = await asyncio.create_subprocess_exec(
                     *command, cwd=source, stdout=asyncio.subprocess.PIPE, stderr=log
                 )
@@ -49,7 +58,7 @@ async def running(command: Sequence[str], *, source: Path, cpus: Sequence[int]) 
                 log.seek(0)
                 tail = log.read()[-_TAIL_BYTES:].decode(errors="replace")
                 raise MissingPeerError(f"{' '.join(command[:3])} did not start ({error}): {tail}") from None
-            yield RunningServer(pid=process.pid, ready=ready)
+            yield RunningServer(process=process, ready=ready)
         finally:
             await _stop(process)
 
@@ -83,17 +92,3 @@ async def _stop(process: asyncio.subprocess.Process) -> None:
     except asyncio.TimeoutError:
         process.kill()
         await process.wait()
-
-
-@contextlib.contextmanager
-def _kept_on(cpus: Sequence[int]) -> Iterator[None]:
-    """What is started inside inherits these CPUs; this process has its own again afterwards."""
-    if not cpus:
-        yield
-        return
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, cpus)
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)

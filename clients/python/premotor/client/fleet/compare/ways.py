@@ -1,15 +1,16 @@
 """The ways to the same model, all running at once and asked in turns.
 
-Owns starting them and the ones that are missing. Does not own rounds (rounds.py).
+Owns starting them, asking them, and which of them are missing or have failed. Does not own rounds (rounds.py).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,17 +18,21 @@ from typing import Any
 import numpy as np
 
 from premotor.client.description import PolicyDescription
+from premotor.client.errors import FixRequestError, PolicyError
 from premotor.client.fleet.compare.servers import RunningServer, run_command, running
-from premotor.client.fleet.compare.settings import POLICY, SERVED_WAYS, CompareSettings
+from premotor.client.fleet.compare.settings import POLICY, SERVED_WAYS, CompareSettings, Way
 from premotor.client.fleet.endpoint import AskError, MissingPeerError
-from premotor.client.fleet.machine import tree_cpu_s
+from premotor.client.fleet.machine import pinned, tree_cpu_s
 from premotor.client.fleet.pipe import PipeProgram
-from premotor.client.fleet.processes import FleetProcesses
+from premotor.client.fleet.processes import START_DELAY_S, FleetProcesses
 from premotor.client.fleet.questions import Questions, with_frames
 from premotor.client.fleet.robot import RobotLog
 from premotor.client.fleet.settings import EndpointKind, FleetSettings
 from premotor.client.fleet.worker import IN_TURN_TIMEOUT_S, OpenLoop, make_questions
 from premotor.client.sync_client import PolicyClient
+
+# Of a block, uncounted.
+SETTLE_S = 1.0
 
 
 @dataclass(kw_only=True, eq=False)
@@ -45,24 +50,35 @@ class BareWay:
     def __init__(self, program: PipeProgram, questions: Questions) -> None:
         self._program = program
         self._questions = questions
+        self._chunks: dict[tuple[int, int], np.ndarray] = {}
 
-    async def ask_in_turn(self, numbers: tuple[int, ...]) -> Turn:
+    async def ask_in_turn(self, numbers: Sequence[int]) -> Turn:
         turn = Turn()
         before_s = tree_cpu_s(self._program.pid)
         for number in numbers:
-            question = self._questions.question(0, number)
-            header = {
-                "verb": "ask",
-                "view": question.view,
-                "state": [float(value) for value in question.state],
-                "instruction": question.instruction,
-                "seed": question.seed,
-            }
-            told, content = await self._program.call(header, b"", timeout_s=IN_TURN_TIMEOUT_S)
-            turn.latencies_s.append(told["seconds"])
-            turn.chunks.append(np.frombuffer(content, "<f4").reshape(told["shape"]))
+            seconds, chunk = await self._ask(0, number)
+            turn.latencies_s.append(seconds)
+            turn.chunks.append(chunk)
         turn.cpu_s = _spent_s(before_s, tree_cpu_s(self._program.pid))
         return turn
+
+    async def chunk(self, robot: int, number: int) -> np.ndarray:
+        """What the model says to a question of a fleet's robot: one forward for it alone, kept for the next round."""
+        if (robot, number) not in self._chunks:
+            _, self._chunks[robot, number] = await self._ask(robot, number)
+        return self._chunks[robot, number]
+
+    async def _ask(self, robot: int, number: int) -> tuple[float, np.ndarray]:
+        question = self._questions.question(robot, number)
+        header = {
+            "verb": "ask",
+            "view": question.view,
+            "state": [float(value) for value in question.state],
+            "instruction": question.instruction,
+            "seed": question.seed,
+        }
+        told, content = await self._program.call(header, b"", timeout_s=IN_TURN_TIMEOUT_S)
+        return told["seconds"], np.frombuffer(content, "<f4").reshape(told["shape"])
 
 
 class ServedWay:
@@ -73,10 +89,20 @@ class ServedWay:
         self._robots = robots
         self.settings = settings
 
-    async def ask_in_turn(self, numbers: tuple[int, ...]) -> Turn:
+    @property
+    def end(self) -> str:
+        """How its server ended; empty while it runs."""
+        return self._server.end
+
+    @property
+    def driver_pipe_s(self) -> float | None:
+        """Until a question is with the driver that asks in a robot's place; None where robots ask themselves."""
+        return self._robots.driver_pipe_s
+
+    async def ask_in_turn(self, numbers: Sequence[int]) -> Turn:
         """Raises AskError when one failed: what is compared must have answered."""
         before_s = tree_cpu_s(self._server.pid)
-        log = await self._robots.run_in_turn(numbers)
+        log = await self._robots.run_in_turn(tuple(numbers))
         turn = Turn(cpu_s=_spent_s(before_s, tree_cpu_s(self._server.pid)))
         for ask in log.asks:
             if ask.answer is None or ask.latency_s is None:
@@ -85,27 +111,52 @@ class ServedWay:
             turn.chunks.append(ask.answer.actions)
         return turn
 
-    async def ask_openly(self, settings: FleetSettings, start_delay_s: float) -> tuple[list[RobotLog], float | None]:
-        """One block of a fleet, and the server's CPU seconds for it."""
-        before_s = tree_cpu_s(self._server.pid)
-        start_s = time.monotonic() + start_delay_s
-        logs = await self._robots.run(OpenLoop(settings=settings, start_s=start_s))
-        return logs, _spent_s(before_s, tree_cpu_s(self._server.pid))
+    async def ask_openly(self, settings: FleetSettings) -> tuple[list[RobotLog], float | None]:
+        """One block of a fleet, and the server's CPU seconds in the window whose chunks are counted."""
+        start_s = time.monotonic() + START_DELAY_S
+        window_s = (start_s + settings.settle_s, start_s + settings.duration_s)
+        spending = asyncio.create_task(_spent_between(self._server.pid, *window_s))
+        try:
+            logs = await self._robots.run(OpenLoop(settings=settings, start_s=start_s))
+            return logs, await spending
+        finally:
+            spending.cancel()
+            await asyncio.gather(spending, return_exceptions=True)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Ways:
-    """What runs, what does not and why, and what is asked."""
+    """What runs, what does not and why, and what is asked.
+
+    `served` loses what fails on the way, which `failed` then has the reason of: the others go on.
+    """
 
     description: PolicyDescription
     bare: BareWay
     served: dict[EndpointKind, ServedWay]
     missing: dict[str, str]
+    failed: dict[str, str] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def failing_alone(self, way: EndpointKind) -> Iterator[None]:
+        """What goes wrong inside is this way's failure; so is a server that has ended."""
+        try:
+            yield
+            if end := self.served[way].end:
+                raise AskError("ServerEnded", end)
+        except (AskError, PolicyError) as error:
+            del self.served[way]
+            self.failed[way] = f"{type(error).__name__}: {error}" if isinstance(error, PolicyError) else str(error)
+            print(f"failed: {way}: {self.failed[way]}", file=sys.stderr)
 
 
 @contextlib.asynccontextmanager
 async def running_ways(settings: CompareSettings) -> AsyncIterator[Ways]:
-    """Raises MissingPeerError when our own service or the bare forward does not start; peers are listed as missing."""
+    """Peers that do not start are listed as missing.
+
+    Raises MissingPeerError when our own service or the bare forward does not start, FixRequestError for a body or
+    frames that the policy has not.
+    """
     async with contextlib.AsyncExitStack() as stack:
         checkpoint = settings.checkpoint.resolve()
         if settings.size:
@@ -117,10 +168,12 @@ async def running_ways(settings: CompareSettings) -> AsyncIterator[Ways]:
         )
         description = await asyncio.to_thread(_describe, service.ready["grpc"])
         asked = _asked(settings, description)
-        program = PipeProgram(_frames_aside(settings, "bare", checkpoint, asked), remedy="run `make setup`")
+        program = PipeProgram(_peer_command(settings, "bare", checkpoint), remedy="run `make setup`")
         stack.push_async_callback(program.close)
         questions = make_questions(asked)
-        await program.start(questions.views)
+        # Where the servers are: it is what they are measured by.
+        with pinned(settings.server_cpus):
+            await program.start(questions.views)
         served: dict[EndpointKind, ServedWay] = {}
         missing: dict[str, str] = {}
         for way in SERVED_WAYS:
@@ -129,7 +182,7 @@ async def running_ways(settings: CompareSettings) -> AsyncIterator[Ways]:
             try:
                 server = service
                 if not way.startswith("premotor"):
-                    command = _frames_aside(settings, way, checkpoint, asked)
+                    command = _peer_command(settings, way, checkpoint)
                     server = await stack.enter_async_context(
                         running(command, source=settings.source, cpus=settings.server_cpus)
                     )
@@ -143,20 +196,24 @@ async def running_ways(settings: CompareSettings) -> AsyncIterator[Ways]:
 
 
 def _asked(settings: CompareSettings, description: PolicyDescription) -> FleetSettings:
-    """What every way is asked: the same questions, without history and with one seed, as every wire can carry them."""
+    """What every way is asked: the same questions, without history and with one seed, as every wire can carry them.
+
+    How often is only known once the bare forward has been timed (load.py). Raises FixRequestError.
+    """
     embodiment = description.embodiment(settings.embodiment)
     if settings.cameras is not None:
-        embodiment = with_frames(embodiment, *settings.cameras)
+        try:
+            embodiment = with_frames(embodiment, *settings.cameras)
+        except ValueError as error:
+            raise FixRequestError(str(error), field="cameras") from error
     return FleetSettings(
         endpoint="premotor",
         addresses=("",),
         description=description,
         embodiment=embodiment,
         num_robots=settings.most_robots,
-        rate_hz=settings.rate_hz,
-        duration_s=settings.block_s + 1.0,
-        settle_s=1.0,
-        control_rate_hz=settings.control_rate_hz or description.action_horizon * settings.rate_hz / 2,
+        duration_s=SETTLE_S + settings.block_s,
+        settle_s=SETTLE_S,
         with_history=False,
         policy_seed=0,
         pin=settings.client_cpus,
@@ -173,14 +230,22 @@ def _way_settings(
     return replace(asked, endpoint=way, addresses=tuple(ready["addresses"]), triton_model=ready.get("model", ""))
 
 
-def _frames_aside(settings: CompareSettings, way: Any, checkpoint: Path, asked: FleetSettings) -> tuple[str, ...]:
-    camera = asked.embodiment.cameras[0]
-    return settings.peer_command(way, checkpoint, camera.height, camera.width)
+def _peer_command(settings: CompareSettings, way: Way, checkpoint: Path) -> tuple[str, ...]:
+    _, height, width = settings.cameras or (0, 0, 0)
+    return settings.peer_command(way, checkpoint, height, width)
 
 
 def _describe(address: str) -> PolicyDescription:
     with PolicyClient(address) as client:
         return client.get_policy(POLICY)
+
+
+async def _spent_between(pid: int, first_s: float, end_s: float) -> float | None:
+    """CPU seconds of a tree of processes between two moments of the monotonic clock."""
+    await asyncio.sleep(first_s - time.monotonic())
+    before_s = await asyncio.to_thread(tree_cpu_s, pid)
+    await asyncio.sleep(end_s - time.monotonic())
+    return _spent_s(before_s, await asyncio.to_thread(tree_cpu_s, pid))
 
 
 def _spent_s(before_s: float | None, after_s: float | None) -> float | None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from premotor.client.fleet.endpoint import Answer, AskError, MissingPeerError, Reconnection
+from premotor.client.fleet.endpoint import Answer, AskError, MissingPeerError, Reconnection, Sent
 from premotor.client.fleet.questions import Question
 
 _NUMBER_KINDS = "biuf"
@@ -22,8 +22,9 @@ _HEADROOM_BYTES = 64 * 1024 * 1024
 
 
 class OpenpiEndpoint:
-    """One websocket. The protocol has no request ids: a late answer would be taken for the next one's, so a connection
-    on which a question timed out is given up."""
+    """One websocket. openpi's own client waits for an answer however long it takes, and so does a robot here unless it
+    is told when to give up. The protocol has no request ids: a late answer would be taken for the next one's, so a
+    connection on which a question timed out is given up."""
 
     max_in_flight = 1
 
@@ -41,15 +42,15 @@ class OpenpiEndpoint:
         _require_extra()
         await self._connect(timeout_s)
 
-    async def ask(self, question: Question, *, timeout_s: float) -> Answer:
+    async def ask(self, question: Question, *, timeout_s: float, sent: Sent) -> Answer:
         deadline_s = time.monotonic() + timeout_s
         if self._connection is None:
             if not self._reconnection.may_try(time.monotonic()):
                 raise AskError("Disconnected", "the connection was lost a moment ago")
             await self._connect(timeout_s)
         frame = pack_observation(question)
+        sent(len(frame))
         reply = await self._exchange(frame, deadline_s - time.monotonic())
-        received_s = time.monotonic()
         if isinstance(reply, str):
             # An error, a traceback with the stock server, after which it closes.
             await self._lose()
@@ -58,11 +59,12 @@ class OpenpiEndpoint:
         message = unpack(reply)
         if not isinstance(message, dict) or not isinstance(message.get("actions"), np.ndarray):
             raise AskError("ProtocolError", "an answer without actions came")
+        actions = np.array(message["actions"], np.float32)
+        received_s = time.monotonic()
         return Answer(
-            actions=np.array(message["actions"], np.float32),
+            actions=actions,
             revision=str(message.get("revision", "")),
             server_s=_server_s(message),
-            request_bytes=len(frame),
             response_bytes=len(reply),
             received_s=received_s,
         )

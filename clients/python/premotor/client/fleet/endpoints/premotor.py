@@ -19,7 +19,7 @@ from premotor.client.channel import CHANNEL_OPTIONS
 from premotor.client.chunks import build_request, read_response
 from premotor.client.description import PolicyDescription
 from premotor.client.errors import FixRequestError, PolicyError, error_from_call, error_from_details
-from premotor.client.fleet.endpoint import Answer, AskError, Reconnection
+from premotor.client.fleet.endpoint import Answer, AskError, Reconnection, Sent
 from premotor.client.fleet.questions import Question
 from premotor.client.identity import Metadata, TlsOptions
 from premotor.client.images import ImageEncoding
@@ -62,20 +62,23 @@ class UnaryEndpoint:
         self._channel = _channel(self._target)
         await _ready(self._channel, self._target, timeout_s)
 
-    async def ask(self, question: Question, *, timeout_s: float) -> Answer:
+    async def ask(self, question: Question, *, timeout_s: float, sent: Sent) -> Answer:
         assert self._channel is not None
         request = _request(self._target, question)
         stub = policy_pb2_grpc.PolicyServiceStub(self._channel)
         started_s = time.monotonic()
         try:
             response = await stub.PredictChunk(request, timeout=timeout_s, metadata=self._target.metadata)
+            # gRPC has its own back-off: a call is always tried.
+            self._reconnection.found()
+            return _answer(self._target, request, response, started_s)
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.UNAVAILABLE:
                 self._reconnection.lost(time.monotonic())
             raise _failure(error_from_call(error)) from None
-        # gRPC has its own back-off: a call is always tried.
-        self._reconnection.found()
-        return _answer(self._target, request, response, started_s)
+        finally:
+            # Counting serialises the message once more, and so comes last.
+            sent(request.ByteSize())
 
     async def close(self) -> None:
         if self._channel is not None:
@@ -101,18 +104,21 @@ class StreamEndpoint:
         self._channel = _channel(self._target)
         await _ready(self._channel, self._target, timeout_s)
 
-    async def ask(self, question: Question, *, timeout_s: float) -> Answer:
+    async def ask(self, question: Question, *, timeout_s: float, sent: Sent) -> Answer:
         request = _request(self._target, question)
         stream = await self._opened()
         started_s = time.monotonic()
         try:
             response = await stream.ask(request, timeout_s)
+            self._reconnection.found()
+            return _answer(self._target, request, response, started_s)
         except asyncio.TimeoutError:
             raise AskError("DeadlineExceededError", f"no answer within {timeout_s:g} s") from None
         except PolicyError as error:
             raise _failure(error) from None
-        self._reconnection.found()
-        return _answer(self._target, request, response, started_s)
+        finally:
+            # Counting serialises the message once more, and so comes last.
+            sent(request.ByteSize())
 
     async def close(self) -> None:
         if self._stream is not None:
@@ -231,11 +237,12 @@ def _answer(
     response: policy_pb2.PredictChunkResponse,
     started_s: float,
 ) -> Answer:
-    received_s = time.monotonic()
+    round_trip_s = time.monotonic() - started_s
     try:
-        chunk = read_response(request, response, description=target.description, round_trip_s=received_s - started_s)
+        chunk = read_response(request, response, description=target.description, round_trip_s=round_trip_s)
     except PolicyError as error:
         raise _failure(error) from None
+    received_s = time.monotonic()
     timing = chunk.timing
     server_s: Mapping[str, float] = {
         "decode": timing.decode_s,
@@ -247,7 +254,6 @@ def _answer(
         actions=chunk.actions,
         revision=chunk.revision,
         server_s=server_s,
-        request_bytes=request.ByteSize(),
         response_bytes=response.ByteSize(),
         received_s=received_s,
     )

@@ -16,7 +16,7 @@ from collections import deque
 import numpy as np
 
 from premotor.client.description import Embodiment
-from premotor.client.fleet.endpoint import Answer, AskError, Reconnection
+from premotor.client.fleet.endpoint import Answer, AskError, Reconnection, Sent
 from premotor.client.fleet.questions import Question
 
 _JSON_LENGTH = "inference-header-content-length"
@@ -58,8 +58,9 @@ class TritonEndpoint:
         except (OSError, asyncio.TimeoutError) as error:
             raise AskError("UNAVAILABLE", f"{self._address}: {type(error).__name__}") from None
 
-    async def ask(self, question: Question, *, timeout_s: float) -> Answer:
+    async def ask(self, question: Question, *, timeout_s: float, sent: Sent) -> Answer:
         content = self._content(question)
+        sent(len(content))
         try:
             connection, content_of_answer, header_bytes = await asyncio.wait_for(self._exchange(content), timeout_s)
         except asyncio.TimeoutError:
@@ -67,15 +68,14 @@ class TritonEndpoint:
         except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, ValueError) as error:
             self._reconnection.lost(time.monotonic())
             raise AskError("RetryableError", f"{type(error).__name__}: {error}") from None
-        received_s = time.monotonic()
         self._idle.append(connection)
         self._reconnection.found()
         actions, inference_s = _read(content_of_answer, header_bytes)
+        received_s = time.monotonic()
         return Answer(
             actions=actions,
             revision=self._model,
             server_s={"inference": inference_s},
-            request_bytes=len(content),
             response_bytes=len(content_of_answer),
             received_s=received_s,
         )
