@@ -89,7 +89,7 @@ def test_the_schema_digest_ignores_revision_and_variant_and_sees_everything_else
 def test_the_shipped_policy_is_to_its_robots_what_it_was():
     """Says no more than that: a retrained checkpoint keeps the digest, one for other bodies or chunks gets another."""
     description = read_revision(SHIPPED, policy="tabletop").description
-    assert description.schema_digest == "183b021aceaea57aa41494de7b29d0da301db7e108425ab2df9b784060507bdc"
+    assert description.schema_digest == "4d5e9f5baf7905324ecb3d492839a0ca047bd2fcaf1f3798b314bd3b7e8a7432"
 
 
 def test_a_step_limit_is_published_and_changes_what_a_robot_relies_on(checkpoint):
