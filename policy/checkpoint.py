@@ -161,12 +161,16 @@ def verify_files(directory: Path) -> dict[str, Any]:
 
 
 def load_probe(directory: Path) -> Probe:
-    """The recorded requests and the chunks they must give (fp32, CPU)."""
+    """The recorded requests, at least one, and the chunks they must give (fp32, CPU). Raises CheckpointError."""
     try:
-        with np.load(directory / "probe.npz", allow_pickle=False) as arrays:
-            return [_probe(arrays, index) for index in range(int(arrays["num_requests"]))]
-    except (OSError, KeyError, ValueError) as error:
-        raise CheckpointError(f"probe.npz cannot be read: {error}") from None
+        # Opened here, for numpy leaves what is no archive open.
+        with (directory / "probe.npz").open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            probe = [_probe(arrays, index) for index in range(int(arrays["num_requests"]))]
+    except Exception as error:  # zipfile, zlib, tokenize and numpy each have errors of their own for damaged bytes
+        raise CheckpointError(f"probe.npz cannot be read: {error!r}") from None
+    if not probe:
+        raise CheckpointError("probe.npz holds no case, expected at least one")
+    return probe
 
 
 def _probe(arrays: Mapping[str, np.ndarray], index: int) -> tuple[ChunkRequest, Tensor]:

@@ -6,6 +6,7 @@ directory: safetensors alone, no code that comes with a model. Trains nothing (t
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -116,6 +117,12 @@ class FrozenEyes(nn.Module):
         self.register_buffer("image_std", std, persistent=False)
         self.eval()
 
+        self._at_another_size: dict[str, bool] = {}
+        own = getattr(getattr(model, "config", None), "image_size", settings.image_size)
+        if own != settings.image_size and "interpolate_pos_encoding" in inspect.signature(model.forward).parameters:
+            # DINO's models do so unasked, and know no such argument.
+            self._at_another_size = {"interpolate_pos_encoding": True}
+
     @property
     def width(self) -> int:
         return self.settings.width
@@ -141,7 +148,7 @@ class FrozenEyes(nn.Module):
     def _ask_transformers(self, frames: Tensor) -> Tensor:
         dtype = next(self.model.parameters()).dtype
         pixels = (frames.movedim(-1, -3).float() / 255 - self.image_mean) / self.image_std
-        tokens = self.model(pixel_values=pixels.to(dtype)).last_hidden_state
+        tokens = self.model(pixel_values=pixels.to(dtype), **self._at_another_size).last_hidden_state
         # Class and register tokens, where a model has them, come first.
         if tokens.ndim != 3 or tokens.shape[1] < self.num_tokens or tokens.shape[2] != self.width:
             raise ValueError(

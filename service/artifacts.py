@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,8 @@ _BLOCK_BYTES = 4 * 1024 * 1024
 class ArtifactLimits:
     max_files: int = 1000
     max_bytes: int = 64 * 1024**3
+    # Between one part of a file and the next. How long all of it takes is the network's business.
+    read_timeout_s: float = 60.0
     # What fsspec may be asked for. Local files come from the store alone.
     schemes: tuple[str, ...] = ("https", "http", "s3", "gs", "az", "abfs", "hf")
 
@@ -38,19 +41,36 @@ class ArtifactLimits:
 class ArtifactStore:
     """Blocking: hashing and downloading take seconds to minutes."""
 
-    def __init__(self, *, root: Path | None, cache: Path, limits: ArtifactLimits | None = None) -> None:
-        """`root` None means that nothing can be registered by directory; `cache` takes downloads."""
+    def __init__(
+        self, *, root: Path | None, cache: Path, kept: Path | None = None, limits: ArtifactLimits | None = None
+    ) -> None:
+        """`root` None means that nothing can be registered by directory; `cache` takes downloads.
+
+        `kept` is a file that keeps what the operator named from one start to the next; None keeps nothing.
+        """
         self._root = Path(os.path.realpath(root)) if root else None
-        self._cache = cache
+        self._cache, self._kept = cache, kept
         self._limits = limits or ArtifactLimits()
-        # What the operator named at start, outside of the root: trusted, for this process only.
-        self._named: dict[str, Path] = {}
+        # What the operator named on the command line, outside of the root: now, or at an earlier start.
+        self._named = _read_kept(kept) if kept is not None else set()
 
     def name(self, directory: Path) -> str:
         """A location for a directory that the operator gave on the command line."""
-        location = str(Path(os.path.realpath(directory)))
-        self._named[location] = Path(location)
+        location = os.path.realpath(directory)
+        self._named.add(location)
         return location
+
+    @property
+    def named(self) -> tuple[Path, ...]:
+        return tuple(map(Path, sorted(self._named)))
+
+    def keep(self, locations: Collection[str]) -> None:
+        """Of what was named, these are in use: the next start knows them without being told, and no others."""
+        self._named &= {*locations}
+        if self._kept is not None:
+            staging = self._kept.with_suffix(".new")
+            staging.write_text(json.dumps(sorted(self._named)))
+            staging.replace(self._kept)
 
     def open(self, policy: str, location: str, *, revision: str = "", manifest_sha256: str = "") -> Revision:
         """The checkpoint at a location, read and checked; its digest must be the one given, if one is.
@@ -61,7 +81,7 @@ class ArtifactStore:
         if _is_url(location):
             directory = self._fetched(location, wanted)
         else:
-            directory = self._named.get(location) or self._inside_root(location)
+            directory = Path(location) if location in self._named else self._inside_root(location)
         found = read_revision(directory, policy=policy)
         if wanted and not manifest_digest(found).startswith(wanted):
             raise RevisionError(f"the checkpoint is revision {found.revision}, expected {wanted[:REVISION_HEX_DIGITS]}")
@@ -73,11 +93,15 @@ class ArtifactStore:
             self._inside_root(location)
 
     def _inside_root(self, location: str) -> Path:
-        if self._root is None:
-            raise RevisionError("the service has no store, expected --store DIR for checkpoints named by directory")
         path = PurePosixPath(location)
+        named = f", or this one named by --policy NAME={location}" if path.is_absolute() else ""
+        if self._root is None:
+            raise RevisionError(
+                f"location is {location!r} and the service has no store, expected --store DIR for checkpoints named by "
+                f"directory{named}"
+            )
         if not location or path.is_absolute() or ".." in path.parts or "\\" in location or "\0" in location:
-            raise RevisionError(f"location is {location!r}, expected a plain path inside the store")
+            raise RevisionError(f"location is {location!r}, expected a plain path inside the store{named}")
         directory = Path(os.path.realpath(self._root / location))
         if not directory.is_relative_to(self._root) or directory == self._root:
             raise RevisionError(f"location is {location!r}, which leaves the store")
@@ -110,9 +134,15 @@ class ArtifactStore:
                     raise
         return target
 
+    def downloads(self) -> frozenset[str]:
+        """The revisions that were fetched and are still here."""
+        if not self._cache.is_dir():
+            return frozenset()
+        return frozenset(path.name for path in self._cache.iterdir() if _is_revision(path.name))
+
     def forget(self, revision: str) -> None:
         """Frees the download of a revision, if there is one."""
-        if len(revision) == REVISION_HEX_DIGITS and all(digit in "0123456789abcdef" for digit in revision):
+        if _is_revision(revision):
             shutil.rmtree(self._cache / revision, ignore_errors=True)
 
 
@@ -121,8 +151,7 @@ class _Download:
 
     def __init__(self, url: str, directory: Path, limits: ArtifactLimits) -> None:
         self._url, self._directory, self._limits = url.rstrip("/"), directory, limits
-        # A plain web server knows no ranges: its files are streamed.
-        self._options: dict[str, Any] = {"block_size": 0} if urlsplit(url).scheme in ("http", "https") else {}
+        self._options = _web_options(limits) if urlsplit(url).scheme in ("http", "https") else {}
 
     def run(self) -> str:
         """The sha256 of the manifest."""
@@ -140,13 +169,15 @@ class _Download:
         try:
             files: dict[str, Any] = json.loads(manifest)["files"]
             listed = {name: int(entry["num_bytes"]) for name, entry in files.items()}
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (ValueError, OverflowError, KeyError, TypeError, AttributeError, RecursionError):
             raise RevisionError(f"{self._url}: {_MANIFEST} lists no files as a checkpoint's does") from None
         for name in listed:
             path = PurePosixPath(name)
             if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or path.as_posix() != name:
                 raise RevisionError(f"{self._url}: {_MANIFEST} lists {name!r}, expected a plain path")
-        if len(listed) > self._limits.max_files or not 0 <= sum(listed.values()) <= self._limits.max_bytes:
+        if any(num_bytes < 0 for num_bytes in listed.values()):
+            raise RevisionError(f"{self._url}: {_MANIFEST} lists a file of less than no bytes")
+        if len(listed) > self._limits.max_files or sum(listed.values()) > self._limits.max_bytes:
             raise RevisionError(
                 f"{self._url} has {len(listed)} files of {sum(listed.values())} bytes, expected at most "
                 f"{self._limits.max_files} of {self._limits.max_bytes}"
@@ -181,3 +212,29 @@ def manifest_digest(revision: Revision) -> str:
 
 def _is_url(location: str) -> bool:
     return "://" in location
+
+
+def _is_revision(name: str) -> bool:
+    return len(name) == REVISION_HEX_DIGITS and all(digit in "0123456789abcdef" for digit in name)
+
+
+def _web_options(limits: ArtifactLimits) -> dict[str, Any]:
+    from aiohttp import ClientTimeout  # fsspec's own, and as slow to import
+
+    # Left alone it gives a file five minutes, however well it comes.
+    timeout = ClientTimeout(total=None, connect=limits.read_timeout_s, sock_read=limits.read_timeout_s)
+    # A plain web server knows no ranges: its files are streamed.
+    return {"block_size": 0, "client_kwargs": {"timeout": timeout}}
+
+
+def _read_kept(path: Path) -> set[str]:
+    """What an earlier start kept. Raises RevisionError for a file of somebody else."""
+    try:
+        kept = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return set()
+    except ValueError:
+        kept = None
+    if not (isinstance(kept, list) and all(isinstance(location, str) for location in kept)):
+        raise RevisionError(f"{path} is not what the service keeps there: remove it and name what it served")
+    return set(kept)

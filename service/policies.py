@@ -53,6 +53,8 @@ class ServedPolicies:
         self.episodes = episodes or EpisodeTable()
         self._is_known = policies is not None
         self._policies: dict[str, ServedPolicy] = {}
+        self._ending: Mapping[str, Mapping[str, Revision]] = {}
+        self._loaded: frozenset[tuple[str, str]] = frozenset()
         self._waiting: frozenset[str] = frozenset()
         self._unpromoted: frozenset[str] = frozenset()
         self._num_requests: Counter[tuple[str, str]] = Counter()
@@ -79,12 +81,14 @@ class ServedPolicies:
         self,
         policies: Mapping[str, ServedPolicy],
         *,
+        ending: Mapping[str, Mapping[str, Revision]] | None = None,
         waiting: Collection[str] = (),
         unpromoted: Collection[str] = (),
     ) -> None:
         """Episodes in progress stay on their revision for as long as it can answer.
 
-        `waiting` should answer and cannot yet; nobody expects an answer of `unpromoted`.
+        `ending` has the revisions on which episodes in progress of a retired policy go on, and none begins. `waiting`
+        should answer and cannot yet; nobody expects an answer of `unpromoted`.
         """
         for name, policy in policies.items():
             if not name:
@@ -96,6 +100,14 @@ class ServedPolicies:
                         f"listed under {name!r}"
                     )
         self._policies = {name: policies[name] for name in sorted(policies)}
+        self._ending = ending or {}
+        answering = {name: policy.revisions for name, policy in policies.items()}
+        self._loaded = frozenset(
+            (name, revision)
+            for held in (answering, self._ending)
+            for name, all_of in held.items()
+            for revision in all_of
+        )
         self._waiting = frozenset(waiting)
         self._unpromoted = frozenset(unpromoted)
         self._is_known = True
@@ -123,6 +135,11 @@ class ServedPolicies:
         """All policies that should answer, also those of which nothing can yet; sorted."""
         return tuple(sorted({*self._policies, *self._waiting}))
 
+    @property
+    def loaded(self) -> frozenset[tuple[str, str]]:
+        """Policy and revision of all that can answer here, be it only for episodes in progress."""
+        return self._loaded
+
     def revisions(self, policy: str) -> tuple[Revision, ...]:
         """All revisions of a policy that can answer, the stable one first. Raises UnknownPolicyError."""
         served = self._served(policy)
@@ -145,8 +162,11 @@ class ServedPolicies:
 
         Raises UnknownPolicyError, and NotReadyError where it would have to begin and none may.
         """
-        served = self._served(episode.policy)
         revision = self.episodes.revision(episode)
+        if revision is not None and (ending := self._ending.get(episode.policy, {}).get(revision)) is not None:
+            self.episodes.hold(episode, revision)
+            return ending
+        served = self._served(episode.policy)
         if revision is None or revision not in served.revisions:
             if not self.begins_episodes:
                 raise NotReadyError(

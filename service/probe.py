@@ -48,10 +48,11 @@ class ProbeCase:
 def read_probe(revision: Revision) -> tuple[ProbeCase, ...]:
     """Every recorded case, at least one. Raises RevisionError when probe.npz does not hold what it must."""
     try:
-        with np.load(revision.directory / "probe.npz", allow_pickle=False) as arrays:
+        # Opened here, for numpy leaves what is no archive open.
+        with (revision.directory / "probe.npz").open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             cases = tuple(_read_case(arrays, index, revision) for index in range(int(arrays["num_requests"])))
-    except (OSError, KeyError, ValueError, IndexError) as error:
-        raise RevisionError(f"probe.npz cannot be read: {error}") from None
+    except Exception as error:  # zipfile, zlib, tokenize and numpy each have errors of their own for damaged bytes
+        raise RevisionError(f"probe.npz cannot be read: {error!r}") from None
     if not cases:
         raise RevisionError("probe.npz holds no case, expected at least one")
     return cases

@@ -34,9 +34,16 @@ from service.processes.stopping import stops_on_signals, unless
 from service.processes.supervision import FurtherGateways, check_nobody_listens, check_ports_can_be_shared
 from service.registry import Operation, Registry, RegistryUnavailableError, open_database
 from service.revision import RevisionError
-from service.rollout import Fence, FollowerSettings, LeaseSettings, LoadingBackend
+from service.rollout import (
+    Fence,
+    FollowerSettings,
+    LeaseSettings,
+    LoadingBackend,
+    LoadingSettings,
+    RolloutSettings,
+)
 from service.rollout.tending import SERVICE_ACTOR
-from service.triton.backend import TritonBackend
+from service.triton.backend import SupervisionSettings, TritonBackend
 from service.triton.installation import find_installation
 from service.triton.server import ExternalTriton, TritonProcess, TritonProcessSettings, TritonServer
 
@@ -71,6 +78,8 @@ class ServeConfig:
     # Without either, robots use our names.
     openpi_port: int | None = None
     openpi_map: ObservationMap | None = None
+    # Whom its robots ask that do not say; empty for the map's, or else the one that served first.
+    openpi_policy: str = ""
     # host:port of the HTTP and the gRPC service of a tritonserver that somebody else runs, and its model repository as
     # seen from here.
     triton_address: str | None = None
@@ -85,13 +94,22 @@ class ServeConfig:
     otlp_http_url: str = ""
     # Requests in flight get this long to end after SIGTERM.
     drain_s: float = 10.0
+    # A revision gets this long to be ready on every gateway, and episodes in progress this long to end on one that
+    # drains.
+    load_timeout_s: float = 300.0
+    drain_timeout_s: float = 600.0
 
     @property
     def gateways(self) -> int:
         """Processes that answer robots, all on one port."""
         return self.model.num_gateways
 
+    @property
+    def rollout(self) -> RolloutSettings:
+        return RolloutSettings(load_timeout_s=self.load_timeout_s, drain_timeout_s=self.drain_timeout_s)
+
     def __post_init__(self) -> None:
+        _ = self.rollout  # which refuses times that are none
         if not (self.policies or self.registry or self.state):
             raise ValueError("no policy to serve: name one with --policy, or a --registry or --state that has some")
         triton = (self.triton_address, self.triton_control_address, self.triton_repository)
@@ -101,6 +119,8 @@ class ServeConfig:
         check_exposure([self.host], tls=self.tls is not None, tokens=True, insecure_listen=self.insecure_listen)
         if self.openpi_map is not None and self.openpi_port is None:
             raise ValueError("an observation map came without a port for openpi's robots")
+        if self.openpi_policy and self.openpi_port is None:
+            raise ValueError("a policy of openpi's robots came without a port for them")
         if self.otlp_http_url and (self.tracing is None or self.backend != "triton" or self.triton_address is not None):
             raise ValueError("Triton's part of traces needs those of the gateway, and a Triton that is started here")
         if self.gateways > 1:
@@ -130,12 +150,12 @@ class Service:
         """Returns what it announces once every revision that serves has passed its probe.
 
         Raises RevisionError, TritonNotFoundError, TritonStartError, BackendError, RegistryUnavailableError,
-        ObservationMapError, ExposedError, FurtherGatewayError or OSError; `stop` must follow.
+        ExposedError, FurtherGatewayError or OSError; `stop` must follow.
         """
         config = self._config
         state = config.state or Path(self._scratch.enter_context(TemporaryDirectory(prefix="premotor-state-")))
         state.mkdir(parents=True, exist_ok=True)
-        artifacts = ArtifactStore(root=config.store, cache=_cache(state))
+        artifacts = ArtifactStore(root=config.store, cache=_cache(state), kept=state / "named-directories.json")
         # Before anything listens: a checkpoint that is none is the operator's mistake.
         named = [(name, artifacts.name(directory)) for name, directory in config.policies]
         for name, location in named:
@@ -143,7 +163,7 @@ class Service:
         database = await asyncio.to_thread(open_database, _registry_url(config, state))
         self._registry = Registry(database)
         tokens = await self._tokens(self._registry)
-        self._backend, triton = _backend(config)
+        self._backend, triton = _backend(config, scratch=None if config.state else state)
         several = config.gateways > 1
         if several:
             for port in (config.port, config.openpi_port or 0):
@@ -156,14 +176,17 @@ class Service:
             artifacts=artifacts,
             model=config.model,
             follower_settings=FollowerSettings(
-                memory_budget_bytes=config.memory_budget_bytes, lease=LeaseSettings(fence=config.fence)
+                loading=LoadingSettings(memory_budget_bytes=config.memory_budget_bytes),
+                lease=LeaseSettings(fence=config.fence),
             ),
+            rollout_settings=config.rollout,
             own_process=config.backend == "triton",
             loads=True,
             listening=Listening(
                 host=config.host, port=config.port, openpi_port=config.openpi_port, shares_ports=several
             ),
             observation_map=config.openpi_map,
+            openpi_policy=config.openpi_policy,
             tls=self._tls,
             tracing=config.tracing,
         )
@@ -173,7 +196,7 @@ class Service:
         if listening.openpi_port is not None:
             endpoints["openpi"] = f"{'wss' if config.tls else 'ws'}://{config.host}:{listening.openpi_port}"
         if several and triton is not None:
-            make_config = partial(self._further_config, listening, triton, state)
+            make_config = partial(self._further_config, listening, triton, state, artifacts)
             self._further = FurtherGateways(
                 config.gateways - 1, make_config, left=self._gateway_left, model_dead=self._model_dead
             )
@@ -184,6 +207,7 @@ class Service:
             fleet=FleetParts(registry=self._registry, follower=process.follower, rollout=process.rollout),
             credentials=process.credentials,
             recent=process.gateway.recent,
+            outcomes=process.gateway.outcomes,
             triton_metrics=_triton_metrics(self._backend),
             further_metrics=self._further.metrics if self._further is not None else None,
             listen_host=config.host,
@@ -194,8 +218,10 @@ class Service:
         await self._backend.start()
         await process.follow()
         await self._introduce(named)
-        await process.follower.settled()
-        process.check_map()
+        missing = await self._settled(process, artifacts)
+        refusing = process.openpi_faults()
+        for policy, fault in refusing.items():
+            _logger.error("openpi's robots are refused", extra={"fields": {"policy": policy, "error": fault}})
         if self._further is not None:
             await self._further.start()
         if config.backend == "triton":  # in process there are models among it, which are swapped
@@ -206,10 +232,39 @@ class Service:
             "admin": f"{'https' if config.tls else 'http'}://{config.host}:{self._admin.port}",
             "backend": config.backend,
             "policies": {name: process.policies.serving(name).revision for name in process.policies},
+            # Those that should be served and are not, each with why; they are tried again.
+            **({"missing": missing} if missing else {}),
+            # Those whose observation map does not fit what is served, each with why; robots of gRPC are answered.
+            **({"openpi_refused": refusing} if refusing else {}),
         }
 
+    async def _settled(self, process: GatewayProcess, artifacts: ArtifactStore) -> dict[str, str]:
+        """What should be served and is not, and why. Raises RevisionError where that is all that should be."""
+        assert self._registry is not None
+        policies = (await asyncio.to_thread(self._registry.fleet)).policies.values()
+        records = [record for policy in policies for record in policy.revisions.values()]
+        artifacts.keep({record.location for record in records})
+        # One is loaded after another.
+        num_wanted = sum(record.state.wanted for record in records)
+        await process.follower.settled(timeout_s=self._config.load_timeout_s * max(1, num_wanted))
+        missing = {
+            policy: error or f"not ready within {self._config.load_timeout_s:g} s"
+            for policy, error in process.follower.missing().items()
+        }
+        if missing and len(missing) == sum(policy.route is not None for policy in policies):
+            raise RevisionError("; ".join(f"policy {policy!r}: {error}" for policy, error in missing.items()))
+        for policy, error in missing.items():
+            _logger.error("policy is not served", extra={"fields": {"policy": policy, "error": error}})
+        return missing
+
     def _further_config(
-        self, listening: Listening, triton: TritonServer, state: Path, process: int, gateway_id: str
+        self,
+        listening: Listening,
+        triton: TritonServer,
+        state: Path,
+        artifacts: ArtifactStore,
+        process: int,
+        gateway_id: str,
     ) -> FurtherGatewayConfig:
         config = self._config
         return FurtherGatewayConfig(
@@ -219,18 +274,22 @@ class Service:
             port=listening.port,
             openpi_port=listening.openpi_port,
             observation_map=config.openpi_map,
+            openpi_policy=config.openpi_policy,
             registry=_registry_url(config, state),
             cache=_cache(state),
             store=config.store,
-            named=tuple(directory for _, directory in config.policies),
+            named=artifacts.named,
             fence=config.fence,
             model=config.model,
             triton_address=triton.address,
             triton_control_address=triton.control_address,
             triton_repository=triton.repository,
+            triton_owner=triton.owner,
             tls=config.tls.files if config.tls is not None else None,
             otlp_endpoint=config.tracing.endpoint if config.tracing is not None else "",
             drain_s=config.drain_s,
+            load_timeout_s=config.load_timeout_s,
+            drain_timeout_s=config.drain_timeout_s,
             log_level=logging.getLogger().getEffectiveLevel(),
         )
 
@@ -321,8 +380,8 @@ def _registry_url(config: ServeConfig, state: Path) -> str:
     return config.registry or f"sqlite:///{state}/registry.db"
 
 
-def _backend(config: ServeConfig) -> tuple[LoadingBackend, TritonServer | None]:
-    """The backend, and the Triton below it if there is one."""
+def _backend(config: ServeConfig, *, scratch: Path | None) -> tuple[LoadingBackend, TritonServer | None]:
+    """The backend, and the Triton below it if there is one. `scratch` is of no use once this process has ended."""
     if config.backend == "local":
         os.environ |= openmp_environment(config.model.threads)
         from service.local import LocalBackend  # torch in this process only when the model is
@@ -334,8 +393,8 @@ def _backend(config: ServeConfig) -> tuple[LoadingBackend, TritonServer | None]:
         triton = ExternalTriton(address, control, repository)
     else:
         settings = TritonProcessSettings(threads=config.model.threads, otlp_http_url=config.otlp_http_url)
-        triton = TritonProcess(find_installation(), settings)
-    return TritonBackend(triton, config.model), triton
+        triton = TritonProcess(find_installation(), settings, state=scratch)
+    return TritonBackend(triton, config.model, SupervisionSettings(load_timeout_s=config.load_timeout_s)), triton
 
 
 def _triton_metrics(backend: LoadingBackend) -> Callable[[], Awaitable[bytes]] | None:

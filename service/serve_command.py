@@ -62,6 +62,13 @@ def add_serve_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -
         metavar="FILE",
         help="JSON: which of its robots' keys is which input of which policy; without it they use this service's names",
     )
+    verb.add_argument(
+        "--openpi-policy",
+        default="",
+        metavar="NAME",
+        help="whom its robots ask that name none by /policies/NAME or by a key for one policy; without it the map's, "
+        "or else the policy that served first",
+    )
     verb.add_argument("--tls-cert", type=Path, metavar="FILE", help="certificate chain in PEM, for all that listens")
     verb.add_argument("--tls-key", type=Path, metavar="FILE", help="its private key in PEM")
     verb.add_argument("--tls-client-ca", type=Path, metavar="FILE", help="demand certificates of this CA (mTLS)")
@@ -85,6 +92,20 @@ def add_serve_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -
     verb.add_argument("--batching", choices=("on", "off"), default="on", help="join requests of several robots")
     verb.add_argument("--drain-s", type=float, default=10.0, help="time that requests in flight get after SIGTERM")
     verb.add_argument(
+        "--load-timeout-s",
+        type=float,
+        default=300.0,
+        metavar="SECONDS",
+        help="time that a revision gets to be ready on every gateway",
+    )
+    verb.add_argument(
+        "--drain-timeout-s",
+        type=float,
+        default=600.0,
+        metavar="SECONDS",
+        help="time that episodes in progress get to end on a revision that another took the place of",
+    )
+    verb.add_argument(
         "--triton-address",
         metavar="HOST:PORT",
         help="HTTP address of a tritonserver in explicit model control mode, to use instead of starting one",
@@ -107,6 +128,7 @@ def _serve(options: argparse.Namespace) -> Callable[[], int]:
         admin_port=options.admin_port,
         openpi_port=options.openpi_port,
         openpi_map=options.openpi_map,
+        openpi_policy=options.openpi_policy,
         registry=options.registry,
         state=options.state,
         store=options.store,
@@ -120,6 +142,8 @@ def _serve(options: argparse.Namespace) -> Callable[[], int]:
         tracing=_tracing(options),
         otlp_http_url=options.otlp_http_url,
         drain_s=options.drain_s,
+        load_timeout_s=options.load_timeout_s,
+        drain_timeout_s=options.drain_timeout_s,
         model=replace(model_settings(options, batching=options.batching == "on"), num_gateways=options.gateways),
     )
     return partial(_run_serve, config)
@@ -128,7 +152,6 @@ def _serve(options: argparse.Namespace) -> Callable[[], int]:
 def _run_serve(config: ServeConfig) -> int:
     from service.backend import BackendError
     from service.credentials.exposure import ExposedError
-    from service.openpi import ObservationMapError
     from service.processes.supervision import FurtherGatewayError
     from service.registry import RegistryUnavailableError
     from service.revision import RevisionError
@@ -147,7 +170,6 @@ def _run_serve(config: ServeConfig) -> int:
         TritonStartError,
         BackendError,
         RegistryUnavailableError,
-        ObservationMapError,
         FurtherGatewayError,
         OSError,
     ) as error:

@@ -45,8 +45,12 @@ def add_token_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) 
     create.add_argument("--policy", action="append", default=[], help="infer for this one alone; may come again")
     create.add_argument("--expires-in-days", type=float, metavar="DAYS", help="without it, it never expires")
     create.add_argument("--max-requests-per-s", type=float, metavar="N", help="on each gateway")
-    create.add_argument("--max-in-flight", type=int, metavar="N", help="requests at a time, on each gateway")
-    create.add_argument("--max-streams", type=int, metavar="N", help="streams and connections, on each gateway")
+    create.add_argument(
+        "--max-in-flight", type=int, metavar="N", help="requests at a time, on each gateway; 128 without it"
+    )
+    create.add_argument(
+        "--max-streams", type=int, metavar="N", help="streams and connections, on each gateway; 128 without it"
+    )
     listing = actions.add_parser("list", help="one line of JSON per token", formatter_class=HelpFormatter)
     listing.set_defaults(verb=_list)
     rotate = actions.add_parser("rotate", help="print a new secret for a token, once", formatter_class=HelpFormatter)

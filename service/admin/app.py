@@ -25,6 +25,7 @@ from service.admin.own_pages import ChangesFromOwnPages, OwnNames
 from service.backend import Backend
 from service.credentials import Credentials, Surface
 from service.errors import AuthenticationError, ServiceError, status_code
+from service.gateway.outcomes import Outcomes
 from service.observability.recent import RecentTraffic
 from service.policies import ServedPolicies
 from service.registry import RegistryUnavailableError
@@ -69,11 +70,12 @@ def create_admin_app(
     fleet: FleetParts,
     credentials: Credentials | None = None,
     recent: RecentTraffic | None = None,
+    outcomes: Outcomes | None = None,
     triton_metrics: Callable[[], Awaitable[bytes]] | None = None,
     further_metrics: FurtherMetrics | None = None,
     listen_host: str = "",
 ) -> FastAPI:
-    """Builds the app over what the gateway serves; it counts in `metrics_registry` and in `recent`.
+    """Builds the app over what the gateway serves; it counts in `metrics_registry`, in `recent` and in `outcomes`.
 
     Without `credentials` nobody needs any. `triton_metrics` asks the Triton below the service, where there is one,
     `further_metrics` the gateway processes beside this one. `listen_host` is what a server of the app listens on; empty
@@ -89,6 +91,7 @@ def create_admin_app(
         fleet=fleet,
         credentials=credentials,
         recent=recent or RecentTraffic(),
+        outcomes=outcomes or Outcomes(),
         sessions=Sessions(),
         triton_metrics=triton_metrics,
         further_metrics=further_metrics,

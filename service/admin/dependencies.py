@@ -17,6 +17,7 @@ from prometheus_client.core import Metric
 from service.admin.dashboard.sessions import Sessions
 from service.backend import Backend
 from service.credentials import Credentials, TokenCache
+from service.gateway.outcomes import Outcomes
 from service.observability.recent import RecentTraffic
 from service.policies import ServedPolicies
 from service.readiness import revision_ready
@@ -45,6 +46,7 @@ class AdminParts:
     fleet: FleetParts
     credentials: Credentials
     recent: RecentTraffic
+    outcomes: Outcomes
     sessions: Sessions
     # Triton's own; None where no Triton is below the service.
     triton_metrics: Callable[[], Awaitable[bytes]] | None

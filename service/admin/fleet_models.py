@@ -48,12 +48,15 @@ class PromoteRequest(_Request):
     move_episodes: bool = False
     # The old revision stays loaded once it has drained.
     keep_previous: bool = False
+    # Its schema digest may be another than that of what serves, which robots that play refuse.
+    allow_schema_change: bool = False
     guard: GuardSettings | None = None
 
     def to_promotion(self) -> Promotion:
         return Promotion(
             move_episodes=self.move_episodes,
             keep_previous=self.keep_previous,
+            allow_schema_change=self.allow_schema_change,
             guard=self.guard.to_guard() if self.guard else None,
         )
 
@@ -66,6 +69,8 @@ class RollBackRequest(_Request):
 class SplitRequest(_Request):
     # Revision to its share of new episodes, 0 to 1; what is left goes to the stable one.
     shares: Annotated[dict[str, float], Field(min_length=1, max_length=16)]
+    # As for a promotion.
+    allow_schema_change: bool = False
     guard: GuardSettings | None = None
 
 

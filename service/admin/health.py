@@ -6,7 +6,7 @@ import asyncio
 
 from fastapi import APIRouter, Response, status
 
-from service.admin.dependencies import Parts, Policies, Ready
+from service.admin.dependencies import Parts, Policies, ReadinessCheck, Ready
 from service.admin.models import Liveness, PolicyReadiness, Readiness, RegistryContact
 
 router = APIRouter(tags=["health"])
@@ -20,10 +20,14 @@ async def healthz() -> Liveness:
 
 @router.get("/readyz", responses={status.HTTP_503_SERVICE_UNAVAILABLE: {"model": Readiness}})
 async def readyz(policies: Policies, is_ready: Ready, parts: Parts, response: Response) -> Readiness:
-    """200 when the serving revision of every policy is ready and episodes may begin, otherwise 503; both say which."""
-    revisions = {policy: policies.serving(policy).revision for policy in policies}
-    ready = await asyncio.gather(*(is_ready(revision) for revision in revisions.values()))
-    serving = all(ready) and policies.begins_episodes
+    """200 when the serving revision of every policy is ready and episodes may begin, otherwise 503; both say which.
+
+    While there is no policy, or what there is is not known yet, no robot could be answered: 503 as well.
+    """
+    # Also those that should be served and of which nothing is here.
+    revisions = {policy: policies.serving(policy).revision if policy in policies else "" for policy in policies.names}
+    ready = await asyncio.gather(*(_is_ready(revision, is_ready) for revision in revisions.values()))
+    serving = bool(ready) and all(ready) and policies.begins_episodes
     if not serving:
         response.status_code = status.HTTP_503_SERVICE_UNAVAILABLE
     follower = parts.fleet.follower
@@ -40,3 +44,7 @@ async def readyz(policies: Policies, is_ready: Ready, parts: Parts, response: Re
             for (policy, revision), one in zip(revisions.items(), ready, strict=True)
         ],
     )
+
+
+async def _is_ready(revision: str, is_ready: ReadinessCheck) -> bool:
+    return bool(revision) and await is_ready(revision)

@@ -27,7 +27,7 @@ class Liveness(ResponseModel):
 
 class PolicyReadiness(ResponseModel):
     policy: str
-    # The revision that answers requests which pin none.
+    # The revision that answers requests which pin none; empty while none is here.
     revision: str
     ready: bool
 

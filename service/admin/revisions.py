@@ -1,4 +1,4 @@
-"""A policy's revisions and its route: register, load, promote, roll back, split, shadow, drain, unload, delete.
+"""A policy, its revisions and its route: all that an operator changes about them, from registering to deleting.
 
 What takes longer than a call answers 202 with an operation, to poll or to stream (operations.py).
 """
@@ -97,6 +97,12 @@ async def load_revision(policy: Name, revision: Digest, changes: Changes, actor:
     return OperationDescription.model_validate(await changes.load(policy, revision, actor=actor))
 
 
+@router.post("/policies/{policy}/revisions/{revision}:probe", status_code=_ACCEPTED, responses=_PROBLEMS)
+async def probe_revision(policy: Name, revision: Digest, changes: Changes, actor: Actor) -> OperationDescription:
+    """Probes one that is ready or serves again, on every gateway; the operation says how it went, nothing changes."""
+    return OperationDescription.model_validate(await changes.probe(policy, revision, actor=actor))
+
+
 @router.post("/policies/{policy}/revisions/{revision}:promote", status_code=_ACCEPTED, responses=_PROBLEMS)
 async def promote_revision(
     policy: Name, revision: Digest, changes: Changes, actor: Actor, request: PromoteRequest | None = None
@@ -130,16 +136,34 @@ async def unload_revision(policy: Name, revision: Digest, changes: Changes, acto
 async def roll_back(
     policy: Name, changes: Changes, actor: Actor, request: RollBackRequest | None = None
 ) -> OperationDescription:
-    """Ends a split, or goes back to the revision before this one. Episodes in progress move."""
+    """Ends a split, or goes back to the revision before this one. Episodes in progress move.
+
+    What else of the policy runs is ended for it, but for another roll-back or a retirement.
+    """
     reason = (request or RollBackRequest()).reason
     return OperationDescription.model_validate(await changes.roll_back(policy, actor=actor, reason=reason))
+
+
+@router.post("/policies/{policy}:retire", status_code=_ACCEPTED, responses=_PROBLEMS)
+async def retire_policy(policy: Name, changes: Changes, actor: Actor) -> OperationDescription:
+    """Ends serving it: no episode begins, those in progress end, then its revisions are unloaded."""
+    return OperationDescription.model_validate(await changes.retire(policy, actor=actor))
+
+
+@router.delete("/policies/{policy}", status_code=status.HTTP_204_NO_CONTENT, responses=_PROBLEMS)
+async def delete_policy(policy: Name, changes: Changes, actor: Actor) -> None:
+    """Forgets a policy that serves nothing, its revisions and its observation map. Files of the store stay."""
+    await changes.delete_policy(policy, actor=actor)
 
 
 @router.post("/policies/{policy}:split", status_code=_ACCEPTED, responses=_PROBLEMS)
 async def split_policy(policy: Name, request: SplitRequest, changes: Changes, actor: Actor) -> OperationDescription:
     """Gives revisions a share of the new episodes each, pinned by episode; the stable one gets what is left."""
     guard = request.guard.to_guard() if request.guard else None
-    return OperationDescription.model_validate(await changes.split(policy, request.shares, guard=guard, actor=actor))
+    operation = await changes.split(
+        policy, request.shares, guard=guard, allow_schema_change=request.allow_schema_change, actor=actor
+    )
+    return OperationDescription.model_validate(operation)
 
 
 def _check_map(policy: str, values: dict[str, Any], policies: ServedPolicies) -> None:

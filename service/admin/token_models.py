@@ -21,7 +21,7 @@ class NewToken(_Message):
     policies: list[str] = Field(default_factory=list)
     # None never expires.
     expires_at: AwareDatetime | None = None
-    # On each gateway; None is unlimited.
+    # On each gateway. None is no bound on the rate, and 128 in flight and streams.
     max_requests_per_s: float | None = None
     max_in_flight: int | None = None
     max_streams: int | None = None

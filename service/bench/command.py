@@ -46,13 +46,21 @@ def add_bench_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add_measurement_flags(parts, _request_parts)
     parts.add_argument("--rounds", type=int, default=8, help="blocks of each kind")
     parts.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
+    neighbour = bench("neighbour", help="a round trip beside one busy neighbour over one without, interleaved")
+    add_measurement_flags(neighbour, _neighbour)
+    neighbour.add_argument("--embodiment", default="", help="the body that asks; the first of the checkpoint's probe")
+    neighbour.add_argument("--rounds", type=int, default=8, help="blocks of each kind")
+    neighbour.add_argument("--calls", type=int, default=20, help="of a block")
+    neighbour.add_argument(
+        "--size", choices=("tiny", "small"), default="", help="random weights of this size for the checkpoint's bodies"
+    )
     wire = bench("wire", help="a gateway's CPU a request beside a bare gRPC echo of the same bytes, interleaved")
     add_measurement_flags(wire, _wire)
     wire.add_argument("--rounds", type=int, default=20, help="of each side")
     wire.add_argument("--calls", type=int, default=200, help="of a round")
-    for verb in (overhead, batching, device, against, parts, wire):
+    for verb in (overhead, batching, device, against, parts, wire, neighbour):
         verb.add_argument("--policy", type=Path, required=True, metavar="DIR", help="a checkpoint")
-    for verb in (overhead, batching, against):
+    for verb in (overhead, batching, against, neighbour):
         add_model_flags(verb)
     for verb in (device, parts):
         add_device_flags(verb)
@@ -119,6 +127,23 @@ def _request_parts(options: argparse.Namespace) -> Measurement:
         model=ModelSettings(device=options.device, dtype=options.dtype, threads=options.threads),
     )
     return Measurement(measure=partial(measure_request_parts, settings), format_result=format_request_parts)
+
+
+def _neighbour(options: argparse.Namespace) -> Measurement:
+    from service.bench.neighbour import NeighbourSettings, format_neighbour, measure_neighbour, missed_goals
+
+    settings = NeighbourSettings(
+        checkpoint=options.policy,
+        size=options.size,
+        embodiment=options.embodiment,
+        rounds=options.rounds,
+        calls_per_block=options.calls,
+        backend=options.backend,
+        model=model_settings(options),
+    )
+    return Measurement(
+        measure=partial(measure_neighbour, settings), format_result=format_neighbour, missed_goals=missed_goals
+    )
 
 
 def _wire(options: argparse.Namespace) -> Measurement:

@@ -7,6 +7,7 @@ the same time; so whatever else the machine does meets all of them alike.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import tempfile
@@ -73,18 +74,26 @@ def measure_overhead(settings: OverheadSettings) -> dict[str, Any]:
 
     Raises RevisionError, DeviceMissingError, ServiceStartError; ValueError when the probe does not know the embodiment.
     """
-    if not settings.size:
-        return _measure(settings, settings.checkpoint)
+    with of_size(settings.checkpoint, settings.size) as checkpoint:
+        return _measure(settings, checkpoint)
+
+
+@contextlib.contextmanager
+def of_size(checkpoint: Path, size: Literal["", "tiny", "small"]) -> Iterator[Path]:
+    """The checkpoint itself without a size, else one of random weights for its bodies, while the block lasts."""
+    if not size:
+        yield checkpoint
+        return
     from service.bench.untrained import write_untrained
 
     with tempfile.TemporaryDirectory() as directory:
-        write_untrained(settings.checkpoint, settings.size, Path(directory) / settings.size)
-        return _measure(settings, Path(directory) / settings.size)
+        write_untrained(checkpoint, size, Path(directory) / size)
+        yield Path(directory) / size
 
 
 def _measure(settings: OverheadSettings, checkpoint: Path) -> dict[str, Any]:
     revision = read_revision(checkpoint, policy=POLICY)
-    case = _case(revision, settings.embodiment)
+    case = probe_case(revision, settings.embodiment)
     messages = chunk_requests(revision, case, policy=POLICY)
     requests = [decoded_request(message, case, revision) for message in messages]
     forward = BareForward(revision, settings.model)
@@ -121,7 +130,8 @@ def format_overhead(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _case(revision: Revision, embodiment: str) -> ProbeCase:
+def probe_case(revision: Revision, embodiment: str) -> ProbeCase:
+    """The first of the checkpoint's own questions that this body asks; "" is any. Raises ValueError."""
     names = [described.name for described in revision.description.embodiments]
     cases = read_probe(revision)
     for case in cases:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from service.model_settings import BackendKind, ModelSettings
 
@@ -38,6 +38,15 @@ class Served:
     # Empty unless `arguments` asked for it.
     openpi_url: str
     process: subprocess.Popen[bytes]
+    # Of its log, from the start.
+    log_fd: int
+
+    def logged(self, event: str) -> list[dict[str, Any]]:
+        """The fields of each warning of that name so far, or of what is worse."""
+        # At an offset of its own: the service writes at the file's.
+        lines = os.pread(self.log_fd, os.fstat(self.log_fd).st_size, 0).splitlines()
+        found = [json.loads(line) for line in lines if line.startswith(b"{") and line.endswith(b"}")]
+        return [fields for fields in found if fields.get("event") == event]
 
 
 @contextlib.contextmanager
@@ -71,6 +80,7 @@ def served(
                 admin_url=ready["admin"],
                 openpi_url=ready.get("openpi", ""),
                 process=process,
+                log_fd=log.fileno(),
             )
         finally:
             _stop(process)

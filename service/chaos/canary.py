@@ -1,12 +1,13 @@
 """`chaos canary`: a share of the episodes goes to a second revision, then a broken one shadows; no robot may notice.
 
-The share is judged by its binomial interval over episodes, the shadow by whether it is said to diverge.
+The share is judged by its binomial interval over episodes, the shadow by whether an operator is told of it in the log.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
+import time
 import urllib.request
 from collections import Counter
 from dataclasses import dataclass
@@ -17,10 +18,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from service.bench.served import Served
 from service.chaos.robots import Robots
 from service.chaos.twin_service import POLICY_PATH, TwinSettings, twin_service
-from service.gateway.shadow import DIVERGENCE_LIMIT
+from service.gateway.shadow import DIVERGES, FAILS
 
 _POLL_INTERVAL_S = 0.2
 _TIMEOUT_S = 600.0
+# Copies are answered after their robots are.
+_ALERT_TIMEOUT_S = 20.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,10 +76,11 @@ def _result(settings: CanarySettings, robots: Robots, canary: str) -> dict[str, 
 
 
 def _shadow_result(service: Served, robots: Robots, shadow: str) -> dict[str, Any]:
+    event = _alert(service, shadow)
     with urllib.request.urlopen(f"{service.admin_url}/metrics", timeout=10.0) as answer:
         families = list(text_string_to_metric_families(answer.read().decode()))
     samples = [sample for family in families for sample in family.samples if sample.labels.get("revision") == shadow]
-    ratio = next(sample.value for sample in samples if sample.name == "premotor_shadow_divergence_ratio")
+    ratios = [sample.value for sample in samples if sample.name == "premotor_shadow_divergence_ratio"]
     answered = sum(
         sample.value
         for sample in samples
@@ -87,9 +91,21 @@ def _shadow_result(service: Served, robots: Robots, shadow: str) -> dict[str, An
         "shadow_failed": robots.tally.failures.total(),
         "shadow_changed_answers": len(robots.tally.wrong_revision),
         "shadow_answered": int(answered),
-        "shadow_divergence_ratio": ratio,
-        "shadow_alert": ratio > DIVERGENCE_LIMIT,
+        "shadow_divergence_ratio": ratios[0] if ratios else None,
+        "shadow_alert": bool(event),
+        "shadow_alert_event": event,
     }
+
+
+def _alert(service: Served, shadow: str) -> str:
+    """The event by which the service says that this shadow is broken; empty when it says nothing in time."""
+    give_up_at_s = time.monotonic() + _ALERT_TIMEOUT_S
+    while time.monotonic() < give_up_at_s:
+        for event in (DIVERGES, FAILS):
+            if any(fields["revision"] == shadow for fields in service.logged(event)):
+                return event
+        time.sleep(_POLL_INTERVAL_S)
+    return ""
 
 
 def binomial_interval(trials: int, rate: float) -> tuple[int, int]:
@@ -123,6 +139,7 @@ def missed_goals(result: dict[str, Any]) -> list[str]:
 
 def format_canary(result: dict[str, Any]) -> str:
     inside = "inside" if result["within_interval"] else "OUTSIDE"
+    ratio = result["shadow_divergence_ratio"]
     return (
         f"canary: {result['canary_episodes']} of {result['episodes']} episodes, {inside} the 95 % interval "
         f"{result['interval_low']} to {result['interval_high']} of a share of {result['share']:.0%}; "
@@ -130,5 +147,6 @@ def format_canary(result: dict[str, Any]) -> str:
         f"{result['split_episodes_or_wrong_answers']} split episodes or wrong answers\n"
         f"shadow: {result['shadow_answered']} copies of {result['shadowed_requests']} requests answered, "
         f"{result['shadow_changed_answers']} answers changed, {result['shadow_failed']} failed, divergence "
-        f"{result['shadow_divergence_ratio']:.2f} spreads: alert {'raised' if result['shadow_alert'] else 'NOT RAISED'}"
+        f"{'unknown' if ratio is None else format(ratio, '.2f')} spreads: alert "
+        f"{repr(result['shadow_alert_event']) if result['shadow_alert'] else 'NOT RAISED'}"
     )

@@ -15,6 +15,10 @@ MAX_NAME_CHARS = 96
 MAX_POLICY_CHARS = 128
 # More than any gateway does; a cap beyond it is a slip of the pen.
 MAX_CAP = 1_000_000
+# Half of the requests that may wait for a policy, and of the robots that openpi's wire takes (gateway/limits.py,
+# openpi/limits.py): one credential, lost or looping, leaves room for the others. A fleet that shares one is given more.
+DEFAULT_MAX_IN_FLIGHT = 128
+DEFAULT_MAX_STREAMS = 128
 
 
 class Scope(StrEnum):
@@ -32,13 +36,17 @@ class Scope(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Caps:
-    """How much of one gateway a token may use at a time; None leaves a bound out."""
+    """How much of one gateway a token may use at a time. Each has a value but the rate, where None leaves it out."""
 
     max_requests_per_s: float | None = None
+    # None becomes the default, also of tokens that were made when there was none.
     max_in_flight: int | None = None
     max_streams: int | None = None
 
     def __post_init__(self) -> None:
+        for name, default in (("max_in_flight", DEFAULT_MAX_IN_FLIGHT), ("max_streams", DEFAULT_MAX_STREAMS)):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, default)
         for name in ("max_requests_per_s", "max_in_flight", "max_streams"):
             value = getattr(self, name)
             if value is not None and not 0 < value <= MAX_CAP:

@@ -85,6 +85,7 @@ class ChunkAnswerer:
         self._queue = RequestQueue(
             capacity=backend.capacity,
             max_queued=limits.max_queued_per_policy,
+            max_queued_bytes=limits.max_queued_bytes_per_policy,
             overload_retry_s=limits.overload_retry_s,
         )
         self._checks = ChecksByRevision(limits)
@@ -111,16 +112,22 @@ class ChunkAnswerer:
         return True
 
     async def answer(
-        self, request: policy_pb2.PredictChunkRequest | None, *, timeout_s: float | None, caller: str = ""
+        self,
+        request: policy_pb2.PredictChunkRequest | None,
+        *,
+        timeout_s: float | None,
+        caller: str = "",
+        num_bytes: int = 0,
     ) -> Answer:
         """The one answer to a request; raises nothing but CancelledError.
 
         `request` is None when the bytes that came are not a request. `timeout_s` is how long the caller still waits,
         None when the caller did not say. `caller` tells robots of one id apart by whose credential they hold.
+        `num_bytes` is what came over the wire, all of which is kept while the request waits.
         """
         arrived_s = time.perf_counter()
         try:
-            response = await self._chunk(request, arrived_s, timeout_s, caller)
+            response = await self._chunk(request, arrived_s, timeout_s, caller, num_bytes)
         except asyncio.CancelledError:
             # gRPC cancels a call both when its caller leaves and when its deadline passes.
             if timeout_s is not None and time.perf_counter() - arrived_s >= timeout_s - _DEADLINE_SLACK_S:
@@ -167,6 +174,7 @@ class ChunkAnswerer:
         arrived_s: float,
         timeout_s: float | None,
         caller: str,
+        num_bytes: int,
     ) -> policy_pb2.PredictChunkResponse:
         if request is None:
             raise InvalidRequestError("", "the bytes that came are not the message that this method takes")
@@ -197,6 +205,7 @@ class ChunkAnswerer:
                         robot_id=robot,
                         revision=revision.revision,
                         deadline_s=deadline_s,
+                        num_bytes=num_bytes,
                     ),
                 ):
                     turn_s = time.perf_counter()
@@ -225,9 +234,7 @@ class ChunkAnswerer:
         spans = Spans(decode_s=checked_s - arrived_s + decoded_s - turn_s, wait_s=turn_s - checked_s)
         stages_s = spans.stages(chunk, time.perf_counter() - arrived_s)
         self._metrics_of(request.policy).note_chunk(revision.revision, stages_s, batch_size=chunk.batch_size)
-        return chunk_response(
-            request, revision=revision.revision, asked=backend_request, chunk=chunk, stages_s=stages_s
-        )
+        return chunk_response(request, revision=revision, asked=backend_request, chunk=chunk, stages_s=stages_s)
 
     async def _predict(self, policy: str, revision: str, request: BackendRequest, deadline_s: float) -> BackendChunk:
         remaining_s = deadline_s - asyncio.get_running_loop().time()
@@ -239,10 +246,10 @@ class ChunkAnswerer:
             # A deadline that passes ends this wait from outside, and the model was too slow for it. A robot that hangs
             # up before blames nobody.
             if asyncio.get_running_loop().time() >= deadline_s - _DEADLINE_SLACK_S:
-                self._outcomes.note(policy, revision, Outcome.FAILED, remaining_s)
+                self._blame(policy, revision, Outcome.FAILED, remaining_s)
             raise
         except Exception as error:
-            self._outcomes.note(policy, revision, Outcome.FAILED, remaining_s)
+            self._blame(policy, revision, Outcome.FAILED, remaining_s)
             if isinstance(error, BackendUnavailableError):
                 self._queue.dismiss(revision, error)
             raise
@@ -258,9 +265,13 @@ class ChunkAnswerer:
         try:
             check.check(chunk.actions)
         except OutputViolationError as error:
-            self._metrics.count_violation(policy, revision, error.group)
-            self._outcomes.note(policy, revision, Outcome.VIOLATION, 0.0)
+            self._blame(policy, revision, Outcome.VIOLATION, 0.0, group=error.group)
             raise
+
+    def _blame(self, policy: str, revision: str, outcome: Outcome, latency_s: float, *, group: str = "") -> None:
+        """What a guard judges by and what is published are told of the same."""
+        self._outcomes.note(policy, revision, outcome, latency_s)
+        self._metrics_of(policy).note_fault(revision, outcome, group=group)
 
     def _revision(self, request: policy_pb2.PredictChunkRequest, robot: str) -> Revision:
         if not request.policy:

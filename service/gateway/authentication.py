@@ -67,14 +67,16 @@ class AuthorizedAnswerer:
         self.draining = answerer.draining
         self.refuse = answerer.refuse
 
-    async def answer(self, request: policy_pb2.PredictChunkRequest | None, *, timeout_s: float | None) -> Answer:
+    async def answer(
+        self, request: policy_pb2.PredictChunkRequest | None, *, timeout_s: float | None, num_bytes: int
+    ) -> Answer:
         """As ChunkAnswerer.answer."""
         try:
             caller = self._access.caller(self._authorization)
             self._access.require(caller, (Scope.INFER,), policy=request.policy if request is not None else "")
             with self._access.request(caller):
                 holder = caller.token.token_id if caller.token is not None else ""
-                return await self._answerer.answer(request, timeout_s=timeout_s, caller=holder)
+                return await self._answerer.answer(request, timeout_s=timeout_s, caller=holder, num_bytes=num_bytes)
         except ServiceError as error:
             return self._answerer.refuse(error, request)
 

@@ -109,6 +109,7 @@ class HealthFollower:
         if by_policy != self._ready_policies:
             self._ready_policies = by_policy
             self._metrics.set_ready(by_policy)
+        self._metrics.forget_unloaded(self._policies.loaded)
         serving = [one and self._policies.begins_episodes for one in ready]
         whole = dict.fromkeys(("", SERVICE_NAME), bool(policies) and all(serving))
         self.servicer.set(whole | {policy_service(policy): one for policy, one in zip(policies, serving, strict=True)})

@@ -12,13 +12,15 @@ are, and what comes of going beyond (tests/service/test_gateway_limits.py goes b
 | MAX_JPEG_SCANS (images.py) | passes over one JPEG | INVALID_ARGUMENT |
 | max_instruction_bytes | an instruction | INVALID_ARGUMENT |
 | max_id_bytes | an id | INVALID_ARGUMENT |
+| max_abs_value | a number of state, history or previous actions, in its own unit | INVALID_ARGUMENT |
 | Policy.history_steps | rows of history | INVALID_ARGUMENT |
 | Policy.max_inference_steps | Euler steps | INVALID_ARGUMENT |
 | max_timeout_s | a request's wait | shortened to it |
 | max_queued_per_policy | requests that wait for a policy's model | RESOURCE_EXHAUSTED with a delay |
+| max_queued_bytes_per_policy | what came of those requests, in all | RESOURCE_EXHAUSTED with a delay |
 | max_in_flight_per_stream | requests open on one stream | RESOURCE_EXHAUSTED with a delay |
 | max_streams | streams open on the gateway | RESOURCE_EXHAUSTED with a delay |
-| Caps (credentials/token.py) | a token's requests a second, in flight, and streams | RESOURCE_EXHAUSTED with a delay |
+| Caps (credentials/token.py) | a token's requests a second, in flight (128) and streams (128) | the same |
 
 The openpi wire adds its own (openpi/limits.py), the admin plane a cap on bodies (admin/app.py).
 """
@@ -42,9 +44,14 @@ class GatewayLimits:
     max_images: int = 16
     max_instruction_bytes: int = 1024
     max_id_bytes: int = 128
+    # A number of state, history or previous actions, whatever its unit: no counter of 32 bits, such as an encoder's,
+    # goes further, and no model overflows on it.
+    max_abs_value: float = 2.0**31
     # Requests of one policy that wait for its model, over all connections and streams. Those inside the model are
     # bounded by what the backend takes at a time.
     max_queued_per_policy: int = 256
+    # Of those in all, as they came: 1 MiB each on average, and as many large ones as there is memory for.
+    max_queued_bytes_per_policy: int = 256 * 1024 * 1024
     max_in_flight_per_stream: int = 32
     # StreamChunks calls that are open, over all connections.
     max_streams: int = 1024
@@ -67,5 +74,10 @@ class GatewayLimits:
             value = getattr(self, field.name)
             if not value > 0:
                 raise ValueError(f"{field.name} is {value}, expected more than 0")
+        if self.max_queued_bytes_per_policy < self.max_message_bytes:
+            raise ValueError(
+                f"max_queued_bytes_per_policy {self.max_queued_bytes_per_policy} is less than max_message_bytes "
+                f"{self.max_message_bytes}: such a message could never wait"
+            )
         if self.default_timeout_s > self.max_timeout_s:
             raise ValueError(f"default_timeout_s {self.default_timeout_s} exceeds max_timeout_s {self.max_timeout_s}")

@@ -7,12 +7,15 @@ is chosen by a caller.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 
 import grpc
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from service.errors import Reason, reason_name
+from service.gateway.outcomes import Outcome
 from service.observability.recent import PolicyTraffic, RecentTraffic, Stages
 from service.observability.request_trace import current_trace
 
@@ -23,13 +26,86 @@ _BUCKETS_S = (
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0
 )  # fmt: skip
 _BATCH_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
+# How long the series of a revision stay once it is loaded no more: what it did last is scraped, and looked at.
+KEPT_S = 600.0
+# What a revision is to blame for.
+_FAULTS = {Outcome.FAILED: "failed", Outcome.VIOLATION: "violation"}
+
+
+@dataclass(kw_only=True, slots=True)
+class _RevisionSeries:
+    """The series of one revision of a policy."""
+
+    chunks: Counter
+    total: Histogram
+    faults: Mapping[Outcome, Counter]
+    # Whose limits it broke; empty for a wrong shape or type.
+    violated: set[str] = field(default_factory=set)
+    # Since when it is not loaded; None while it is.
+    gone_s: float | None = None
+
+
+class _ByRevision:
+    """The metrics that have a revision for a label: what a guard compares, to be seen."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        of_revision = ("policy", "revision")
+        self._chunks = Counter(
+            "premotor_chunks",
+            "Chunks that were sent, by the revision they are of.",
+            of_revision,
+            registry=registry,
+        )
+        self._faults = Counter(
+            "premotor_failed_requests",
+            "Requests without a chunk that their revision is to blame for: its model failed or was too slow for a "
+            "deadline (failed), or its answer broke a limit (violation).",
+            (*of_revision, "outcome"),
+            registry=registry,
+        )
+        self._violations = Counter(
+            "premotor_output_violations",
+            "Chunks that broke a limit and were not sent, by the group of actions; empty for a wrong shape or type.",
+            (*of_revision, "group"),
+            registry=registry,
+        )
+        self._total = _histogram("total", "From a request's arrival to its chunk's departure.", registry, of_revision)
+
+    def series(self, policy: str, revision: str) -> _RevisionSeries:
+        """All that have no other label are there from now on, at 0: what is not there cannot be divided by."""
+        return _RevisionSeries(
+            chunks=self._chunks.labels(policy, revision),
+            total=self._total.labels(policy, revision),
+            faults={outcome: self._faults.labels(policy, revision, name) for outcome, name in _FAULTS.items()},
+        )
+
+    def count_violation(self, policy: str, revision: str, group: str) -> None:
+        self._violations.labels(policy, revision, group).inc()
+
+    def remove(self, policy: str, revision: str, series: _RevisionSeries) -> None:
+        for metric in (self._chunks, self._total):
+            metric.remove(policy, revision)
+        for name in _FAULTS.values():
+            self._faults.remove(policy, revision, name)
+        for group in series.violated:
+            self._violations.remove(policy, revision, group)
 
 
 class GatewayMetrics:
     """The gateway's metrics, registered once in `registry`."""
 
-    def __init__(self, registry: CollectorRegistry, *, recent: RecentTraffic | None = None) -> None:
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        *,
+        recent: RecentTraffic | None = None,
+        now_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`now_s` is monotonic."""
         self._recent = recent or RecentTraffic()
+        self._now_s = now_s
+        self._policies: dict[str, PolicyMetrics] = {}
+        self._by_revision = _ByRevision(registry)
         self._requests = Counter(
             "premotor_requests",
             "Chunk requests that ended, by the status they ended in and the reason that goes with it, empty for none.",
@@ -46,12 +122,6 @@ class GatewayMetrics:
             "premotor_requests_queued",
             "Chunk requests that wait for their turn in the model.",
             ("policy",),
-            registry=registry,
-        )
-        self._chunks = Counter(
-            "premotor_chunks",
-            "Chunks that were sent, by the revision they are of.",
-            ("policy", "revision"),
             registry=registry,
         )
         self._underruns = Counter(
@@ -73,31 +143,26 @@ class GatewayMetrics:
             buckets=_BATCH_SIZES,
             registry=registry,
         )
-        self._violations = Counter(
-            "premotor_output_violations",
-            "Chunks that broke a limit and were not sent, by the group of actions; empty for a wrong shape or type.",
-            ("policy", "revision", "group"),
-            registry=registry,
-        )
         self._decode = _histogram("decode", "Validation and image decoding.", registry)
         self._queue = _histogram("queue", "Waiting for a turn and a batch, and crossing to the model.", registry)
         self._inference = _histogram("inference", "The model's forward passes for the request's batch.", registry)
-        self._total = _histogram("total", "From a request's arrival to its chunk's departure.", registry)
 
     def count(self, policy: str, code: grpc.StatusCode, reason: Reason) -> None:
         self._requests.labels(policy, code.name, reason_name(reason)).inc()
         if code is not grpc.StatusCode.OK:
             self._recent.of(policy).note_error(reason)
 
-    def count_violation(self, policy: str, revision: str, group: str) -> None:
-        """`group` is a name from the revision's description."""
-        self._violations.labels(policy, revision, group).inc()
-
     def set_ready(self, ready: Mapping[str, bool]) -> None:
         """Of all policies there are."""
         self._ready.clear()
         for policy, one in ready.items():
             self._ready.labels(policy).set(one)
+
+    def forget_unloaded(self, loaded: Collection[tuple[str, str]]) -> None:
+        """Drops the series of revisions that have not been loaded for KEPT_S; `loaded` are policies and revisions."""
+        now_s = self._now_s()
+        for policy, metrics in self._policies.items():
+            metrics.forget_unloaded([revision for name, revision in loaded if name == policy], now_s)
 
     def of_policy(self, policy: str, *, num_queued: Callable[[], float]) -> PolicyMetrics:
         """The metrics of one policy, to be kept: looking them up costs more than writing them.
@@ -107,15 +172,17 @@ class GatewayMetrics:
         self._queued.labels(policy).set_function(num_queued)
         traffic = self._recent.of(policy)
         traffic.num_queued = num_queued
-        histograms = (self._decode, self._queue, self._inference, self._total)
-        return PolicyMetrics(
+        histograms = (self._decode, self._queue, self._inference)
+        metrics = self._policies[policy] = PolicyMetrics(
+            policy,
             in_flight=self._in_flight.labels(policy),
             stages=tuple(histogram.labels(policy) for histogram in histograms),
             batch=self._batch.labels(policy),
             underruns=self._underruns.labels(policy),
-            chunks=lambda revision: self._chunks.labels(policy, revision),
+            by_revision=self._by_revision,
             traffic=traffic,
         )
+        return metrics
 
 
 class PolicyMetrics:
@@ -123,41 +190,66 @@ class PolicyMetrics:
 
     def __init__(
         self,
+        policy: str,
         *,
         in_flight: Gauge,
         stages: tuple[Histogram, ...],
         batch: Histogram,
         underruns: Counter,
-        chunks: Callable[[str], Counter],
+        by_revision: _ByRevision,
         traffic: PolicyTraffic,
     ) -> None:
-        """`stages` are in the order of Stages; `chunks` finds a revision's counter."""
+        """`stages` are in the order of Stages, without the last, the total, which is kept by revision."""
         self.in_flight = in_flight
+        self._policy = policy
         self._stages = stages
         self._batch = batch
         self._underruns = underruns
-        self._find_chunks = chunks
-        # By revision.
-        self._chunks: dict[str, Counter] = {}
+        self._by_revision = by_revision
+        self._revisions: dict[str, _RevisionSeries] = {}
         self._traffic = traffic
 
     def note_chunk(self, revision: str, stages_s: Stages, *, batch_size: int) -> None:
         """A chunk is on its way; a trace that records it is named beside its times."""
         trace = current_trace()
         exemplar = {"trace_id": trace.trace_id} if trace is not None else None
-        for histogram, seconds in zip(self._stages, stages_s, strict=True):
+        series = self._revisions.get(revision) or self._series(revision)
+        for histogram, seconds in zip(self._stages, stages_s, strict=False):
             histogram.observe(seconds, exemplar)
+        series.total.observe(stages_s.total_s, exemplar)
         self._batch.observe(batch_size)
-        chunks = self._chunks.get(revision)
-        if chunks is None:
-            chunks = self._chunks[revision] = self._find_chunks(revision)
-        chunks.inc()
+        series.chunks.inc()
         self._traffic.note_chunk(stages_s, batch_size)
+
+    def note_fault(self, revision: str, outcome: Outcome, *, group: str = "") -> None:
+        """A request has no chunk, and its revision is to blame; `group` of a violation is of its description."""
+        series = self._revisions.get(revision) or self._series(revision)
+        series.faults[outcome].inc()
+        if outcome is Outcome.VIOLATION:
+            series.violated.add(group)
+            self._by_revision.count_violation(self._policy, revision, group)
+
+    def forget_unloaded(self, loaded: Collection[str], now_s: float) -> None:
+        for revision, series in tuple(self._revisions.items()):
+            if revision in loaded:
+                series.gone_s = None
+            elif series.gone_s is None:
+                series.gone_s = now_s
+            elif now_s - series.gone_s >= KEPT_S:
+                del self._revisions[revision]
+                self._by_revision.remove(self._policy, revision, series)
+
+    def _series(self, revision: str) -> _RevisionSeries:
+        """Looking them up costs more than writing them."""
+        series = self._revisions[revision] = self._by_revision.series(self._policy, revision)
+        return series
 
     def note_underruns(self, num_underruns: int) -> None:
         self._underruns.inc(num_underruns)
         self._traffic.note_underruns(num_underruns)
 
 
-def _histogram(span: str, documentation: str, registry: CollectorRegistry) -> Histogram:
-    return Histogram(f"premotor_{span}_seconds", documentation, ("policy",), buckets=_BUCKETS_S, registry=registry)
+def _histogram(
+    span: str, documentation: str, registry: CollectorRegistry, labels: tuple[str, ...] = ("policy",)
+) -> Histogram:
+    return Histogram(f"premotor_{span}_seconds", documentation, labels, buckets=_BUCKETS_S, registry=registry)

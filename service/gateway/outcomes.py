@@ -1,7 +1,7 @@
 """How each revision did lately: what a guard judges by, kept in memory for a while.
 
-Owns counting by policy and revision. Does not own limits or what follows from them (rollout/guard.py). For one event
-loop.
+Owns counting by policy and revision. Does not own limits or what follows from them (rollout/guard.py). Written by the
+event loop that answers robots.
 """
 
 from __future__ import annotations
@@ -57,9 +57,11 @@ class Outcomes:
         ended.append((self._now_s(), outcome, latency_s))
 
     def record(self, policy: str, revision: str, *, since_s: float, window_s: float) -> Record:
-        """What ended in the last `window_s`, and not before `since_s` on the same clock."""
+        """What ended in the last `window_s`, and not before `since_s` on the same clock. May be asked from a thread."""
         first_s = max(since_s, self._now_s() - window_s)
-        ended = [each for each in self._ended.get((policy, revision), ()) if each[0] >= first_s]
+        # In one step: what is written meanwhile must not be walked over.
+        kept = tuple(self._ended.get((policy, revision), ()))
+        ended = [each for each in kept if each[0] >= first_s]
         answered = [latency_s for _, outcome, latency_s in ended if outcome is Outcome.ANSWERED]
         outcomes = [outcome for _, outcome, _ in ended]
         return Record(

@@ -28,11 +28,12 @@ _SHORTEST_HOLD_S = 0.001
 class _Policy:
     """One policy's robots that have requests here, and those that had some lately."""
 
-    __slots__ = ("num_waiting", "present", "robots")
+    __slots__ = ("num_waiting", "present", "robots", "waiting_bytes")
 
     def __init__(self) -> None:
         self.robots: dict[str, _Robot] = {}
         self.num_waiting = 0
+        self.waiting_bytes = 0
         self.present = Present()
 
     def is_alone(self, robot: _Robot, now_s: float) -> bool:
@@ -65,15 +66,17 @@ class _Place:
         "in_gap",
         "in_line",
         "is_inside",
+        "num_bytes",
         "revision",
         "robot",
     )
 
-    def __init__(self, robot: _Robot, revision: str, deadline_s: float, arrival: int) -> None:
+    def __init__(self, robot: _Robot, revision: str, deadline_s: float, arrival: int, num_bytes: int) -> None:
         self.robot = robot
         self.revision = revision
         self.deadline_s = deadline_s
         self.arrival = arrival
+        self.num_bytes = num_bytes
         self.is_inside = False
         self.entered_s = 0.0
         # What the model's shared time was when it went in.
@@ -150,9 +153,10 @@ class RequestQueue:
     A model takes requests in the order they come and ignores their deadlines, so it is given no more than what runs now
     and what forms the next batch. Everybody else waits here:
 
-    - Bounded. At most `max_queued` requests of a policy wait; one more is refused as overloaded.
+    - Bounded. At most `max_queued` requests of a policy wait, and `max_queued_bytes`; more is refused as overloaded.
     - Latest wins. A robot waits with one request of a policy at most. A newer one, by arrival, supersedes it at once,
-      whatever their revisions, and takes its place also where the queue is full. What is inside a model is finished.
+      whatever their revisions, and takes its place also where the queue is full, but for one that is larger by more
+      bytes than are left. What is inside a model is finished.
     - Earliest deadline first, then earliest arrival, among those who may go. What has expired never goes, nor, into a
       model that is busy, what would expire there: with more robots than a model can serve, requests would otherwise go
       in just before their deadline, one after the other, and none be answered in time. How long one is inside is the
@@ -172,12 +176,13 @@ class RequestQueue:
         *,
         capacity: Callable[[str], int],
         max_queued: int,
+        max_queued_bytes: int,
         overload_retry_s: float,
         clock_s: Callable[[], float] | None = None,
     ) -> None:
         """`capacity` says how many requests of a revision may be inside, at least 1. The clock is the event loop's."""
         self._capacity = capacity
-        self._max_queued = max_queued
+        self._max_queued, self._max_queued_bytes = max_queued, max_queued_bytes
         self._overload_retry_s = overload_retry_s
         self._clock_s = clock_s or _loop_time_s
         self._policies: dict[str, _Policy] = {}
@@ -189,13 +194,15 @@ class RequestQueue:
         return self._policies[policy].num_waiting if policy in self._policies else 0
 
     @asynccontextmanager
-    async def turn(self, *, policy: str, robot_id: str, revision: str, deadline_s: float) -> AsyncIterator[None]:
+    async def turn(
+        self, *, policy: str, robot_id: str, revision: str, deadline_s: float, num_bytes: int
+    ) -> AsyncIterator[None]:
         """Waits for a place inside the model, and gives it to the next at the end.
 
-        `deadline_s` is on the queue's clock. Raises OverloadedError, SupersededError, DeadlineExpiredError, or what the
-        revision was dismissed with.
+        `deadline_s` is on the queue's clock, `num_bytes` what the request keeps while it waits. Raises OverloadedError,
+        SupersededError, DeadlineExpiredError, or what the revision was dismissed with.
         """
-        place = self._arrive(policy, robot_id, revision, deadline_s)
+        place = self._arrive(policy, robot_id, revision, deadline_s, num_bytes)
         if place.granted is not None:
             try:
                 await place.granted
@@ -218,7 +225,7 @@ class RequestQueue:
                     self._end(robot.waiting, error)
                     self._forget(robot, now_s)
 
-    def _arrive(self, policy_name: str, robot_id: str, revision: str, deadline_s: float) -> _Place:
+    def _arrive(self, policy_name: str, robot_id: str, revision: str, deadline_s: float, num_bytes: int) -> _Place:
         now_s = self._clock_s()
         if deadline_s <= now_s:
             raise DeadlineExpiredError("the deadline passed before the request could wait for its turn")
@@ -233,24 +240,34 @@ class RequestQueue:
         goes = may_go and not held_s and (model.num_inside if model else 0) < self._capacity(revision)
         if goes and model is not None and model.is_too_late(deadline_s, now_s):
             raise _too_late()
+        if not goes:
+            self._check_room(policy, policy_name, robot.waiting, num_bytes)
         if robot.waiting is not None:
             self._end(robot.waiting, SupersededError("a newer request of this robot took this one's turn"))
-        elif not goes and policy.num_waiting >= self._max_queued:
-            raise OverloadedError(
-                f"{self._max_queued} requests of policy {policy_name!r} wait, the most that may",
-                retry_after_s=self._overload_retry_s,
-            )
         policy.robots[robot_id] = robot
-        place = _Place(robot, revision, deadline_s, next(self._arrivals))
+        place = _Place(robot, revision, deadline_s, next(self._arrivals), num_bytes)
         if goes:
             self._enter(place, now_s)
             return place
         robot.waiting = place
         policy.num_waiting += 1
+        policy.waiting_bytes += num_bytes
         place.granted = asyncio.get_running_loop().create_future()
         if may_go:
             self._line_up(place, now_s, held_s)
         return place
+
+    def _check_room(self, policy: _Policy, policy_name: str, superseded: _Place | None, num_bytes: int) -> None:
+        """Raises OverloadedError where a request may not wait as well, or in the place of one it supersedes."""
+        full = None
+        if superseded is None and policy.num_waiting >= self._max_queued:
+            full = f"{self._max_queued} requests"
+        elif policy.waiting_bytes - (superseded.num_bytes if superseded else 0) + num_bytes > self._max_queued_bytes:
+            full = f"{policy.waiting_bytes} of {self._max_queued_bytes} bytes in requests"
+        if full is not None:
+            raise OverloadedError(
+                f"{full} of policy {policy_name!r} wait, the most that may", retry_after_s=self._overload_retry_s
+            )
 
     def _leave(self, place: _Place, *, answered: bool) -> None:
         now_s, robot, model = self._clock_s(), place.robot, self._models[place.revision]
@@ -370,8 +387,10 @@ class RequestQueue:
             place.granted.set_exception(error)
 
     def _stop_waiting(self, place: _Place) -> None:
+        policy = place.robot.policy
         place.robot.waiting = None
-        place.robot.policy.num_waiting -= 1
+        policy.num_waiting -= 1
+        policy.waiting_bytes -= place.num_bytes
 
     def _forget(self, robot: _Robot, now_s: float) -> None:
         if not robot.num_inside and robot.waiting is None and robot.policy.robots.pop(robot.id, None) is not None:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import numpy as np
 
 from premotor.v1 import policy_pb2
-from premotor.wire import decode_tensor, require_finite
+from premotor.wire import decode_tensor
 from service.backend import RealTimeChunking, RealTimeChunkingMethod
 from service.errors import InvalidRequestError
+from service.gateway.limits import GatewayLimits
+from service.gateway.numbers import require_plausible
 
 # The paper's (arXiv 2506.07339, section 4.2).
 DEFAULT_MAX_GUIDANCE_WEIGHT = 5.0
@@ -29,13 +31,13 @@ METHOD_NUMBERS: dict[RealTimeChunkingMethod, policy_pb2.RealTimeChunking.Method]
 
 
 def check_real_time_chunking(
-    request: policy_pb2.PredictChunkRequest, description: policy_pb2.Policy, *, action_dim: int
+    request: policy_pb2.PredictChunkRequest, description: policy_pb2.Policy, *, action_dim: int, limits: GatewayLimits
 ) -> RealTimeChunking | None:
     """None when the request does not ask for it. Raises InvalidRequestError or WireError for a field that is wrong."""
     if not request.HasField("real_time_chunking"):
         return None
     chunking, horizon = request.real_time_chunking, description.action_horizon
-    previous_actions = _previous_actions(chunking, horizon, action_dim)
+    previous_actions = _previous_actions(chunking, horizon, action_dim, most=limits.max_abs_value)
     most = min(len(previous_actions), horizon - 1)
     _require_between("inference_delay", chunking.inference_delay, 0, most)
     execution_horizon = description.execution_horizon
@@ -58,7 +60,9 @@ def check_real_time_chunking(
     )
 
 
-def _previous_actions(chunking: policy_pb2.RealTimeChunking, horizon: int, action_dim: int) -> np.ndarray:
+def _previous_actions(
+    chunking: policy_pb2.RealTimeChunking, horizon: int, action_dim: int, *, most: float
+) -> np.ndarray:
     name = "previous_actions"
     if not chunking.HasField(name):
         raise _refusal(name, f"none came, expected float32 [num_actions, {action_dim}]")
@@ -66,7 +70,7 @@ def _previous_actions(chunking: policy_pb2.RealTimeChunking, horizon: int, actio
     actions = decode_tensor(chunking.previous_actions, field=field, dtype=np.float32, shape=(None, action_dim))
     if not 1 <= len(actions) <= horizon:
         raise _refusal(name, f"{len(actions)} actions came, expected 1 to {horizon}, the action horizon")
-    require_finite(actions, field=field)
+    require_plausible(actions, field=field, most=most)
     return actions
 
 

@@ -12,6 +12,7 @@ from premotor.wire import encode_duration, encode_tensor
 from service.backend import BackendChunk, BackendRequest
 from service.gateway.real_time_chunking import METHOD_NUMBERS
 from service.observability.recent import Stages
+from service.revision import Revision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,7 @@ class Spans:
 def chunk_response(
     request: policy_pb2.PredictChunkRequest,
     *,
-    revision: str,
+    revision: Revision,
     asked: BackendRequest,
     chunk: BackendChunk,
     stages_s: Stages,
@@ -40,8 +41,9 @@ def chunk_response(
         episode_id=request.episode_id,
         request_id=request.request_id,
         actions=encode_tensor(chunk.actions),
-        revision=revision,
+        revision=revision.revision,
         seed=asked.seed,
+        schema_digest=revision.description.schema_digest,
     )
     if asked.real_time_chunking is not None:
         response.real_time_chunking_method = METHOD_NUMBERS[asked.real_time_chunking.method]

@@ -60,27 +60,32 @@ class PolicyServicer:
         return grpc.method_handlers_generic_handler(
             SERVICE_NAME,
             {
-                "PredictChunk": _unary(self.predict_chunk, policy_pb2.PredictChunkRequest),
+                "PredictChunk": _unary(self.predict_chunk, _measuring(policy_pb2.PredictChunkRequest)),
                 "StreamChunks": grpc.stream_stream_rpc_method_handler(
                     self.stream_chunks,
-                    request_deserializer=_parser(policy_pb2.StreamChunksRequest),
+                    request_deserializer=_measuring(policy_pb2.StreamChunksRequest),
                     response_serializer=_serialize,
                 ),
-                "GetPolicy": _unary(self.get_policy, policy_pb2.GetPolicyRequest),
-                "ListPolicies": _unary(self.list_policies, policy_pb2.ListPoliciesRequest),
+                "GetPolicy": _unary(self.get_policy, _parser(policy_pb2.GetPolicyRequest)),
+                "ListPolicies": _unary(self.list_policies, _parser(policy_pb2.ListPoliciesRequest)),
             },
         )
 
     async def predict_chunk(
-        self, request: policy_pb2.PredictChunkRequest | None, context: grpc.aio.ServicerContext
+        self, received: tuple[policy_pb2.PredictChunkRequest | None, int], context: grpc.aio.ServicerContext
     ) -> policy_pb2.PredictChunkResponse:
-        answer = await self._answerer_for(context, "PredictChunk").answer(request, timeout_s=context.time_remaining())
+        request, num_bytes = received
+        answer = await self._answerer_for(context, "PredictChunk").answer(
+            request, timeout_s=context.time_remaining(), num_bytes=num_bytes
+        )
         if isinstance(answer, policy_pb2.RequestError):
             await abort(context, answer)
         return answer
 
     async def stream_chunks(
-        self, messages: AsyncIterator[policy_pb2.StreamChunksRequest | None], context: grpc.aio.ServicerContext
+        self,
+        messages: AsyncIterator[tuple[policy_pb2.StreamChunksRequest | None, int]],
+        context: grpc.aio.ServicerContext,
     ) -> None:
         with ExitStack() as held:
             try:
@@ -160,10 +165,8 @@ class PolicyServicer:
         return revision.description
 
 
-def _unary(method: Callable[..., Any], message: type[Message]) -> grpc.RpcMethodHandler:
-    return grpc.unary_unary_rpc_method_handler(
-        method, request_deserializer=_parser(message), response_serializer=_serialize
-    )
+def _unary(method: Callable[..., Any], read: Callable[[bytes], Any]) -> grpc.RpcMethodHandler:
+    return grpc.unary_unary_rpc_method_handler(method, request_deserializer=read, response_serializer=_serialize)
 
 
 def _parser(message: type[_Parsed]) -> Callable[[bytes], _Parsed | None]:
@@ -176,6 +179,12 @@ def _parser(message: type[_Parsed]) -> Callable[[bytes], _Parsed | None]:
             return None
 
     return parse
+
+
+def _measuring(message: type[_Parsed]) -> Callable[[bytes], tuple[_Parsed | None, int]]:
+    """As `_parser`, and how many bytes came: a message does not know its size but by being written again."""
+    parse = _parser(message)
+    return lambda content: (parse(content), len(content))
 
 
 def _serialize(message: Message) -> bytes:

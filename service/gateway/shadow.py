@@ -1,13 +1,15 @@
 """Shadow traffic: requests that another revision answers as well, to be compared and thrown away.
 
-Owns the copying, which never makes a robot wait, and how far the two answers are apart. Does not own which revision is
-a shadow (the registry) or what is done about it (an alert, an operator). For one event loop.
+Owns the copying, which never makes a robot wait, how far the two answers are apart, and the events that say that they
+are too far or do not come. Does not own which revision is a shadow (the registry) or what is done about it (an alert,
+an operator). For one event loop.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,6 +31,10 @@ _MEMORY = 0.98
 _MIN_JUDGED = 20
 # In spreads of the served actions: two trainings of one recipe are at 0.1 to 0.4, unrelated answers at 1 and more.
 DIVERGENCE_LIMIT = 1.0
+# Share of the copies without an answer that can be compared; as the alert rule PremotorShadowFails has it.
+FAILURE_LIMIT = 0.05
+# What an operator finds in the log, once until it is well again.
+DIVERGES, FAILS = "shadow diverges", "shadow fails"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -47,7 +53,7 @@ class ShadowMetrics:
         of_revision = ("policy", "revision")
         self.requests = Counter(
             "premotor_shadow_requests",
-            "Requests copied to a shadow, by what became of them.",
+            "Requests for a shadow, by what became of the copy; one that has another schema is sent none.",
             (*of_revision, "outcome"),
             registry=registry,
         )
@@ -103,14 +109,16 @@ class ShadowTraffic:
     ) -> None:
         """Copies a request that was just answered, if its share says so. Returns at once.
 
-        `revisions` are the one that answered and the shadow; one that reads requests otherwise gets none.
+        `revisions` are the one that answered and the shadow; one that reads requests otherwise gets none, and fails.
         """
         answered, revision = revisions
-        alike = answered.description.schema_digest == revision.description.schema_digest
-        if answered.revision == revision.revision or not alike or self._draw.random() >= shadow.share:
+        if answered.revision == revision.revision or self._draw.random() >= shadow.share:
             return
         copy = _Copy(policy=policy, revision=revision, embodiment=embodiment.name, request=request, served=served)
         self._comparison(copy, embodiment)
+        if answered.description.schema_digest != revision.description.schema_digest:
+            self._fail(copy, "other_schema", f"its schema is not that of {answered.revision}, which serves")
+            return
         try:
             self._waiting.put_nowait(copy)
         except asyncio.QueueFull:
@@ -125,9 +133,9 @@ class ShadowTraffic:
             copy = await self._waiting.get()
             try:
                 await self._compare(copy)
-            except Exception:  # the edge: one copy's trouble ends no shadow
+            except Exception as error:  # the edge: one copy's trouble ends no shadow
                 _logger.exception("shadow failed", extra={"fields": {"revision": copy.revision.revision}})
-                self._count(copy, "failed")
+                self._fail(copy, "failed", type(error).__name__)
             finally:
                 self._waiting.task_done()
 
@@ -137,31 +145,39 @@ class ShadowTraffic:
         try:
             chunk = await self._backend.predict(copy.revision.revision, copy.request, timeout_s=_TIMEOUT_S)
         except BackendError as error:
-            _logger.info(
-                "shadow gave no chunk", extra={"fields": {"revision": copy.revision.revision, "error": str(error)}}
-            )
-            self._count(copy, "failed")
+            fields = {"revision": copy.revision.revision, "error": str(error)}
+            _logger.info("shadow gave no chunk", extra={"fields": fields})
+            self._fail(copy, "failed", str(error))
             return
         key = copy.policy, copy.revision.revision
+        comparison = self._comparisons[key]
         self._metrics.latency.labels(*key).observe(loop.time() - started_s)
         if chunk.actions.shape != copy.served.actions.shape or not np.isfinite(chunk.actions).all():
-            self._count(copy, "invalid")
-            self._judge(copy, self._comparisons[key].unusable())
+            self._fail(copy, "invalid", "the answer has another shape, or numbers that are not finite")
+            # What cannot be compared is as far off as can be.
+            self._judge(copy, comparison, float("inf"))
             return
-        self._count(copy, "answered")
-        comparison = self._comparisons[key]
         for group, unit, distance in comparison.add(copy.embodiment, copy.served.actions, chunk.actions):
             self._metrics.divergence.labels(*key, copy.embodiment, group, unit).observe(distance)
-        self._judge(copy, comparison.ratio)
+        self._end(copy, "answered", failed=False)
+        self._judge(copy, comparison, comparison.ratio)
 
-    def _judge(self, copy: _Copy, ratio: float) -> None:
+    def _judge(self, copy: _Copy, comparison: _Comparison, ratio: float) -> None:
+        self._metrics.relative.labels(copy.policy, copy.revision.revision).set(ratio)
+        if comparison.num_ended >= _MIN_JUDGED:
+            comparison.diverges.judge(ratio, policy=copy.policy, revision=copy.revision.revision)
+
+    def _fail(self, copy: _Copy, outcome: str, error: str) -> None:
+        self._comparisons[copy.policy, copy.revision.revision].last_failure = {"outcome": outcome, "error": error}
+        self._end(copy, outcome, failed=True)
+
+    def _end(self, copy: _Copy, outcome: str, *, failed: bool) -> None:
+        self._count(copy, outcome)
         key = copy.policy, copy.revision.revision
-        self._metrics.relative.labels(*key).set(ratio)
         comparison = self._comparisons[key]
-        if comparison.num_added >= _MIN_JUDGED and ratio > DIVERGENCE_LIMIT and not comparison.said:
-            comparison.said = True
-            fields = {"policy": copy.policy, "revision": copy.revision.revision, "ratio": round(ratio, 3)}
-            _logger.warning("shadow diverges", extra={"fields": fields})
+        comparison.note_end(failed=failed)
+        if comparison.num_ended >= _MIN_JUDGED:
+            comparison.fails.judge(comparison.failing, policy=key[0], revision=key[1], **comparison.last_failure)
 
     def _comparison(self, copy: _Copy, embodiment: policy_pb2.Embodiment) -> None:
         key = copy.policy, copy.revision.revision
@@ -173,17 +189,36 @@ class ShadowTraffic:
         self._metrics.requests.labels(copy.policy, copy.revision.revision, outcome).inc()
 
 
+class _Alarm:
+    """Logs an event when a value passes its limit, and again only after it has been well below."""
+
+    def __init__(self, event: str, limit: float) -> None:
+        self._event, self._limit = event, limit
+        self._raised = False
+
+    def judge(self, value: float, **fields: str) -> None:
+        if value > self._limit and not self._raised:
+            self._raised = True
+            # JSON has no word for infinity.
+            ratio = round(value, 3) if math.isfinite(value) else str(value)
+            _logger.warning(self._event, extra={"fields": {"ratio": ratio, **fields}})
+        elif value < self._limit / 2:
+            self._raised = False
+
+
 class _Comparison:
-    """How far one revision is from what is served, lately, by embodiment and action group."""
+    """How far one revision is from what is served, lately, by embodiment and action group; and how often it fails."""
 
     def __init__(self) -> None:
+        self.diverges, self.fails = _Alarm(DIVERGES, DIVERGENCE_LIMIT), _Alarm(FAILS, FAILURE_LIMIT)
+        # Copies that came to an end, and the share of those, lately, without an answer that can be compared.
+        self.num_ended, self.failing = 0, 0.0
+        self.last_failure: dict[str, str] = {}
         self._groups: dict[str, Sequence[tuple[str, str, slice]]] = {}
         # Embodiment to the running mean and mean square of each dimension of what is served.
         self._served: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         # Embodiment and group to its running distance over spread.
         self._ratios: dict[tuple[str, str], float] = {}
-        self.num_added = 0
-        self.said = False
 
     @property
     def ratio(self) -> float:
@@ -198,14 +233,12 @@ class _Comparison:
             first += group.dim
         self._groups[embodiment.name] = groups
 
-    def unusable(self) -> float:
-        """An answer that cannot be compared is as far off as can be."""
-        self.num_added += 1
-        return float("inf")
+    def note_end(self, *, failed: bool) -> None:
+        self.num_ended += 1
+        self.failing += max(1 / self.num_ended, 1 - _MEMORY) * (failed - self.failing)
 
     def add(self, embodiment: str, served: np.ndarray, other: np.ndarray) -> Sequence[tuple[str, str, float]]:
         """(group, unit, mean distance) of one pair of chunks, each [action_horizon, action_dim]."""
-        self.num_added += 1
         mean, square = self._served.get(embodiment, (served.mean(0), (served**2).mean(0)))
         mean = _MEMORY * mean + (1 - _MEMORY) * served.mean(0)
         square = _MEMORY * square + (1 - _MEMORY) * (served**2).mean(0)

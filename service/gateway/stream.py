@@ -29,13 +29,13 @@ class ChunkStream:
     def __init__(
         self,
         *,
-        messages: AsyncIterator[policy_pb2.StreamChunksRequest | None],
+        messages: AsyncIterator[tuple[policy_pb2.StreamChunksRequest | None, int]],
         context: grpc.aio.ServicerContext,
         answerer: AuthorizedAnswerer | TracedAnswerer,
         check_caller: Callable[[], object],
         limits: GatewayLimits,
     ) -> None:
-        """`messages` yields None for bytes that are not a message.
+        """`messages` yields each with the number of its bytes, None for bytes that are not a message.
 
         `check_caller` raises AuthenticationError once the caller's token has ended.
         """
@@ -80,18 +80,18 @@ class ChunkStream:
                 self._lock_out(self._answerer.refuse(error, None))
 
     async def _read(self, tasks: asyncio.TaskGroup) -> None:
-        async for message in self._messages:
+        async for message, num_bytes in self._messages:
             if len(self._answering) >= self._limits.max_in_flight_per_stream:
                 # Waited for, so that a client which does not read is not read from either; shielded, because a write
                 # that is broken off leaves the stream unusable.
                 await asyncio.shield(tasks.create_task(self._write(self._overloaded(message))))
                 continue
-            task = tasks.create_task(self._answer(message))
+            task = tasks.create_task(self._answer(message, num_bytes))
             self._answering.add(task)
             task.add_done_callback(self._answering.discard)
 
-    async def _answer(self, message: policy_pb2.StreamChunksRequest | None) -> None:
-        answer = await self._answer_to(message)
+    async def _answer(self, message: policy_pb2.StreamChunksRequest | None, num_bytes: int) -> None:
+        answer = await self._answer_to(message, num_bytes)
         await self._write(answer)
         if isinstance(answer, policy_pb2.RequestError) and answer.code == _UNAUTHENTICATED:
             self._lock_out(answer)
@@ -100,16 +100,16 @@ class ChunkStream:
         if not self._locked_out.done():
             self._locked_out.set_result(refusal)
 
-    async def _answer_to(self, message: policy_pb2.StreamChunksRequest | None) -> Answer:
+    async def _answer_to(self, message: policy_pb2.StreamChunksRequest | None, num_bytes: int) -> Answer:
         if message is None:
-            return await self._answerer.answer(None, timeout_s=None)
+            return await self._answerer.answer(None, timeout_s=None, num_bytes=num_bytes)
         if not message.HasField("request"):
             return self._answerer.refuse(InvalidRequestError("request", "none came, it is required"), None)
         try:
             timeout_s = self._timeout_s(message)
         except InvalidRequestError as error:
             return self._answerer.refuse(error, message.request)
-        return await self._answerer.answer(message.request, timeout_s=timeout_s)
+        return await self._answerer.answer(message.request, timeout_s=timeout_s, num_bytes=num_bytes)
 
     def _timeout_s(self, message: policy_pb2.StreamChunksRequest) -> float | None:
         """How long this request is worth waiting for: its own timeout and the stream's, whichever is less."""

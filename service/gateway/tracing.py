@@ -7,6 +7,7 @@ Owns where a robot's traceparent is found and what is inside a request's span. D
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from premotor.v1 import policy_pb2
 from service.gateway.answers import Answer, ChunkAnswerer
@@ -39,9 +40,9 @@ class TracedAnswerer:
         self.draining = answerer.draining
         self.refuse = answerer.refuse
 
-    async def answer(self, request: policy_pb2.PredictChunkRequest | None, *, timeout_s: float | None) -> Answer:
-        """As ChunkAnswerer.answer."""
+    async def answer(self, request: policy_pb2.PredictChunkRequest | None, **options: Any) -> Answer:
+        """As that of the answerer."""
         with self._tracing.request(self._method, self._traceparent) as span:
-            answer = await self._answerer.answer(request, timeout_s=timeout_s)
+            answer = await self._answerer.answer(request, **options)
             span.describe(request, answer)
             return answer

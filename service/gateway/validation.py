@@ -11,11 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from premotor.v1 import policy_pb2
-from premotor.wire import WireError, decode_duration, decode_tensor, require_finite
+from premotor.wire import WireError, decode_duration, decode_tensor
 from service.backend import RealTimeChunking
 from service.errors import InvalidRequestError, nearest_name, quoted
 from service.gateway.images import Frame, inspect_image
 from service.gateway.limits import GatewayLimits
+from service.gateway.numbers import require_plausible
 from service.gateway.real_time_chunking import check_real_time_chunking
 
 MAX_SEED = 2**63 - 1
@@ -99,7 +100,9 @@ class RequestValidator:
             seed=_seed(request),
             num_inference_steps=self._num_inference_steps(request),
             num_underruns=_num_underruns(request),
-            real_time_chunking=check_real_time_chunking(request, self._description, action_dim=body.action_dim),
+            real_time_chunking=check_real_time_chunking(
+                request, self._description, action_dim=body.action_dim, limits=self._limits
+            ),
         )
 
     def _body(self, name: str) -> _Body:
@@ -131,7 +134,7 @@ class RequestValidator:
         if not observation.HasField("state"):
             raise InvalidRequestError(field, f"none came, expected float32 [{body.state_dim}]")
         state = decode_tensor(observation.state, field=field, dtype=np.float32, shape=(body.state_dim,))
-        require_finite(state, field=field)
+        require_plausible(state, field=field, most=self._limits.max_abs_value)
         return state
 
     def _frames(self, observation: policy_pb2.Observation, body: _Body) -> tuple[Frame, ...]:
@@ -173,8 +176,8 @@ class RequestValidator:
                 "history.num_valid_steps", f"{num_valid} came, expected 0 to {num_steps}, the number of steps"
             )
         states, actions = states[num_steps - num_valid :], actions[num_steps - num_valid :]
-        require_finite(states, field="history.states")
-        require_finite(actions, field="history.actions")
+        require_plausible(states, field="history.states", most=self._limits.max_abs_value)
+        require_plausible(actions, field="history.actions", most=self._limits.max_abs_value)
         return states, actions
 
     def _history_rows(self, history: policy_pb2.History, part: str, dim: int) -> np.ndarray:

@@ -15,15 +15,22 @@ from service.credentials import Access, Scope
 class Authenticator(Protocol):
     """`authorization` has all values of the header, none when there is none; the key follows `Api-Key `.
 
-    Both raise AuthenticationError, NotAllowedError or OverloadedError, in messages that repeat nothing of the header.
+    All raise AuthenticationError, NotAllowedError or OverloadedError, in messages that repeat nothing of the header.
     """
+
+    def policies(self, authorization: Sequence[str]) -> Sequence[str]:
+        """Those that the key is for, empty for all: asked first, of robots that do not say which they ask."""
+        ...
 
     def connection(self, authorization: Sequence[str], policy: str) -> AbstractContextManager[None]:
         """Asked before the handshake; held while the connection lasts."""
         ...
 
-    def request(self, authorization: Sequence[str], policy: str) -> AbstractContextManager[None]:
-        """Asked anew for each frame, so that a key ends where it is revoked; held until the reply is made."""
+    def request(self, authorization: Sequence[str], policy: str) -> AbstractContextManager[str]:
+        """Asked anew for each frame, so that a key ends where it is revoked; held until the reply is made.
+
+        Gives the holder of the key, empty for nobody: robots of two holders are two, whatever ids they name.
+        """
         ...
 
     def still_counts(self, authorization: Sequence[str]) -> None:
@@ -34,11 +41,14 @@ class Authenticator(Protocol):
 class OpenAccess:
     """Lets everybody in: for a service that has no credentials, which listens on loopback."""
 
+    def policies(self, authorization: Sequence[str]) -> Sequence[str]:
+        return ()
+
     def connection(self, authorization: Sequence[str], policy: str) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def request(self, authorization: Sequence[str], policy: str) -> AbstractContextManager[None]:
-        return nullcontext()
+    def request(self, authorization: Sequence[str], policy: str) -> AbstractContextManager[str]:
+        return nullcontext("")
 
     def still_counts(self, authorization: Sequence[str]) -> None: ...
 
@@ -49,6 +59,11 @@ class TokenAuthenticator:
     def __init__(self, access: Access) -> None:
         self._access = access
 
+    def policies(self, authorization: Sequence[str]) -> Sequence[str]:
+        caller = self._access.caller(authorization)
+        self._access.require(caller, (Scope.INFER,))
+        return caller.token.policies if caller.token is not None else ()
+
     @contextmanager
     def connection(self, authorization: Sequence[str], policy: str) -> Iterator[None]:
         caller = self._access.caller(authorization)
@@ -57,11 +72,11 @@ class TokenAuthenticator:
             yield
 
     @contextmanager
-    def request(self, authorization: Sequence[str], policy: str) -> Iterator[None]:
+    def request(self, authorization: Sequence[str], policy: str) -> Iterator[str]:
         caller = self._access.caller(authorization)
         self._access.require(caller, (Scope.INFER,), policy=policy)
         with self._access.request(caller):
-            yield
+            yield caller.token.token_id if caller.token is not None else ""
 
     def still_counts(self, authorization: Sequence[str]) -> None:
         self._access.caller(authorization)

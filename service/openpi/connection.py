@@ -52,7 +52,12 @@ class Answerer(Protocol):
     def draining(self) -> asyncio.Event: ...
 
     async def answer(
-        self, request: policy_pb2.PredictChunkRequest | None, *, timeout_s: float | None
+        self,
+        request: policy_pb2.PredictChunkRequest | None,
+        *,
+        timeout_s: float | None,
+        caller: str = ...,
+        num_bytes: int = ...,
     ) -> policy_pb2.PredictChunkResponse | policy_pb2.RequestError: ...
 
     def refuse(self, error: Exception, request: policy_pb2.PredictChunkRequest | None) -> policy_pb2.RequestError: ...
@@ -68,13 +73,13 @@ class OpenpiConnection:
         path: str,
         observation_map: ObservationMap,
         answerer: Answerer,
-        admit: Callable[[], AbstractContextManager[None]],
+        admit: Callable[[], AbstractContextManager[str]],
         check_key: Callable[[], None],
         check_interval_s: float,
         limits: OpenpiLimits,
         decode_threads: Executor,
     ) -> None:
-        """`admit` is asked for each frame and raises a ServiceError to refuse it.
+        """`admit` is asked for each frame; it gives whose robot this is, or raises a ServiceError to refuse it.
 
         `check_key` is asked every `check_interval_s` and raises AuthenticationError once the robot's key has ended.
         """
@@ -142,7 +147,7 @@ class OpenpiConnection:
         """A refusal as well is a reply, and the connection goes on."""
         request = policy_pb2.PredictChunkRequest(policy=self._map.policy, embodiment=self._map.embodiment)
         try:
-            with self._admit():
+            with self._admit() as holder:
                 message = await self._message(frame)
                 self._addressee = find_addressee(message, path=self._path)
                 call = read_call(message, self._addressee)
@@ -152,7 +157,7 @@ class OpenpiConnection:
                 self._name(request, call)
                 await self._off_loop(len(frame), fill_observation, request, call.observation, self._map)
                 # openpi's client does not say how long it waits.
-                answer = await self._answerer.answer(request, timeout_s=None)
+                answer = await self._answerer.answer(request, timeout_s=None, caller=holder, num_bytes=len(frame))
             if isinstance(answer, policy_pb2.RequestError):
                 return error_frame(self._addressee, answer)
             return chunk_frame(self._addressee, self._chunk_reply(answer, arrived_s))

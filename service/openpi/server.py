@@ -1,7 +1,7 @@
 """The websocket server that openpi's robots connect to: start, admit, serve, stop.
 
-Owns the listening socket, the handshake (credential, caps, health) and the connections. Does not own the backend, the
-policies or the answerer, which are given to it and outlive it.
+Owns the listening socket, the handshake (credential, policy, caps, health) and the connections. Does not own the
+backend, the policies or the answerer, which are given to it and outlive it, nor which policy is meant (addressing.py).
 """
 
 from __future__ import annotations
@@ -22,15 +22,9 @@ from websockets.http11 import Request, Response
 
 from premotor.v1 import policy_pb2
 from service.backend import Backend
-from service.errors import (
-    DrainingError,
-    NotReadyError,
-    OverloadedError,
-    ServiceError,
-    UnknownPolicyError,
-    status_code,
-)
+from service.errors import DrainingError, OverloadedError, ServiceError, status_code
 from service.gateway.limits import GatewayLimits
+from service.openpi.addressing import Address, asked_policy, default_policy, read_address
 from service.openpi.authentication import Authenticator, OpenAccess
 from service.openpi.connection import Answerer, OpenpiConnection
 from service.openpi.limits import OpenpiLimits
@@ -43,6 +37,7 @@ from service.readiness import revision_ready
 HEALTH_PATH = "/healthz"
 
 _HTTP_STATUS = {
+    grpc.StatusCode.INVALID_ARGUMENT: 400,
     grpc.StatusCode.UNAUTHENTICATED: 401,
     grpc.StatusCode.PERMISSION_DENIED: 403,
     grpc.StatusCode.NOT_FOUND: 404,
@@ -58,7 +53,7 @@ _logger = logging.getLogger(__name__)
 
 
 class OpenpiServer:
-    """Serves one policy by one map. Starts once; `stop` may be called in any state."""
+    """Serves each policy by its map. Starts once; `stop` may be called in any state."""
 
     def __init__(
         self,
@@ -70,12 +65,15 @@ class OpenpiServer:
         limits: OpenpiLimits | None = None,
         observation_map: ObservationMap | None = None,
         stored_map: Callable[[str], Mapping[str, Any]] = lambda policy: {},
+        policy: str = "",
+        first_served: Callable[[], str] = lambda: "",
         authenticator: Authenticator | None = None,
     ) -> None:
         """`stored_map` finds the map that is kept with a policy, as JSON, empty for none; it is asked for every robot.
 
-        `observation_map` is for its policy while none is kept with it. Without either, robots use our names for the one
-        policy and body that is served.
+        `observation_map` is for its policy while none is kept with it. Without either, robots use our names for the
+        policy's one body. `policy` is the default of robots that do not say which they ask; when it is empty, that of
+        `observation_map`, or else the one that `first_served` finds, is.
         """
         self._policies = policies
         self._backend = backend
@@ -84,6 +82,8 @@ class OpenpiServer:
         self._limits = limits or OpenpiLimits()
         self._given_map = observation_map
         self._stored_map = stored_map
+        self._said = policy or (observation_map.policy if observation_map is not None else "")
+        self._first_served = first_served
         self._authenticator = authenticator or OpenAccess()
         self._decode_threads = ThreadPoolExecutor(gateway_limits.num_decode_threads, thread_name_prefix="openpi-decode")
         self._num_places_taken = 0
@@ -131,18 +131,20 @@ class OpenpiServer:
         _logger.info("openpi server started", extra={"fields": {"host": host, "port": bound_port}})
         return bound_port
 
-    def check_map(self) -> None:
-        """Raises ObservationMapError when the map does not fit what is served now, or one is missing.
+    def faults(self) -> dict[str, str]:
+        """Of the policies that answer now, and have a map or are the default, those that refuse robots, and why.
 
-        A policy that is not served yet is looked at when a robot connects.
+        A policy that does not answer yet is looked at when a robot connects.
         """
-        if self._given_map is None and len(self._policies.names) > 1 and len(self._meant()) != 1:
-            raise ObservationMapError(f"no observation map says which of {list(self._policies.names)} is meant")
-        try:
-            description = self._policies.serving(self._policy()).description
-        except (UnknownPolicyError, NotReadyError):
-            return
-        check_fits(self._map_for(description), description)
+        found = {}
+        for name in self._policies:
+            description = self._policies.serving(name).description
+            try:
+                if name == self._default() or self._kept_map(name) is not None:
+                    check_fits(self._map_for(description), description)
+            except ObservationMapError as error:
+                found[name] = str(error)
+        return found
 
     async def stop(self, *, grace_s: float = 1.0) -> None:
         """Sends the replies that are ready within `grace_s`, then closes. The answerer is drained before."""
@@ -158,14 +160,22 @@ class OpenpiServer:
     async def _admit(self, websocket: ServerConnection, request: Request) -> Response | None:
         """None lets a robot in; anything else is the whole answer."""
         assert isinstance(websocket, _Websocket)
-        if _path(request) == HEALTH_PATH:
-            return await self._health(websocket)
+        address = websocket.address = read_address(request.path)
+        if address.path == HEALTH_PATH:
+            return await self._health(websocket, address)
         try:
-            policy = self._policy()
             websocket.authorization = request.headers.get_all("Authorization")
+            # Asked for a credential first: whoever has none learns of no policy.
+            policy = asked_policy(
+                address,
+                names=self._policies.names,
+                allowed=self._authenticator.policies(websocket.authorization),
+                said=self._said,
+                first=self._first_served(),
+            )
             websocket.holds.enter_context(self._authenticator.connection(websocket.authorization, policy))
             websocket.holds.enter_context(self._place())
-            websocket.greeting = self._greeting()
+            websocket.greeting = self._greeting(policy)
         except (ServiceError, ObservationMapError) as error:
             return _refused(websocket, error)
         return None
@@ -182,26 +192,36 @@ class OpenpiServer:
         finally:
             self._num_places_taken -= 1
 
-    async def _health(self, websocket: ServerConnection) -> Response:
-        """Whether robots of this port get chunks. Reading it needs no credential."""
+    async def _health(self, websocket: ServerConnection, address: Address) -> Response:
+        """Whether robots of this address get chunks. Reading it needs no credential.
+
+        Those of no policy in particular ask the default, or any, where there is none.
+        """
+        policy = address.policy or self._default()
+        asked = [policy] if policy else self._policies.names
         try:
-            revision = self._policies.serving(self._policy()).revision
-        except ServiceError as error:
-            return websocket.respond(503, f"{error.message}\n")
-        ready = await revision_ready(self._backend, revision, timeout_s=self._gateway_limits.readiness_timeout_s)
+            revisions = [self._policies.serving(name).revision for name in asked]
+        except ServiceError:
+            revisions = []
+        timeout_s = self._gateway_limits.readiness_timeout_s
+        ready = await asyncio.gather(
+            *(revision_ready(self._backend, revision, timeout_s=timeout_s) for revision in revisions)
+        )
         if self._answerer.draining.is_set():
             return websocket.respond(503, "stopping\n")
         if not self._policies.begins_episodes:
             return websocket.respond(503, "cut off from the fleet\n")
-        return websocket.respond(200, "ok\n") if ready else websocket.respond(503, "the policy is not ready\n")
+        if not ready or not all(ready):
+            return websocket.respond(503, "the policy is not ready\n")
+        return websocket.respond(200, "ok\n")
 
     async def _serve(self, websocket: ServerConnection) -> None:
-        assert isinstance(websocket, _Websocket) and websocket.request is not None and websocket.greeting is not None
+        assert isinstance(websocket, _Websocket) and websocket.address is not None and websocket.greeting is not None
         observation_map, greeting = websocket.greeting
         _let_the_kernel_watch(websocket, self._limits.lost_peer_s)
         connection = OpenpiConnection(
             websocket=websocket,
-            path=_path(websocket.request),
+            path=websocket.address.path,
             observation_map=observation_map,
             answerer=self._answerer,
             admit=partial(self._authenticator.request, websocket.authorization, observation_map.policy),
@@ -216,36 +236,27 @@ class OpenpiServer:
         finally:
             self._connections.discard(connection)
 
-    def _greeting(self) -> tuple[ObservationMap, bytes]:
+    def _greeting(self, policy: str) -> tuple[ObservationMap, bytes]:
         """The map and the first frame, as things stand now. Raises ServiceError, ObservationMapError."""
-        description = self._policies.serving(self._policy()).description
+        description = self._policies.serving(policy).description
         observation_map = self._map_for(description)
         metadata: dict[str, Any] = describe(
             description, observation_map, gateway_limits=self._gateway_limits, limits=self._limits
         )
         return observation_map, pack(metadata)
 
-    def _policy(self) -> str:
-        """Which one robots of this port ask. Raises NotReadyError when nobody says it."""
-        if self._given_map is not None:
-            return self._given_map.policy
-        meant = self._meant()
-        if len(meant) != 1:
-            raise NotReadyError(
-                f"{len(self._policies.names)} policies are served, and no observation map says which of them robots ask"
-            )
-        return meant[0]
-
-    def _meant(self) -> list[str]:
-        """The one policy, or those that a map is kept with."""
-        names = self._policies.names
-        return [name for name in names if len(names) == 1 or self._stored_map(name)]
+    def _default(self) -> str:
+        return default_policy(self._policies.names, said=self._said, first=self._first_served())
 
     def _map_for(self, description: policy_pb2.Policy) -> ObservationMap:
         """Raises ObservationMapError."""
-        if stored := self._stored_map(description.name):
-            return ObservationMap.from_json(dict(stored))
-        return self._given_map or matching_map(description)
+        return self._kept_map(description.name) or matching_map(description)
+
+    def _kept_map(self, policy: str) -> ObservationMap | None:
+        """The one that is kept with the policy, or was given for it. Raises ObservationMapError."""
+        if stored := self._stored_map(policy):
+            return ObservationMap.from_json({**stored, "policy": policy})
+        return self._given_map if self._given_map is not None and self._given_map.policy == policy else None
 
 
 class _Websocket(ServerConnection):
@@ -254,6 +265,7 @@ class _Websocket(ServerConnection):
     def __init__(self, open_ones: set[_Websocket], *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._open_ones = open_ones
+        self.address: Address | None = None
         self.authorization: list[str] = []
         self.greeting: tuple[ObservationMap, bytes] | None = None
         self.holds = ExitStack()
@@ -268,10 +280,6 @@ class _Websocket(ServerConnection):
         finally:
             self._open_ones.discard(self)
             self.holds.close()
-
-
-def _path(request: Request) -> str:
-    return request.path.partition("?")[0]
 
 
 def _refused(websocket: ServerConnection, error: ServiceError | ObservationMapError) -> Response:

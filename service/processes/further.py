@@ -26,13 +26,11 @@ from service.processes.gateway import GatewayProcess, Listening
 from service.processes.lines import ALIVE, METRICS, MODEL_DEAD, READY, FurtherGatewayConfig
 from service.processes.stopping import stops_on_signals, unless
 from service.registry import Registry, open_database
-from service.rollout import FollowerSettings, LeaseSettings
+from service.rollout import FollowerSettings, LeaseSettings, RolloutSettings
 from service.triton.backend import SupervisionSettings, TritonBackend
 from service.triton.models import AnothersModels
 from service.triton.server import ExternalTriton
 
-# As long as an operator's load may take (rollout/operations.py): the first process loads, and says when it failed.
-_LOAD_TIMEOUT_S = 300.0
 # A revision that cannot be had keeps no process from answering for the others.
 _SETTLE_TIMEOUT_S = 60.0
 # What ending may take beyond draining.
@@ -102,9 +100,15 @@ class FurtherGateway:
             tls = ServingTls(await asyncio.to_thread(read_tls, config.tls))
             self._certificates = asyncio.create_task(tls.follow(), name="certificates")
         self._backend = TritonBackend(
-            ExternalTriton(config.triton_address, config.triton_control_address, config.triton_repository),
+            ExternalTriton(
+                config.triton_address,
+                config.triton_control_address,
+                config.triton_repository,
+                owner=config.triton_owner,
+            ),
             config.model,
-            SupervisionSettings(load_timeout_s=_LOAD_TIMEOUT_S),
+            # As long as the first process may take, which says when it failed.
+            SupervisionSettings(load_timeout_s=config.load_timeout_s),
             models=AnothersModels(lambda revision: self.report_dead(revision)),
         )
         self._process = GatewayProcess(
@@ -115,10 +119,14 @@ class FurtherGateway:
             artifacts=artifacts,
             model=config.model,
             follower_settings=FollowerSettings(lease=LeaseSettings(fence=config.fence)),
+            rollout_settings=RolloutSettings(
+                load_timeout_s=config.load_timeout_s, drain_timeout_s=config.drain_timeout_s
+            ),
             own_process=True,
             loads=False,
             listening=Listening(host=config.host, port=config.port, openpi_port=config.openpi_port, shares_ports=True),
             observation_map=config.observation_map,
+            openpi_policy=config.openpi_policy,
             tls=tls,
             tracing=self._tracing,
         )

@@ -24,7 +24,7 @@ from service.observability.tracing import Tracing
 from service.openpi import ObservationMap, OpenpiServer, TokenAuthenticator
 from service.policies import ServedPolicies
 from service.registry import Fleet, Registry
-from service.rollout import Follower, FollowerSettings, LoadingBackend, Rollout
+from service.rollout import Follower, FollowerSettings, LoadingBackend, Rollout, RolloutSettings
 from service.rollout.guard import GuardWatch
 
 
@@ -52,14 +52,16 @@ class GatewayProcess:
         artifacts: ArtifactStore,
         model: ModelSettings,
         follower_settings: FollowerSettings,
+        rollout_settings: RolloutSettings,
         own_process: bool,
         loads: bool,
         listening: Listening,
         observation_map: ObservationMap | None,
+        openpi_policy: str,
         tls: ServingTls | None,
         tracing: Tracing | None,
     ) -> None:
-        """`own_process` and `loads` are Follower's."""
+        """`own_process` and `loads` are Follower's; `openpi_policy` is OpenpiServer's default."""
         self.policies = ServedPolicies()
         self.metrics = CollectorRegistry()
         self.credentials = Credentials(metrics_registry=self.metrics, tokens=tokens)
@@ -75,7 +77,9 @@ class GatewayProcess:
             settings=follower_settings,
         )
         self.follower.listen(partial(_refresh_tokens, tokens, registry, self.follower))
-        self.rollout = Rollout(registry=registry, follower=self.follower, artifacts=artifacts)
+        self.rollout = Rollout(
+            registry=registry, follower=self.follower, artifacts=artifacts, settings=rollout_settings
+        )
         self.gateway = GatewayServer(
             policies=self.policies,
             backend=backend,
@@ -99,6 +103,8 @@ class GatewayProcess:
                 gateway_limits=self.gateway.limits,
                 observation_map=observation_map,
                 stored_map=partial(_stored_map, self.follower),
+                policy=openpi_policy,
+                first_served=partial(_first_served, self.follower),
                 authenticator=TokenAuthenticator(self.credentials.on(Surface.OPENPI)),
             )
 
@@ -119,10 +125,9 @@ class GatewayProcess:
         await self.rollout.start()
         self._guard.start()
 
-    def check_map(self) -> None:
-        """Raises ObservationMapError when openpi's robots could not be answered by what is served."""
-        if self._openpi is not None:
-            self._openpi.check_map()
+    def openpi_faults(self) -> dict[str, str]:
+        """Why openpi's robots are refused, by policy, as far as that can be known before one comes."""
+        return self._openpi.faults() if self._openpi is not None else {}
 
     async def drain(self, drain_s: float) -> None:
         """Refuses robots, and gives requests in flight `drain_s` to end. `leave` must follow."""
@@ -145,6 +150,10 @@ def _stored_map(follower: Follower, policy: str) -> Mapping[str, Any]:
     """The observation map that is kept with a policy; empty for none."""
     record = follower.fleet.policies.get(policy) if follower.fleet is not None else None
     return record.observation_map if record is not None else {}
+
+
+def _first_served(follower: Follower) -> str:
+    return follower.fleet.first_served if follower.fleet is not None else ""
 
 
 def _traced(gateway: GatewayServer, tracing: Tracing | None) -> ChunkAnswerer | TracedAnswerer:

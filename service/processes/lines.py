@@ -39,6 +39,8 @@ class FurtherGatewayConfig:
     port: int
     openpi_port: int | None
     observation_map: ObservationMap | None
+    # Whom openpi's robots ask that do not say; empty for the one that served first.
+    openpi_policy: str
     registry: str
     # Where downloads are kept, which checkpoints may be registered from, and what the operator named on top.
     cache: Path
@@ -49,10 +51,15 @@ class FurtherGatewayConfig:
     triton_address: str
     triton_control_address: str
     triton_repository: Path
+    # Whose the models are that the first process loads.
+    triton_owner: str
     tls: TlsFiles | None
     # Of the collector that gets traces; empty for none.
     otlp_endpoint: str
     drain_s: float
+    # Of an operator's load, and of episodes in progress on a revision that drains.
+    load_timeout_s: float
+    drain_timeout_s: float
     # As logging numbers levels.
     log_level: int
 

@@ -63,13 +63,14 @@ def unavailable_if_lost() -> Iterator[None]:
 def bare_value(connection: Connection, sql: str) -> Any:
     """The one value of a query without parameters, from the driver itself; for what is asked all the time.
 
-    `connection` must have done nothing before. Raises as the connection's own methods do.
+    None where there is no row. `connection` must have done nothing before. Raises as the connection's own methods do.
     """
     driver = connection.dialect.loaded_dbapi
     try:
         with closing(connection.connection.cursor()) as cursor:
             cursor.execute(sql)
-            return cursor.fetchone()[0]
+            (value,) = cursor.fetchone() or (None,)
+            return value
     except driver.Error as error:
         connection.invalidate(error)
         raise DBAPIError.instance(sql, None, error, driver.Error) from error

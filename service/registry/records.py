@@ -109,6 +109,8 @@ class RevisionRecord:
     state: RevisionState
     # Why it failed; empty otherwise.
     error: str
+    # Rises whenever all gateways are to load it, or to probe it where they have it.
+    attempt: int
     registered_at: datetime
     changed_at: datetime
 
@@ -116,8 +118,12 @@ class RevisionRecord:
 @dataclass(frozen=True, kw_only=True)
 class PolicyRecord:
     name: str
-    # None until a revision was promoted.
+    # None until a revision was promoted, and once the policy is retired.
     route: Route | None
+    # When its shares last changed, from which on a change is watched; None before the first time.
+    route_changed_at: datetime | None
+    # None until a revision was promoted; a retirement changes nothing about it.
+    first_served_at: datetime | None = None
     # By revision, the newest registration last.
     revisions: Mapping[str, RevisionRecord]
     # How foreign wires map onto this policy; empty uses the defaults.
@@ -127,6 +133,13 @@ class PolicyRecord:
     def shadow(self) -> Shadow | None:
         return self.route.shadow if self.route else None
 
+    def is_watched(self, now: datetime) -> bool:
+        """Whether its guard may still undo the last change."""
+        route, since = self.route, self.route_changed_at
+        if route is None or since is None or not (route.watched and route.guard.watches):
+            return False
+        return (now - since).total_seconds() <= route.guard.watch_s
+
 
 @dataclass(frozen=True, kw_only=True)
 class Fleet:
@@ -134,6 +147,17 @@ class Fleet:
 
     generation: int
     policies: Mapping[str, PolicyRecord]
+
+    @property
+    def digests(self) -> frozenset[str]:
+        """Of all revisions, whichever policies have them."""
+        return frozenset(name for policy in self.policies.values() for name in policy.revisions)
+
+    @property
+    def first_served(self) -> str:
+        """The policy that served before all others did, retired or not; empty while none has."""
+        served = [(policy.first_served_at, name) for name, policy in self.policies.items() if policy.first_served_at]
+        return min(served)[1] if served else ""
 
     @property
     def switching(self) -> bool:
@@ -171,7 +195,10 @@ class Placement:
     policy: str
     revision: str
     state: RevisionState
+    # Why it failed, or, of one that is ready, why it did not pass its probe when that was asked again.
     error: str
+    # Which of the revision's attempts state and error are of.
+    attempt: int
     num_in_progress: int
 
 

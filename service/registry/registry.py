@@ -6,39 +6,44 @@ an event loop use a thread.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
-from service.errors import ConflictError, UnknownOperationError, UnknownPolicyError, UnknownRevisionError
+from service.errors import ConflictError
 from service.registry.database import bare_value, unavailable_if_lost
+from service.registry.operations import OperationTransactions, is_changed_by_an_operation
 from service.registry.records import (
     AuditEntry,
     Fleet,
     Gateway,
-    Guard,
     Heard,
-    Operation,
-    OperationState,
     Placement,
     PolicyRecord,
     RevisionRecord,
     Route,
-    Shadow,
+)
+from service.registry.rows import (
+    policy_of,
+    policy_row,
+    read_fleet,
+    revision_of,
+    revision_row,
+    route_json,
+    to_entry,
+    to_placement,
+    to_revision,
 )
 from service.registry.states import RevisionState
-from service.registry.tables import AuditRow, FleetRow, GatewayRow, OperationRow, PlacementRow, PolicyRow, RevisionRow
+from service.registry.tables import AuditRow, FleetRow, GatewayRow, PlacementRow, PolicyRow, RevisionRow
 from service.registry.tokens import TokenTransactions
 from service.registry.transactions import SUCCEEDED
 
-REGISTER = "register"
 
-
-class Registry(TokenTransactions):
+class Registry(TokenTransactions, OperationTransactions):
     """One database. Thread-safe; every method may raise RegistryUnavailableError."""
 
     # What is served.
@@ -50,15 +55,15 @@ class Registry(TokenTransactions):
 
     def fleet(self) -> Fleet:
         with self._reading() as session:
-            return self._fleet(session)
+            return read_fleet(session)
 
     def policy(self, policy: str) -> PolicyRecord:
         """Raises UnknownPolicyError."""
-        return _known(self.fleet(), policy)
+        return policy_of(self.fleet(), policy)
 
     def revision(self, policy: str, revision: str) -> RevisionRecord:
         """Raises UnknownPolicyError, UnknownRevisionError."""
-        return _revision_of(self.policy(policy), revision)
+        return revision_of(self.policy(policy), revision)
 
     def register(
         self,
@@ -77,9 +82,11 @@ class Registry(TokenTransactions):
             now = self._now()
             known = session.get(RevisionRow, (policy, revision))
             if known is not None and (known.location, known.manifest_sha256) == (location, manifest_sha256):
-                return _revision(known)
+                return to_revision(known)
             if session.get(PolicyRow, policy) is None:
-                session.add(PolicyRow(name=policy, route=None, observation_map={}, created_at=now))
+                session.add(
+                    PolicyRow(name=policy, route=None, route_changed_at=None, observation_map={}, created_at=now)
+                )
             row = session.get(RevisionRow, (policy, revision))
             if row is None:
                 number = session.scalar(select(func.count()).select_from(RevisionRow).filter_by(policy=policy))
@@ -101,7 +108,7 @@ class Registry(TokenTransactions):
             row.location, row.changed_at = location, now
             self._note(session, actor, "register", policy, "", revision, {"location": location})
             session.flush()
-            return _revision(row)
+            return to_revision(row)
 
     def set_state(
         self,
@@ -112,55 +119,86 @@ class Registry(TokenTransactions):
         error: str = "",
         actor: str,
         only_from: RevisionState | None = None,
+        operation_id: str = "",
+        only_idle: bool = False,
     ) -> None:
-        """Raises ConflictError for a change that there is not, and where the revision is no longer in `only_from`."""
+        """Raises ConflictError for a change that there is not, and where the revision is no longer in `only_from`.
+
+        Also when the operation that asks has ended, or, with `only_idle`, while one changes what the policy serves.
+        """
         with self._changing() as session:
-            row = self._row(session, policy, revision)
+            self._check_operation(session, policy, operation_id, only_idle=only_idle)
+            row = revision_row(session, policy, revision)
             if only_from is not None and row.state != only_from:
                 raise ConflictError(f"revision {revision} is {row.state}, expected it to be {only_from} still")
             self._move(row, state, error)
             self._note(session, actor, str(state), policy, revision, revision, {}, outcome=error or SUCCEEDED)
 
+    def prove_again(self, policy: str, revision: str, *, operation_id: str) -> RevisionRecord:
+        """Has every gateway load it where that failed, and probe it where it did not; `attempt` is the new one's."""
+        with self._changing() as session:
+            self._check_operation(session, policy, operation_id)
+            row = revision_row(session, policy, revision)
+            row.attempt += 1
+            session.flush()
+            return to_revision(row)
+
     def change_route(
         self,
         policy: str,
-        change: Callable[[PolicyRecord], Route],
+        change: Callable[[PolicyRecord], Route | None],
         *,
         actor: str,
         action: str,
         detail: Mapping[str, Any] | None = None,
+        operation_id: str = "",
     ) -> PolicyRecord:
         """Puts `change(now)` in place of a policy's route, and moves revisions between ready, serving and draining.
 
-        Raises ConflictError when a revision that is to take traffic is not ready, and what `change` raises.
+        None ends serving: all that is loaded drains. Raises ConflictError when a revision that is to take traffic is
+        not ready or the operation that asks has ended, and what `change` raises.
         """
         with self._changing() as session:
-            before = _known(self._fleet(session), policy)
-            route = replace(change(before), switching=False)
-            if before.route is not None and route.shares != before.route.shares:
-                route = replace(route, changes=before.route.changes + 1)
-            taking = set(route.revisions)
-            for name in (*route.revisions, *([route.shadow.revision] if route.shadow else [])):
-                if not _revision_of(before, name).state.answers:
-                    raise ConflictError(f"revision {name} is {before.revisions[name].state}, expected it to be ready")
+            self._check_operation(session, policy, operation_id)
+            before = policy_of(read_fleet(session), policy)
+            route = change(before)
+            old = before.route
+            if route is not None:
+                for name in (*route.revisions, *([route.shadow.revision] if route.shadow else [])):
+                    if not revision_of(before, name).state.answers:
+                        raise ConflictError(
+                            f"revision {name} is {before.revisions[name].state}, expected it to be ready"
+                        )
             for name, record in before.revisions.items():
-                row = self._row(session, policy, name)
-                if name in taking and record.state is not RevisionState.SERVING:
-                    self._move(row, RevisionState.SERVING, "")
-                elif name not in taking and record.state is RevisionState.SERVING:
-                    self._move(row, RevisionState.DRAINING, "")
-            policy_row = session.get(PolicyRow, policy)
-            assert policy_row is not None
-            policy_row.route = _route_json(route)
-            stable = before.route.stable if before.route else ""
-            noted = {**(detail or {}), **_changed(before.route, route)}
-            self._note(session, actor, action, policy, stable, route.stable, noted)
+                if (state := _state_under(route, old, record)) is not record.state:
+                    self._move(revision_row(session, policy, name), state, "")
+            row = policy_row(session, policy)
+            changes = old.changes if old is not None else 0
+            if old is None or route is None or route.shares != old.shares:
+                changes, row.route_changed_at = changes + 1, self._now()
+            if row.first_served_at is None and route is not None:
+                row.first_served_at = self._now()
+            row.route = route_json(replace(route, switching=False, changes=changes)) if route is not None else None
+            noted = {**(detail or {}), **_changed(old, route)}
+            self._note(
+                session,
+                actor,
+                action,
+                policy,
+                old.stable if old is not None else "",
+                route.stable if route is not None else "",
+                noted,
+            )
             session.flush()
-            return _known(self._fleet(session), policy)
+            return policy_of(read_fleet(session), policy)
 
-    def announce(self, policy: str, *, switching: bool) -> int:
-        """Says that a policy's route is about to change, or is not after all. Returns the fleet's generation."""
+    def announce(self, policy: str, *, switching: bool, operation_id: str = "") -> int:
+        """Says that a policy's route is about to change, or is not after all. Returns the fleet's generation.
+
+        Raises ConflictError when the operation that asks has ended.
+        """
         with self._changing() as session:
+            self._check_operation(session, policy, operation_id)
             row = session.get(PolicyRow, policy)
             if row is not None and row.route:
                 row.route = {**row.route, "switching": switching}
@@ -168,89 +206,39 @@ class Registry(TokenTransactions):
 
     def set_observation_map(self, policy: str, observation_map: Mapping[str, Any], *, actor: str) -> None:
         with self._changing() as session:
-            row = session.get(PolicyRow, policy)
-            if row is None:
-                raise UnknownPolicyError(policy, session.scalars(select(PolicyRow.name)).all())
-            row.observation_map = dict(observation_map)
+            policy_row(session, policy).observation_map = dict(observation_map)
             self._note(session, actor, "configure", policy, "", "", {"observation_map": dict(observation_map)})
 
     def delete(self, policy: str, revision: str, *, actor: str) -> None:
         """Forgets a revision that nothing has loaded. Its files stay where they are."""
         with self._changing() as session:
-            row = self._row(session, policy, revision)
+            row = revision_row(session, policy, revision)
             if RevisionState(row.state).wanted:
                 raise ConflictError(f"revision {revision} is {row.state}, expected it to be unloaded first")
             session.execute(delete(PlacementRow).filter_by(policy=policy, revision=revision))
             session.delete(row)
-            policy_row = session.get(PolicyRow, policy)
-            if policy_row is not None and policy_row.route and policy_row.route.get("previous") == revision:
-                policy_row.route = {**policy_row.route, "previous": ""}
+            its_policy = policy_row(session, policy)
+            if its_policy.route and its_policy.route.get("previous") == revision:
+                its_policy.route = {**its_policy.route, "previous": ""}
             self._note(session, actor, "delete", policy, revision, "", {})
 
-    # Operations.
-
-    def start_operation(self, *, kind: str, policy: str, revision: str, actor: str, gateway_id: str) -> Operation:
-        """Raises ConflictError while another one changes what the policy serves, which registering does not."""
-        with self._changing(bump=False) as session:
-            running = session.scalars(
-                select(OperationRow)
-                .filter_by(policy=policy, state=str(OperationState.RUNNING))
-                .where(OperationRow.kind != REGISTER)
-            ).first()
-            if running is not None and kind != REGISTER:
-                raise ConflictError(
-                    f"{running.kind} of policy {policy!r} runs as operation {running.operation_id}, expected it to end"
-                )
-            now = self._now()
-            row = OperationRow(
-                operation_id=secrets.token_hex(8),
-                kind=kind,
-                policy=policy,
-                revision=revision,
-                actor=actor,
-                gateway_id=gateway_id,
-                state=OperationState.RUNNING,
-                steps=[],
-                error="",
-                created_at=now,
-                changed_at=now,
-            )
-            session.add(row)
-            session.flush()
-            return _operation(row)
-
-    def advance(self, operation_id: str, step: str, *, revision: str = "") -> None:
-        """`revision` is what an operation turned out to be about, if that was not known at first."""
-        with self._changing(bump=False) as session:
-            row = self._operation_row(session, operation_id)
-            row.steps, row.changed_at = [*row.steps, step], self._now()
-            row.revision = revision or row.revision
-
-    def end_operation(self, operation_id: str, *, error: str = "") -> Operation:
-        """An operation that has ended stays as it ended."""
-        with self._changing(bump=False) as session:
-            row = self._operation_row(session, operation_id)
-            if row.state == OperationState.RUNNING:
-                row.state = OperationState.FAILED if error else OperationState.SUCCEEDED
-                row.error, row.changed_at = error, self._now()
-                if error:
-                    self._note(session, row.actor, row.kind, row.policy, "", row.revision, {}, outcome=error)
-            return _operation(row)
-
-    def operation(self, operation_id: str) -> Operation:
-        """Raises UnknownOperationError."""
-        with self._reading() as session:
-            return _operation(self._operation_row(session, operation_id))
-
-    def operations(self, policy: str = "", *, running: bool = False, most: int = 100) -> tuple[Operation, ...]:
-        """The newest first."""
-        query = select(OperationRow).order_by(OperationRow.created_at.desc()).limit(most)
-        if policy:
-            query = query.filter_by(policy=policy)
-        if running:
-            query = query.filter_by(state=str(OperationState.RUNNING))
-        with self._reading() as session:
-            return tuple(_operation(row) for row in session.scalars(query))
+    def delete_policy(self, policy: str, *, actor: str) -> None:
+        """Forgets a policy that serves nothing, its revisions and its observation map. Files stay where they are."""
+        with self._changing() as session:
+            record = policy_of(read_fleet(session), policy)
+            if record.route is not None:
+                raise ConflictError(f"policy {policy!r} serves {record.route.stable}, expected it to be retired first")
+            if is_changed_by_an_operation(session, policy):
+                raise ConflictError(f"an operation of policy {policy!r} runs, expected it to end, or to be cancelled")
+            for revision in record.revisions.values():
+                if revision.state.wanted:
+                    raise ConflictError(
+                        f"revision {revision.revision} is {revision.state}, expected it to be unloaded first"
+                    )
+            session.execute(delete(PlacementRow).filter_by(policy=policy))
+            session.execute(delete(RevisionRow).filter_by(policy=policy))
+            session.execute(delete(PolicyRow).filter_by(name=policy))
+            self._note(session, actor, "delete policy", policy, "", "", {"revisions": [*record.revisions]})
 
     # Who did what.
 
@@ -262,7 +250,14 @@ class Registry(TokenTransactions):
         if before is not None:
             query = query.where(AuditRow.number < before)
         with self._reading() as session:
-            return tuple(_entry(row) for row in session.scalars(query))
+            return tuple(to_entry(row) for row in session.scalars(query))
+
+    def audited_policies(self) -> tuple[str, ...]:
+        """Names that the log knows, also of policies that were deleted; sorted."""
+        with self._reading() as session:
+            return tuple(
+                session.scalars(select(AuditRow.policy).where(AuditRow.policy != "").distinct().order_by("policy"))
+            )
 
     def note(self, *, actor: str, action: str, policy: str = "", detail: Mapping[str, Any], outcome: str) -> None:
         """Adds to the audit log what changes no revision, such as credentials."""
@@ -289,11 +284,8 @@ class Registry(TokenTransactions):
                 if each is None:
                     each = PlacementRow(gateway_id=gateway_id, policy=placement.policy, revision=placement.revision)
                     session.add(each)
-                each.state, each.error, each.num_in_progress = (
-                    placement.state,
-                    placement.error,
-                    placement.num_in_progress,
-                )
+                each.state, each.error = placement.state, placement.error
+                each.attempt, each.num_in_progress = placement.attempt, placement.num_in_progress
             for gone in known.values():
                 session.delete(gone)
             return Heard(
@@ -333,135 +325,52 @@ class Registry(TokenTransactions):
     def placements(self, policy: str, revision: str) -> tuple[Placement, ...]:
         with self._reading() as session:
             return tuple(
-                Placement(
-                    gateway_id=row.gateway_id,
-                    policy=row.policy,
-                    revision=row.revision,
-                    state=RevisionState(row.state),
-                    error=row.error,
-                    num_in_progress=row.num_in_progress,
-                )
+                to_placement(row)
                 for row in session.scalars(select(PlacementRow).filter_by(policy=policy, revision=revision))
             )
 
-    # Rows and records.
-
-    def _fleet(self, session: Session) -> Fleet:
-        session.flush()
-        revisions: dict[str, dict[str, RevisionRecord]] = {}
-        for row in session.scalars(select(RevisionRow).order_by(RevisionRow.number)):
-            revisions.setdefault(row.policy, {})[row.revision] = _revision(row)
-        return Fleet(
-            generation=session.scalars(select(FleetRow.generation)).one(),
-            policies={
-                row.name: PolicyRecord(
-                    name=row.name,
-                    route=_route(row.route) if row.route else None,
-                    revisions=revisions.get(row.name, {}),
-                    observation_map=row.observation_map,
-                )
-                for row in session.scalars(select(PolicyRow).order_by(PolicyRow.name))
-            },
-        )
-
-    def _row(self, session: Session, policy: str, revision: str) -> RevisionRow:
-        row = session.get(RevisionRow, (policy, revision))
-        if row is None:
-            raise UnknownRevisionError(policy, revision, _known(self._fleet(session), policy).revisions)
-        return row
-
-    def _operation_row(self, session: Session, operation_id: str) -> OperationRow:
-        row = session.get(OperationRow, operation_id)
-        if row is None:
-            raise UnknownOperationError(operation_id)
-        return row
+    def _check_operation(self, session: Session, policy: str, operation_id: str, *, only_idle: bool = False) -> None:
+        """What an operation that has ended still asks for is refused; its process may not have heard."""
+        if operation_id:
+            self._require_running(session, operation_id)
+        if only_idle and is_changed_by_an_operation(session, policy):
+            raise ConflictError(f"an operation of policy {policy!r} runs")
 
     def _move(self, row: RevisionRow, state: RevisionState, error: str) -> None:
         if not RevisionState(row.state).may_become(state):
             raise ConflictError(f"revision {row.revision} is {row.state}, which cannot become {state}")
         row.state, row.error, row.changed_at = state, error, self._now()
+        if state is RevisionState.LOADING:
+            row.attempt += 1
 
 
-def _known(fleet: Fleet, policy: str) -> PolicyRecord:
-    try:
-        return fleet.policies[policy]
-    except KeyError:
-        raise UnknownPolicyError(policy, fleet.policies) from None
+def _state_under(route: Route | None, before: Route | None, record: RevisionRecord) -> RevisionState:
+    """What becomes of a revision when a route takes the place of the one before."""
+    name = record.revision
+    if route is not None and name in route.revisions:
+        return RevisionState.SERVING
+    is_shadow = route is not None and route.shadow is not None and name == route.shadow.revision
+    # One that was kept for a roll-back is given up with the route that would have gone back to it.
+    was_kept = before is not None and before.keep_previous and name == before.previous
+    is_given_up = route is None or (was_kept and name != route.previous and not is_shadow)
+    match record.state:
+        case RevisionState.SERVING:
+            return RevisionState.DRAINING
+        case RevisionState.READY if is_given_up:
+            return RevisionState.DRAINING
+        case RevisionState.DRAINING if is_shadow:
+            return RevisionState.READY
+        case state:
+            return state
 
 
-def _revision_of(policy: PolicyRecord, revision: str) -> RevisionRecord:
-    try:
-        return policy.revisions[revision]
-    except KeyError:
-        raise UnknownRevisionError(policy.name, revision, policy.revisions) from None
-
-
-def _revision(row: RevisionRow) -> RevisionRecord:
-    return RevisionRecord(
-        policy=row.policy,
-        revision=row.revision,
-        manifest_sha256=row.manifest_sha256,
-        location=row.location,
-        variant=row.variant,
-        schema_digest=row.schema_digest,
-        num_bytes=row.num_bytes,
-        state=RevisionState(row.state),
-        error=row.error,
-        registered_at=row.registered_at,
-        changed_at=row.changed_at,
-    )
-
-
-def _operation(row: OperationRow) -> Operation:
-    return Operation(
-        operation_id=row.operation_id,
-        kind=row.kind,
-        policy=row.policy,
-        revision=row.revision,
-        actor=row.actor,
-        gateway_id=row.gateway_id,
-        state=OperationState(row.state),
-        steps=tuple(row.steps),
-        error=row.error,
-        created_at=row.created_at,
-        changed_at=row.changed_at,
-    )
-
-
-def _entry(row: AuditRow) -> AuditEntry:
-    return AuditEntry(
-        number=row.number,
-        at=row.at,
-        actor=row.actor,
-        action=row.action,
-        policy=row.policy,
-        from_revision=row.from_revision,
-        to_revision=row.to_revision,
-        outcome=row.outcome,
-        detail=row.detail,
-    )
-
-
-def _changed(before: Route | None, after: Route) -> dict[str, Any]:
+def _changed(before: Route | None, after: Route | None) -> dict[str, Any]:
     """What an audit entry cannot say by two revisions: the shares of a split, one's end included, and of a shadow."""
     changed: dict[str, Any] = {}
-    if before is not None and before.shares != after.shares and max(len(before.shares), len(after.shares)) > 1:
-        changed["shares"] = dict(after.shares)
-    if after.shadow != (before.shadow if before is not None else None):
-        changed["shadow"] = {after.shadow.revision: after.shadow.share} if after.shadow is not None else {}
+    if before is not None and after is not None and before.shares != after.shares:
+        is_split = max(len(before.shares), len(after.shares)) > 1
+        changed |= {"shares": dict(after.shares)} if is_split else {}
+    shadow = after.shadow if after is not None else None
+    if shadow != (before.shadow if before is not None else None):
+        changed["shadow"] = {shadow.revision: shadow.share} if shadow is not None else {}
     return changed
-
-
-def _route_json(route: Route) -> dict[str, Any]:
-    return asdict(route) | {"shares": [[name, share] for name, share in route.shares]}
-
-
-def _route(values: Mapping[str, Any]) -> Route:
-    return Route(
-        **{
-            **values,
-            "shares": tuple((name, share) for name, share in values["shares"]),
-            "shadow": Shadow(**values["shadow"]) if values["shadow"] else None,
-            "guard": Guard(**values["guard"]),
-        }
-    )

@@ -39,7 +39,7 @@ _CHANGES: dict[RevisionState, frozenset[RevisionState]] = {
     _S.REGISTERED: frozenset({_S.LOADING}),
     _S.LOADING: frozenset({_S.WARMING, _S.FAILED, _S.UNLOADED}),
     _S.WARMING: frozenset({_S.READY, _S.FAILED, _S.UNLOADED}),
-    _S.READY: frozenset({_S.SERVING, _S.FAILED, _S.UNLOADED}),
+    _S.READY: frozenset({_S.SERVING, _S.DRAINING, _S.FAILED, _S.UNLOADED}),
     _S.SERVING: frozenset({_S.DRAINING}),
     _S.DRAINING: frozenset({_S.READY, _S.SERVING, _S.UNLOADED}),
     _S.FAILED: frozenset({_S.LOADING}),

@@ -38,6 +38,9 @@ class PolicyRow(Table):
     __tablename__ = "policies"
     name: Mapped[str] = mapped_column(String(128), primary_key=True)
     route: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    # When who takes new episodes last changed.
+    route_changed_at: Mapped[datetime | None]
+    first_served_at: Mapped[datetime | None]
     observation_map: Mapped[dict[str, Any]]
     created_at: Mapped[datetime]
 
@@ -54,6 +57,8 @@ class RevisionRow(Table):
     num_bytes: Mapped[int] = mapped_column(BigInteger)
     state: Mapped[str] = mapped_column(String(16))
     error: Mapped[str] = mapped_column(Text)
+    # Rises whenever all gateways are to load or probe it anew.
+    attempt: Mapped[int] = mapped_column(Integer, default=0, server_default="0")
     registered_at: Mapped[datetime]
     changed_at: Mapped[datetime]
 
@@ -74,6 +79,8 @@ class PlacementRow(Table):
     revision: Mapped[str] = mapped_column(String(12), primary_key=True)
     state: Mapped[str] = mapped_column(String(16))
     error: Mapped[str] = mapped_column(Text)
+    # Of the revision, that this is said of.
+    attempt: Mapped[int] = mapped_column(Integer, default=0, server_default="0")
     num_in_progress: Mapped[int] = mapped_column(Integer)
 
 

@@ -3,9 +3,11 @@
 Imports no model code.
 """
 
-from service.rollout.follower import Follower, FollowerSettings, LoadingBackend
+from service.rollout.follower import Follower, FollowerSettings
+from service.rollout.held import LoadingBackend, LoadingSettings
 from service.rollout.lease import Fence, LeaseSettings
-from service.rollout.operations import Rollout, RolloutSettings
+from service.rollout.operations import Rollout
+from service.rollout.settings import RolloutSettings
 
 __all__ = [
     "Fence",
@@ -13,6 +15,7 @@ __all__ = [
     "FollowerSettings",
     "LeaseSettings",
     "LoadingBackend",
+    "LoadingSettings",
     "Rollout",
     "RolloutSettings",
 ]

@@ -1,8 +1,8 @@
-"""Keeps this process in step with the registry: loads what the fleet wants, routes by it, reports how far it is.
+"""Keeps this process in step with the registry: has loaded what the fleet wants, routes by it, reports how far it is.
 
-Owns the backend's revisions and the served policies of one gateway. Changes nothing in the registry but this gateway's
-own heartbeat and placements. A registry that does not answer changes nothing here: what was served is served on, until
-the lease on beginning episodes has run out (lease.py).
+Owns the served policies of one gateway. Changes nothing in the registry but this gateway's own heartbeat and
+placements. A registry that does not answer changes nothing here: what was served is served on, until the lease on
+beginning episodes has run out (lease.py). Does not own loading (held.py).
 """
 
 from __future__ import annotations
@@ -12,14 +12,11 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from service.artifacts import ArtifactStore
-from service.backend import Backend, BackendError
-from service.memory import TooLittleMemoryError, check_fits, free_bytes, needed_bytes
 from service.model_settings import ModelSettings
 from service.policies import ServedPolicies, ServedPolicy
 from service.registry import (
@@ -32,25 +29,13 @@ from service.registry import (
     RevisionState,
     Route,
 )
-from service.revision import Revision, RevisionError
+from service.revision import Revision
+from service.rollout.held import HeldRevisions, LoadingBackend, LoadingSettings
 from service.rollout.lease import Lease, LeaseSettings
 
 _logger = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
 Listener = Callable[[Fleet], Awaitable[None]]
-_Key = tuple[str, str]  # policy, revision
-
-
-class LoadingBackend(Backend, Protocol):
-    """A Backend that revisions come to and go from while it answers."""
-
-    async def start(self) -> None: ...
-
-    async def load(self, revision: Revision) -> None:
-        """Loaded, warmed, probed. Raises RevisionError for a bad checkpoint, BackendError when there is no verdict."""
-        ...
-
-    async def unload(self, revision: str) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,23 +44,8 @@ class FollowerSettings:
     interval_s: float = 0.5
     # A heartbeat comes at least this often, and whenever there is something to say.
     beat_s: float = 1.0
-    # A load that the backend failed, not the checkpoint, is tried again after this long.
-    retry_s: float = 2.0
-    # What all models together may take; None is what the machine has.
-    memory_budget_bytes: int | None = None
+    loading: LoadingSettings = field(default_factory=LoadingSettings)
     lease: LeaseSettings = field(default_factory=LeaseSettings)
-
-
-@dataclass
-class _Held:
-    """One revision of one policy in this process."""
-
-    state: RevisionState
-    revision: Revision | None = None
-    error: str = ""
-    # What it takes of the memory, once it was let in.
-    num_bytes: int = 0
-    task: asyncio.Task[None] | None = None
 
 
 class Follower:
@@ -100,18 +70,24 @@ class Follower:
         """
         self.gateway_id = gateway_id
         self.address = ""
-        self._registry, self._backend, self._policies, self._artifacts = registry, backend, policies, artifacts
-        self._model, self._own_process, self._loads = model, own_process, loads
-        self._settings = settings or FollowerSettings()
+        self._registry, self._policies, self._artifacts, self._loads = registry, policies, artifacts, loads
+        self._settings = settings = settings or FollowerSettings()
         # Of its own, so that no slow checkpoint keeps a heartbeat waiting.
         self._database = ThreadPoolExecutor(1, thread_name_prefix="registry")
-        self._held: dict[_Key, _Held] = {}
-        self._unloading: set[asyncio.Task[None]] = set()
+        self._held = HeldRevisions(
+            backend=backend,
+            artifacts=artifacts,
+            model=model,
+            own_process=own_process,
+            loads=loads,
+            settings=settings.loading,
+            changed=self._changed,
+        )
+        self._forgetting: set[asyncio.Task[None]] = set()
         self._listeners: list[Listener] = []
         self._fleet: Fleet | None = None
         self._applied = asyncio.Condition()
         self._woken = asyncio.Event()
-        self._loading = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
         self._reachable = True
         self._lease = Lease(policies, self._settings.lease)
@@ -149,6 +125,7 @@ class Follower:
                 revision=revision,
                 state=held.state,
                 error=held.error,
+                attempt=held.attempt,
                 num_in_progress=self._policies.num_in_progress(policy, revision),
             )
             for (policy, revision), held in self._held.items()
@@ -169,24 +146,30 @@ class Follower:
         async with asyncio.timeout(timeout_s), self._applied:
             await self._applied.wait_for(lambda: self._fleet is not None and self._fleet.generation >= generation)
 
-    async def settled(self, *, timeout_s: float | None = None) -> None:
+    async def settled(self, *, timeout_s: float) -> None:
         """Waits until every revision that the fleet wanted when it was last read is here, or has failed to be.
 
         At most `timeout_s`, which is no error: loading goes on.
         """
-        if tasks := [held.task for held in self._held.values() if held.task is not None]:
-            done, _ = await asyncio.wait(tasks, timeout=timeout_s)
-            for task in done:
-                task.result()
+        await self._held.settled(timeout_s=timeout_s)
+
+    def missing(self) -> dict[str, str]:
+        """Policies that should be served and that nothing answers for here: name to why, empty while it loads."""
+        missing = {}
+        for policy in self._fleet.policies.values() if self._fleet is not None else ():
+            held = self._held.get((policy.name, policy.route.stable)) if policy.route is not None else None
+            if policy.route is not None and not (held is not None and held.is_ready):
+                missing[policy.name] = held.error if held is not None else ""
+        return missing
 
     async def stop(self) -> None:
         """Leaves the fleet. The backend keeps what it has: whoever owns it closes it."""
         self._lease.stop()
-        tasks = [held.task for held in self._held.values() if held.task is not None]
-        tasks += [*self._unloading, *([self._task] if self._task is not None else [])]
+        tasks = [*self._forgetting, *([self._task] if self._task is not None else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._held.stop()
         try:
             await self.ask(partial(self._registry.leave, self.gateway_id))
         except RegistryUnavailableError as error:
@@ -221,6 +204,8 @@ class Follower:
             for listener in self._listeners:
                 await listener(fleet)
             self._reconcile(fleet)
+            if self._loads:
+                self._forget_downloads(self._fleet, fleet)
             async with self._applied:
                 self._fleet = fleet
                 self._applied.notify_all()
@@ -263,66 +248,13 @@ class Follower:
             if record.state.wanted
         }
         for key, record in wanted.items():
-            held = self._held.get(key)
-            # One that failed here is tried again when the fleet loads it anew.
-            again = held is not None and held.state is RevisionState.FAILED and record.state is RevisionState.LOADING
-            if held is None or again:
-                self._begin(key, record)
-            elif record.state is RevisionState.DRAINING and _moves_episodes(fleet, record):
+            self._held.have(record)
+            if record.state is RevisionState.DRAINING and _moves_episodes(fleet, record):
                 self._policies.episodes.release(*key)
         self._route(fleet)
         for key in [key for key in self._held if key not in wanted]:
-            self._end(key)
-
-    def _begin(self, key: _Key, record: RevisionRecord) -> None:
-        held = _Held(state=RevisionState.LOADING)
-        self._held[key] = held
-        held.task = asyncio.create_task(self._load(key, record, held), name=f"load {record.revision}")
-
-    async def _load(self, key: _Key, record: RevisionRecord, held: _Held) -> None:
-        """Fetch, check, load, warm, probe; failing leaves everything else as it is, and says why."""
-        try:
-            while True:
-                try:
-                    held.revision = await asyncio.to_thread(
-                        self._artifacts.open, record.policy, record.location, manifest_sha256=record.manifest_sha256
-                    )
-                    self._changed()
-                    # One at a time: two that load at once would both believe that they fit.
-                    async with self._loading if self._loads else nullcontext():
-                        await self._into_backend(record, held)
-                    break
-                except BackendError as error:
-                    # No verdict on the checkpoint. Nobody waits for a revision that used to serve but robots.
-                    if not record.state.answers:
-                        raise
-                    _logger.error("load failed", extra={"fields": {"revision": record.revision, "error": str(error)}})
-                    await asyncio.sleep(self._settings.retry_s)
-        except (RevisionError, BackendError, TooLittleMemoryError, OSError) as error:
-            _logger.error("revision failed", extra={"fields": {"revision": record.revision, "error": str(error)}})
-            held.state, held.error = RevisionState.FAILED, str(error)
-        else:
-            held.state = RevisionState.READY
-        self._changed()
-
-    async def _into_backend(self, record: RevisionRecord, held: _Held) -> None:
-        assert held.revision is not None
-        if not await self._backend.ready(record.revision):
-            if self._loads:
-                needed = needed_bytes(record.num_bytes, own_process=self._own_process)
-                check_fits(needed, await self._free_bytes())
-                held.num_bytes = needed
-            held.state = RevisionState.WARMING
-            self._changed()
-            await self._backend.load(held.revision)
-
-    async def _free_bytes(self) -> int | None:
-        """What the machine has left, and what the operator left to models, whichever is less."""
-        free = await asyncio.to_thread(free_bytes, self._model.device)
-        if self._settings.memory_budget_bytes is None:
-            return free
-        left = self._settings.memory_budget_bytes - sum(held.num_bytes for held in self._held.values())
-        return left if free is None else min(free, left)
+            self._policies.episodes.release(*key)
+            self._held.end(key)
 
     def _changed(self) -> None:
         """Something is further here than the fleet knows."""
@@ -330,24 +262,19 @@ class Follower:
             self._route(self._fleet)
         self._woken.set()
 
-    def _end(self, key: _Key) -> None:
-        held = self._held.pop(key)
-        if held.task is not None:
-            held.task.cancel()
-        policy, revision = key
-        self._policies.episodes.release(policy, revision)
-        if not any(name == revision for _, name in self._held):
-            task = asyncio.create_task(self._unload(revision, held.task), name=f"unload {revision}")
-            self._unloading.add(task)
-            task.add_done_callback(self._unloading.discard)
+    def _forget_downloads(self, before: Fleet | None, fleet: Fleet) -> None:
+        """Frees the files of revisions that no policy has any more, at first also of those deleted in its absence."""
+        if before is not None and not before.digests - fleet.digests:
+            return
+        forget = partial(self._forget, before.digests if before is not None else None, fleet.digests)
+        task = asyncio.create_task(asyncio.to_thread(forget), name="forget downloads")
+        self._forgetting.add(task)
+        task.add_done_callback(self._forgetting.discard)
 
-    async def _unload(self, revision: str, loading: asyncio.Task[None] | None) -> None:
-        if loading is not None:
-            await asyncio.gather(loading, return_exceptions=True)
-        async with self._loading:
-            # Wanted again in the meantime: it stays.
-            if not any(name == revision for _, name in self._held):
-                await self._backend.unload(revision)
+    def _forget(self, before: frozenset[str] | None, now: frozenset[str]) -> None:
+        # What is being registered is not known yet: later on, only what was known is forgotten.
+        for digest in (self._artifacts.downloads() if before is None else before) - now:
+            self._artifacts.forget(digest)
 
     def _route(self, fleet: Fleet) -> None:
         served = {}
@@ -357,6 +284,7 @@ class Follower:
         missing = [policy for name, policy in fleet.policies.items() if name not in served]
         self._policies.apply(
             served,
+            ending={policy.name: self._draining(policy) for policy in missing if policy.route is None},
             waiting=[policy.name for policy in missing if policy.route is not None],
             unpromoted=[policy.name for policy in missing if policy.route is None],
         )
@@ -373,6 +301,14 @@ class Follower:
         return ServedPolicy(
             revisions=revisions, shares=self._shares(policy.name, policy.route), shadow=policy.route.shadow
         )
+
+    def _draining(self, policy: PolicyRecord) -> dict[str, Revision]:
+        """What episodes in progress of a policy that is retired end on."""
+        return {
+            name: held.revision
+            for (owner, name), held in self._held.items()
+            if owner == policy.name and held.revision is not None and held.is_ready
+        }
 
     def _state(self, policy: str, revision: str) -> RevisionState | None:
         held = self._held.get((policy, revision))

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 
-from service.registry import Gateway, Registry, RevisionState
+from service.registry import Gateway, Placement, Registry, RevisionRecord, RevisionState
 from service.rollout.follower import Follower
 
 _logger = logging.getLogger(__name__)
@@ -52,19 +52,59 @@ class LiveGateways:
                 self._seen.pop(gateway.gateway_id, None)
         return alive
 
-    async def reached(self, policy: str, revision: str, state: RevisionState) -> None:
-        """Waits until every gateway is as far. Raises OperationFailedError with the first reason of one that failed."""
+    async def reached(self, record: RevisionRecord, state: RevisionState, *, say: Say | None = None) -> None:
+        """Waits until every gateway is as far with the record's attempt; `say` is told of those that are not soon.
+
+        Raises OperationFailedError with the first reason of one that failed.
+        """
         reached = LOADING_ORDER[LOADING_ORDER.index(state) :]
+        loop = asyncio.get_running_loop()
+        named_s = loop.time() + _PATIENCE_S
         while True:
             self._follower.wake()
-            gateways = {gateway.gateway_id for gateway in await self.alive()}
-            placements = await self._follower.ask(partial(self._registry.placements, policy, revision))
-            for placement in placements:
+            gateways = await self.alive()
+            placements = await self._placements(record)
+            for placement in placements.values():
                 if placement.state is RevisionState.FAILED:
                     raise OperationFailedError(placement.error)
-            if gateways <= {each.gateway_id for each in placements if each.state in reached}:
+            late = [
+                _name(gateway)
+                for gateway in gateways
+                if gateway.gateway_id not in placements or placements[gateway.gateway_id].state not in reached
+            ]
+            if not late:
+                return
+            if say is not None and loop.time() >= named_s:
+                named_s = float("inf")
+                await say(f"waits for {', '.join(late)} to have {record.revision}")
+            await asyncio.sleep(self._poll_interval_s)
+
+    async def failed(self, record: RevisionRecord) -> bool:
+        """Whether a gateway that lives has failed to have it, and waits before it tries again."""
+        alive = {gateway.gateway_id for gateway in await self.alive()}
+        placements = await self._placements(record)
+        return any(each.state is RevisionState.FAILED for each in placements.values() if each.gateway_id in alive)
+
+    async def proven(self, record: RevisionRecord) -> AsyncIterator[tuple[str, str]]:
+        """The name of each gateway and what is wrong there, empty for nothing, as soon as it has proven it anew."""
+        told = set[str]()
+        while True:
+            self._follower.wake()
+            gateways = {gateway.gateway_id: gateway for gateway in await self.alive()}
+            placements = await self._placements(record)
+            for gateway_id in gateways.keys() & placements.keys() - told:
+                placement = placements[gateway_id]
+                if placement.state in (RevisionState.READY, RevisionState.FAILED):
+                    told.add(gateway_id)
+                    yield _name(gateways[gateway_id]), placement.error
+            if gateways.keys() <= told:
                 return
             await asyncio.sleep(self._poll_interval_s)
+
+    async def _placements(self, record: RevisionRecord) -> dict[str, Placement]:
+        """By gateway; what is left of an earlier attempt says nothing of this one."""
+        found = await self._follower.ask(partial(self._registry.placements, record.policy, record.revision))
+        return {placement.gateway_id: placement for placement in found if placement.attempt >= record.attempt}
 
     async def follow(self, generation: int, *, within_s: float, say: Say) -> list[str]:
         """Waits until every gateway that lives routes by `generation`; the names of those that were lost meanwhile.

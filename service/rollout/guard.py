@@ -9,11 +9,12 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Protocol
 
 from service.errors import ServiceError
 from service.gateway.outcomes import Outcomes, Record
-from service.registry import Fleet, Guard, Operation, PolicyRecord, RegistryUnavailableError
+from service.registry import Fleet, Guard, Operation, PolicyRecord, RegistryUnavailableError, Route
 
 GUARD_ACTOR = "guard"
 _INTERVAL_S = 1.0
@@ -22,7 +23,9 @@ _logger = logging.getLogger(__name__)
 
 
 class RollsBack(Protocol):
-    async def roll_back(self, policy: str, *, actor: str, reason: str = "") -> Operation: ...
+    async def roll_back(
+        self, policy: str, *, actor: str, reason: str = "", only_change: int | None = None
+    ) -> Operation: ...
 
 
 class GuardWatch:
@@ -36,11 +39,13 @@ class GuardWatch:
         fleet: Callable[[], Fleet | None],
         interval_s: float = _INTERVAL_S,
         now_s: Callable[[], float] = time.monotonic,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        self._outcomes, self._rollout, self._fleet, self._now_s = outcomes, rollout, fleet, now_s
+        """`now_s` is the clock of the outcomes, `now` that of the registry."""
+        self._outcomes, self._rollout, self._fleet, self._now_s, self._now = outcomes, rollout, fleet, now_s, now
         self._interval_s = interval_s
-        # Policy to the change of its route that is watched, and since when.
-        self._watched: dict[str, tuple[int, float]] = {}
+        # Policy to the change of its route that was seen last, and since when: what ended before tells nothing of it.
+        self._seen: dict[str, tuple[datetime | None, float]] = {}
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -55,8 +60,8 @@ class GuardWatch:
         """Judges every policy once."""
         fleet = self._fleet()
         for policy in fleet.policies.values() if fleet is not None else ():
-            if (reason := self._fault(policy)) is not None:
-                await self._roll_back(policy.name, reason)
+            if policy.route is not None and (reason := self._fault(policy, policy.route)) is not None:
+                await self._roll_back(policy.name, policy.route.changes, reason)
 
     async def _run(self) -> None:
         while True:
@@ -66,16 +71,14 @@ class GuardWatch:
             except Exception:  # the edge: watching goes on
                 _logger.exception("guard failed")
 
-    def _fault(self, policy: PolicyRecord) -> str | None:
+    def _fault(self, policy: PolicyRecord, route: Route) -> str | None:
         """Why the last change is to be undone; None while it may stay."""
-        route, now_s = policy.route, self._now_s()
-        if route is None:
-            return None
-        changes, since_s = self._watched.get(policy.name, (-1, now_s))
-        if changes != route.changes:
-            since_s = now_s
-            self._watched[policy.name] = route.changes, since_s
-        if not (route.watched and route.guard.watches and now_s - since_s <= route.guard.watch_s):
+        changed_at, since_s = self._seen.get(policy.name, (None, 0.0))
+        if changed_at != policy.route_changed_at:
+            since_s = self._now_s()
+            self._seen[policy.name] = policy.route_changed_at, since_s
+        # Counted from the change itself, whichever process has seen it and for how long.
+        if not policy.is_watched(self._now()):
             return None
         suspects = route.revisions[1:] or ((route.stable,) if route.previous else ())
         for revision in suspects:
@@ -84,10 +87,10 @@ class GuardWatch:
                 return f"revision {revision}: {reason}"
         return None
 
-    async def _roll_back(self, policy: str, reason: str) -> None:
+    async def _roll_back(self, policy: str, change: int, reason: str) -> None:
         _logger.warning("guard rolls back", extra={"fields": {"policy": policy, "reason": reason}})
         try:
-            await self._rollout.roll_back(policy, actor=GUARD_ACTOR, reason=reason)
+            await self._rollout.roll_back(policy, actor=GUARD_ACTOR, reason=reason, only_change=change)
         except (ServiceError, RegistryUnavailableError) as error:
             # Another gateway was first, or it is tried again with the next look.
             _logger.warning("guard could not roll back", extra={"fields": {"policy": policy, "error": str(error)}})

@@ -14,7 +14,7 @@ from datetime import datetime
 from functools import partial
 
 from service.errors import ConflictError
-from service.registry import PolicyRecord, Registry, RegistryUnavailableError, RevisionRecord, RevisionState, Route
+from service.registry import PolicyRecord, Registry, RegistryUnavailableError, RevisionRecord, RevisionState
 from service.rollout.follower import Follower
 from service.rollout.gateways import LiveGateways
 
@@ -67,22 +67,26 @@ class Tending:
         fleet = self._follower.fleet
         for policy in fleet.policies.values() if fleet is not None else ():
             for record in policy.revisions.values():
-                if record.state is RevisionState.DRAINING and policy.route is not None:
-                    # Another gateway may have been first.
+                if record.state is RevisionState.DRAINING:
+                    # Another gateway may have been first, or an operation may want it.
                     with suppress(ConflictError):
-                        await self._end_drain(policy, policy.route, record)
+                        await self._end_drain(policy, record)
 
-    async def _end_drain(self, policy: PolicyRecord, route: Route, record: RevisionRecord) -> None:
+    async def _end_drain(self, policy: PolicyRecord, record: RevisionRecord) -> None:
+        route = policy.route
         waited_s = (self._now() - record.changed_at).total_seconds()
         placements = await self._follower.ask(partial(self._registry.placements, policy.name, record.revision))
         busy = sum(placement.num_in_progress for placement in placements)
-        if busy and not route.move_episodes and waited_s < self._drain_timeout_s:
+        moves = route is not None and route.move_episodes
+        if busy and not moves and waited_s < self._drain_timeout_s:
             return
-        is_previous = record.revision == route.previous
-        watched = is_previous and route.guard.watches and waited_s < route.guard.watch_s
-        shadowed = route.shadow is not None and route.shadow.revision == record.revision
-        keep = shadowed or watched or (is_previous and route.keep_previous)
-        await self._set(record, RevisionState.READY if keep else RevisionState.UNLOADED)
+        is_previous = route is not None and record.revision == route.previous
+        is_shadow = policy.shadow is not None and policy.shadow.revision == record.revision
+        if is_shadow or (is_previous and route is not None and route.keep_previous):
+            await self._set(record, RevisionState.READY, only_idle=True)
+        # A roll-back that nobody asks for must take no time; afterwards nobody would unload what is merely ready.
+        elif not (is_previous and policy.is_watched(self._now())):
+            await self._set(record, RevisionState.UNLOADED, only_idle=True)
 
     async def _end_orphans(self) -> None:
         alive = {gateway.gateway_id for gateway in await self._gateways.alive()}
@@ -103,8 +107,10 @@ class Tending:
                     with suppress(ConflictError):
                         await self._set(record, RevisionState.FAILED, error="the process that loaded it ended")
 
-    async def _set(self, record: RevisionRecord, state: RevisionState, *, error: str = "") -> None:
+    async def _set(
+        self, record: RevisionRecord, state: RevisionState, *, error: str = "", only_idle: bool = False
+    ) -> None:
         """Of a record that was read a moment ago: others may have asked for the revision since."""
         change = partial(self._registry.set_state, record.policy, record.revision, state, error=error)
-        await self._follower.ask(partial(change, actor=SERVICE_ACTOR, only_from=record.state))
+        await self._follower.ask(partial(change, actor=SERVICE_ACTOR, only_from=record.state, only_idle=only_idle))
         self._follower.wake()

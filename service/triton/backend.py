@@ -18,13 +18,15 @@ from service.backend import BackendChunk, BackendError, BackendRequest, BackendU
 from service.model_settings import ModelSettings
 from service.probe import ProbeCase, ProbeError, read_probe
 from service.revision import Revision, RevisionError
-from service.triton.client import ModelDeadError, TritonClient
+from service.triton.client import ModelGoneError, TritonClient
 from service.triton.http import TritonConnectionError, TritonConnections
 from service.triton.models import OwnModels, TritonModels
 from service.triton.repository import model_name
 from service.triton.server import TritonServer, TritonStartError
 
 _logger = logging.getLogger(__name__)
+# What is not answered within this long by a process that has nothing to do for it, hangs.
+_LIVE_TIMEOUT_S = 5.0
 
 
 class RevisionState(StrEnum):
@@ -32,7 +34,7 @@ class RevisionState(StrEnum):
     READY = "ready"
     # Triton, or the process behind this model, is being restarted.
     RECOVERING = "recovering"
-    # The checkpoint was refused after a restart; it stays refused until the service starts again.
+    # The checkpoint was refused after a restart; it stays refused until Triton or the service starts again.
     REFUSED = "refused"
 
 
@@ -54,12 +56,15 @@ class SupervisionSettings:
 class _Model:
     """One revision inside Triton."""
 
-    def __init__(self, revision: Revision, probe: tuple[ProbeCase, ...]) -> None:
+    def __init__(self, revision: Revision, owner: str, probe: tuple[ProbeCase, ...]) -> None:
         self.revision = revision
-        self.name = model_name(revision.revision)
+        self.name = model_name(revision.revision, owner)
         self.probe = probe
         self.state = RevisionState.LOADING
         self.answered_at_s = 0.0
+        # Brings it back after it was lost. How often it could not, since it was last ready or Triton started.
+        self.recovery: asyncio.Task[None] | None = None
+        self.num_failures = 0
 
 
 class TritonBackend:
@@ -86,21 +91,30 @@ class TritonBackend:
         """Starts Triton and its supervision. Raises TritonStartError."""
         await self._server.start()
         self._client = TritonClient(self._server.address, self._server.control_address)
-        self._run(self._supervise())
-        self._run(self._heartbeat())
+        self._run(self._supervise(), "triton supervision")
+        self._run(self._heartbeat(), "triton heartbeat")
 
     async def load(self, revision: Revision) -> None:
         """Returns once the revision's probe has passed through Triton.
 
         Raises RevisionError with what is wrong with the checkpoint, BackendError when Triton gave no verdict.
         """
-        model = _Model(revision, await asyncio.to_thread(read_probe, revision))
+        model = _Model(revision, self._server.owner, await asyncio.to_thread(read_probe, revision))
+        if (known := self._models.get(revision.revision)) is not None:
+            await self._stop_recovery(known)
         self._models[revision.revision] = model
         try:
             await self._bring_up(self._connected(), model)
         except BaseException:
+            if known is not None:
+                # Somebody is served by it as soon as it is back.
+                self._models[revision.revision] = known
+                if self._client is not None:
+                    self._recover(self._client, known)
+                raise
             del self._models[revision.revision]
-            self._loading.discard(revision.revision)
+            # Triton has it when it was loaded and failed its probe, and will when nobody waits for the load any more.
+            await self._loading.unload(self._client, model.name)
             raise
 
     async def unload(self, revision: str) -> None:
@@ -110,14 +124,14 @@ class TritonBackend:
             return
         # Whatever ends badly from here on is no death to recover from.
         model.state = RevisionState.RECOVERING
-        if self._client is not None:
-            await self._loading.unload(self._client, revision)
+        await self._stop_recovery(model)
+        await self._loading.unload(self._client, model.name)
 
     def look_at(self, revision: str) -> None:
         """Somebody found its model dead: it is probed now, not with the next heartbeat."""
         model = self._models.get(revision)
         if model is not None and model.state is RevisionState.READY:
-            self._run(self._beat(model))
+            self._run(self._beat(model), f"look at {revision}")
 
     def capacity(self, revision: str) -> int:
         return self._settings.capacity
@@ -159,23 +173,21 @@ class TritonBackend:
         await asyncio.gather(*tasks, return_exceptions=True)
         for model in self._models.values():
             model.state = RevisionState.RECOVERING
-            if self._client is not None:
-                await self._loading.unload(self._client, model.revision.revision)
+        for model in self._models.values():
+            await self._loading.unload(self._client, model.name)
         if self._client is not None:
             self._client.close()
             self._client = None
         await self._server.stop()
 
     async def _infer(self, model: _Model, request: BackendRequest, *, timeout_s: float) -> BackendChunk:
+        client = self._connected()
         try:
-            chunk = await self._connected().infer(model.name, request, timeout_s=timeout_s)
-        except ModelDeadError as error:
-            if model.state is RevisionState.READY:
-                _logger.error(
-                    "model died", extra={"fields": {"revision": model.revision.revision, "error": str(error)}}
-                )
-                model.state = RevisionState.RECOVERING
-                self._run(self._recover(model))
+            chunk = await client.infer(model.name, request, timeout_s=timeout_s)
+        except ModelGoneError as error:
+            if model.state is RevisionState.READY and client is self._client:
+                _log_error("model gone", model, error)
+                self._recover(client, model)
             raise
         model.answered_at_s = time.monotonic()
         return chunk
@@ -184,7 +196,7 @@ class TritonBackend:
         """Load, then probe, then ready."""
         started_s = time.monotonic()
         await self._loading.load(
-            client, model.revision, model.probe[0].request, timeout_s=self._supervision.load_timeout_s
+            client, model.name, model.revision, model.probe[0].request, timeout_s=self._supervision.load_timeout_s
         )
         for case in model.probe:
             chunk = await client.infer(model.name, case.request, timeout_s=self._supervision.probe_timeout_s)
@@ -193,7 +205,7 @@ class TritonBackend:
             except ProbeError as error:
                 raise RevisionError(f"{error} (through Triton)") from None
         model.answered_at_s = time.monotonic()
-        model.state = RevisionState.READY
+        model.state, model.num_failures = RevisionState.READY, 0
         seconds = round(model.answered_at_s - started_s, 3)
         _logger.info("revision ready", extra={"fields": {"revision": model.revision.revision, "load_s": seconds}})
 
@@ -211,40 +223,71 @@ class TritonBackend:
             failures += 1
 
     async def _restart(self, failures: int) -> bool:
-        """One attempt to have Triton and every revision back; false when Triton did not hold."""
+        """One attempt to have Triton back; false when it did not start. Each revision then comes back by itself."""
         await asyncio.sleep(self._backoff_s(failures))
         try:
             await self._server.start()
-            client = TritonClient(self._server.address, self._server.control_address)
-            self._client = client
-            for model in list(self._models.values()):
-                await self._bring_up_again(client, model)
-        except (TritonStartError, BackendError, OSError) as error:
+        except (TritonStartError, OSError) as error:
             _logger.error("triton restart failed", extra={"fields": {"error": str(error)}})
-            self._disconnect()
             return False
+        self._client = client = TritonClient(self._server.address, self._server.control_address)
+        for model in self._models.values():
+            # Whoever loads one for the first time is told that it failed.
+            if model.state is not RevisionState.LOADING:
+                model.num_failures = 0
+                self._recover(client, model, anew=True)
         return True
 
-    async def _bring_up_again(self, client: TritonClient, model: _Model) -> None:
-        try:
-            await self._bring_up(client, model)
-        except RevisionError as error:
-            model.state = RevisionState.REFUSED
-            _logger.error(
-                "revision refused", extra={"fields": {"revision": model.revision.revision, "error": str(error)}}
-            )
+    def _recover(self, client: TritonClient, model: _Model, *, anew: bool = False) -> None:
+        """Brings one model back; `anew` in a Triton that has just started."""
+        model.state = RevisionState.RECOVERING
+        if model.recovery is not None:
+            model.recovery.cancel()
+        work = self._bring_back(client, model, anew=anew)
+        model.recovery = self._run(work, f"bring back {model.revision.revision}")
 
-    async def _recover(self, model: _Model) -> None:
-        """Loads one model again; when that fails, the whole server is given up and supervision restarts it."""
-        client = self._client
-        if client is None:
-            return
-        try:
-            await self._bring_up(client, model)
-        except (BackendError, RevisionError) as error:
-            if client is self._client:
-                _logger.error("model recovery failed", extra={"fields": {"error": str(error)}})
-                await self._server.abandon()
+    async def _bring_back(self, client: TritonClient, model: _Model, *, anew: bool) -> None:
+        """Tries until it is ready, or refused, or Triton is given up; the other models are served meanwhile."""
+        refused = False
+        while client is self._client:
+            try:
+                await self._bring_up(client, model)
+                return
+            except RevisionError as error:
+                _log_error("revision refused", model, error)
+                if refused:
+                    model.state = RevisionState.REFUSED
+                    return
+                # What was served is refused at the second word, which is a new Triton's where that costs nobody.
+                refused, in_doubt = True, not anew
+            except BackendError as error:
+                _log_error("model recovery failed", model, error)
+                in_doubt = True
+            model.num_failures += 1
+            if in_doubt and not await self._serves_others(client, but_for=model):
+                await self._give_up(client)
+                return
+            await asyncio.sleep(self._backoff_s(model.num_failures))
+
+    async def _serves_others(self, client: TritonClient, *, but_for: _Model) -> bool:
+        """Whether Triton answers, and serves others or may still: starting it again would cost them their chunks."""
+        for model in self._models.values():
+            hopeful = model.state in (RevisionState.READY, RevisionState.LOADING) or (
+                model.state is RevisionState.RECOVERING and not model.num_failures
+            )
+            if hopeful and model is not but_for:
+                return await client.is_live(timeout_s=_LIVE_TIMEOUT_S)
+        return False
+
+    async def _give_up(self, client: TritonClient) -> None:
+        """Supervision starts another Triton, unless it has done so already."""
+        if client is self._client:
+            await self._server.abandon()
+
+    async def _stop_recovery(self, model: _Model) -> None:
+        if model.recovery is not None:
+            model.recovery.cancel()
+            await asyncio.wait({model.recovery})
 
     async def _heartbeat(self) -> None:
         while True:
@@ -255,23 +298,28 @@ class TritonBackend:
                     await self._beat(model)
 
     async def _beat(self, model: _Model) -> None:
+        client = self._client
         try:
             await self._infer(model, model.probe[0].request, timeout_s=self._supervision.probe_timeout_s)
         except BackendUnavailableError:
             # Noticed elsewhere: the model is being recovered or the server has gone.
             return
         except BackendError as error:
-            if model.state is not RevisionState.READY:
+            if model.state is not RevisionState.READY or client is None or client is not self._client:
                 return
-            _logger.error(
-                "heartbeat failed", extra={"fields": {"revision": model.revision.revision, "error": str(error)}}
-            )
-            await self._server.abandon()
+            _log_error("heartbeat failed", model, error)
+            if not await self._serves_others(client, but_for=model):
+                await self._give_up(client)
+            elif model.state is RevisionState.READY and client is self._client:
+                self._recover(client, model)
 
     def _disconnect(self) -> None:
         """Whatever is in progress ends as unavailable."""
         for model in self._models.values():
-            model.state = RevisionState.RECOVERING
+            if model.state is not RevisionState.LOADING:
+                model.state = RevisionState.RECOVERING
+            if model.recovery is not None:
+                model.recovery.cancel()
         client, self._client = self._client, None
         if client is not None:
             client.close()
@@ -286,12 +334,17 @@ class TritonBackend:
             return 0.0
         return min(self._supervision.first_backoff_s * 2 ** (failures - 1), self._supervision.last_backoff_s)
 
-    def _run(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
+    def _run(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._forget)
+        return task
 
     def _forget(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             _logger.critical("supervision failed", exc_info=error)
+
+
+def _log_error(event: str, model: _Model, error: Exception) -> None:
+    _logger.error(event, extra={"fields": {"revision": model.revision.revision, "error": str(error)}})

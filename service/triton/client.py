@@ -34,8 +34,11 @@ _ELEMENT_TYPES = {ACTIONS: ("FP32", np.dtype("<f4")), TIMING: ("INT64", np.dtype
 _DEAD_STUB = "is not healthy"
 
 
-class ModelDeadError(BackendUnavailableError):
-    """The process behind a model has died; Triton itself goes on and would never restart it."""
+class ModelGoneError(BackendUnavailableError):
+    """Triton answers, and the model does not: its process has died, or it was unloaded, or Triton started anew.
+
+    It stays so until the model is loaded again.
+    """
 
 
 class TritonClient:
@@ -78,7 +81,7 @@ class TritonClient:
         await self._control.unload(model, timeout_s=timeout_s)
 
     async def infer(self, model: str, request: BackendRequest, *, timeout_s: float) -> BackendChunk:
-        """Raises a BackendError; ModelDeadError when the model has to be loaded again."""
+        """Raises a BackendError; ModelGoneError when the model has to be loaded again."""
         started_s = time.perf_counter()
         description, content = encode_request(request)
         trace = current_trace()
@@ -168,10 +171,8 @@ def _require_ok(answer: HttpAnswer) -> None:
         return
     text = _error_text(answer)
     message = f"{answer.status}: {text}"
-    if answer.status in (HTTPStatus.NOT_FOUND, HTTPStatus.SERVICE_UNAVAILABLE):
-        raise BackendUnavailableError(message)
-    if _DEAD_STUB in text:
-        raise ModelDeadError(message)
+    if answer.status in (HTTPStatus.NOT_FOUND, HTTPStatus.SERVICE_UNAVAILABLE) or _DEAD_STUB in text:
+        raise ModelGoneError(message)
     raise BackendFailedError(message)
 
 

@@ -1,9 +1,10 @@
 """A small process between the service and tritonserver that leaves nothing behind, however either of them ends.
 
-Owns tritonserver's end: its process group, its shared memory, the directory of the run. Runs as a script with the
-standard library alone (`python -I -S guard.py CONTROL_FD SHM_PREFIX DIRECTORY GRACE_S COMMAND...`) and stops when the
-write end of CONTROL_FD closes, which is both how the service asks for it and what the kernel does when the service is
-killed. A byte written before tells that the service is alive and keeps the directory.
+Owns tritonserver's end: its process group, its shared memory, the directory of the run, and what else the service has
+that is of no use after it. Runs as a script with the standard library alone (`python -I -S guard.py CONTROL_FD
+SHM_PREFIX GRACE_S DIRECTORY... -- COMMAND...`) and stops when the write end of CONTROL_FD closes, which is both how the
+service asks for it and what the kernel does when the service is killed. A byte written before tells that the service is
+alive and keeps the directories.
 
 Triton's python backend leaves three things when it ends badly: stubs that live on for seconds, zombies, and regions in
 /dev/shm that nobody else knows the names of.
@@ -23,6 +24,7 @@ import time
 from pathlib import Path
 
 SHM_PREFIX = "premotor-triton-"
+END_OF_DIRECTORIES = "--"
 _SHM = Path("/dev/shm")
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -30,7 +32,9 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 def main(arguments: list[str]) -> int:
     """The exit status of the command, 128 + signal when a signal ended it."""
-    control_fd, shm_prefix, directory, grace_s = int(arguments[0]), arguments[1], arguments[2], float(arguments[3])
+    end = arguments.index(END_OF_DIRECTORIES)
+    control_fd, shm_prefix, grace_s = int(arguments[0]), arguments[1], float(arguments[2])
+    directories, command = arguments[3:end], arguments[end + 1 :]
     if not shm_prefix.startswith(SHM_PREFIX):
         raise ValueError(f"shared memory prefix is {shm_prefix!r}, expected it to begin with {SHM_PREFIX!r}")
     libc = ctypes.CDLL(None)
@@ -38,7 +42,7 @@ def main(arguments: list[str]) -> int:
     libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
     wake_fd = _wake_on_signals()
     server = subprocess.Popen(
-        arguments[4:],
+        command,
         start_new_session=True,
         preexec_fn=lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL),
     )
@@ -46,7 +50,8 @@ def main(arguments: list[str]) -> int:
     _end_group(server.pid)
     _remove_shared_memory(shm_prefix)
     if deserted:
-        shutil.rmtree(directory, ignore_errors=True)
+        for directory in directories:
+            shutil.rmtree(directory, ignore_errors=True)
     return server.returncode if server.returncode >= 0 else 128 - server.returncode
 
 

@@ -14,9 +14,11 @@ from typing import Protocol
 from service.backend import BackendError, BackendRequest, BackendUnavailableError
 from service.model_settings import ModelSettings
 from service.revision import Revision
-from service.triton.client import ModelDeadError, TritonClient
-from service.triton.repository import model_name, remove_model, write_model
+from service.triton.client import ModelGoneError, TritonClient
+from service.triton.repository import remove_model, write_model
 
+# Each holds its weights twice while they are read; and one that hangs must not keep all others from being loaded.
+_LOADS_AT_A_TIME = 2
 _UNLOAD_TIMEOUT_S = 2.0
 _READY_TIMEOUT_S = 5.0
 _POLL_INTERVAL_S = 0.1
@@ -25,8 +27,10 @@ _logger = logging.getLogger(__name__)
 
 
 class TritonModels(Protocol):
+    """`model` is the name that a revision has in Triton."""
+
     async def load(
-        self, client: TritonClient, revision: Revision, request: BackendRequest, *, timeout_s: float
+        self, client: TritonClient, model: str, revision: Revision, request: BackendRequest, *, timeout_s: float
     ) -> None:
         """Returns once the model of a revision can be asked; `request` is one that it should answer.
 
@@ -34,11 +38,9 @@ class TritonModels(Protocol):
         """
         ...
 
-    def discard(self, revision: str) -> None:
-        """Leaves nothing of a model that was not loaded."""
+    async def unload(self, client: TritonClient | None, model: str) -> None:
+        """Leaves nothing of it, whether it was loaded or not; `client` is None while Triton is away."""
         ...
-
-    async def unload(self, client: TritonClient, revision: str) -> None: ...
 
 
 class OwnModels:
@@ -46,38 +48,33 @@ class OwnModels:
 
     def __init__(self, repository: Path, settings: ModelSettings) -> None:
         self._repository, self._settings = repository, settings
+        self._lanes = asyncio.Semaphore(_LOADS_AT_A_TIME)
 
     async def load(
-        self, client: TritonClient, revision: Revision, request: BackendRequest, *, timeout_s: float
+        self, client: TritonClient, model: str, revision: Revision, request: BackendRequest, *, timeout_s: float
     ) -> None:
         """Rewriting the files makes Triton load a model again that it still has."""
-        write_model(self._repository, revision.revision, revision.directory, self._settings)
-        await client.load(model_name(revision.revision), timeout_s=timeout_s)
+        async with self._lanes:
+            write_model(self._repository, model, revision.directory, self._settings)
+            await client.load(model, timeout_s=timeout_s)
 
-    def discard(self, revision: str) -> None:
-        remove_model(self._repository, revision)
-
-    async def unload(self, client: TritonClient, revision: str) -> None:
-        """For a Triton that outlives us; ours is about to stop anyway."""
-        model = model_name(revision)
-        try:
-            await client.unload(model, timeout_s=_UNLOAD_TIMEOUT_S)
-        except BackendError as error:
-            _logger.debug("unload failed", extra={"fields": {"model": model, "error": str(error)}})
-        remove_model(self._repository, revision)
+    async def unload(self, client: TritonClient | None, model: str) -> None:
+        if client is not None:
+            await unload_model(client, model)
+        remove_model(self._repository, model)
 
 
 class AnothersModels:
     """Another process loads, restarts and unloads what all of them ask; this one waits until a model answers."""
 
     def __init__(self, report_dead: Callable[[str], None]) -> None:
-        """`report_dead` tells that process of a revision whose model has died, which it may not have noticed."""
+        """`report_dead` tells that process of a revision whose model is gone, which it may not have noticed."""
         self._report_dead = report_dead
 
     async def load(
-        self, client: TritonClient, revision: Revision, request: BackendRequest, *, timeout_s: float
+        self, client: TritonClient, model: str, revision: Revision, request: BackendRequest, *, timeout_s: float
     ) -> None:
-        model, reported = model_name(revision.revision), False
+        reported = False
         try:
             async with asyncio.timeout(timeout_s):
                 while not client.is_closed:
@@ -85,12 +82,12 @@ class AnothersModels:
                         if await client.is_ready(model, timeout_s=_READY_TIMEOUT_S):
                             await client.infer(model, request, timeout_s=timeout_s)
                             return
-                    except ModelDeadError:
-                        if not reported:
-                            self._report_dead(revision.revision)
-                            reported = True
-                    except BackendUnavailableError:
-                        pass
+                        gone = True
+                    except BackendUnavailableError as error:
+                        gone = isinstance(error, ModelGoneError)
+                    if gone and not reported:
+                        self._report_dead(revision.revision)
+                        reported = True
                     await asyncio.sleep(_POLL_INTERVAL_S)
         except TimeoutError:
             raise BackendUnavailableError(
@@ -98,8 +95,13 @@ class AnothersModels:
             ) from None
         raise BackendUnavailableError("Triton was lost before the revision was loaded")
 
-    def discard(self, revision: str) -> None:
-        """Nothing: it is another's."""
-
-    async def unload(self, client: TritonClient, revision: str) -> None:
+    async def unload(self, client: TritonClient | None, model: str) -> None:
         """Nothing: whoever loaded it unloads it."""
+
+
+async def unload_model(client: TritonClient, model: str) -> None:
+    """One that Triton does not unload is only logged: it is about to stop anyway, or is its owner's to mend."""
+    try:
+        await client.unload(model, timeout_s=_UNLOAD_TIMEOUT_S)
+    except BackendError as error:
+        _logger.debug("unload failed", extra={"fields": {"model": model, "error": str(error)}})

@@ -18,24 +18,25 @@ _SOURCE_ROOT = Path(__file__).resolve().parents[2]
 _INPUTS = ((PIXELS, "TYPE_UINT8"), (INSTRUCTION, "TYPE_UINT8"), (FLOATS, "TYPE_FP32"), (META, "TYPE_INT64"))
 
 
-def model_name(revision: str) -> str:
-    return f"premotor_{revision}"
+def model_name(revision: str, owner: str = "") -> str:
+    """`owner` is whose model it is where several services share a Triton (tenancy.py)."""
+    return f"premotor_{revision}_{owner}" if owner else f"premotor_{revision}"
 
 
-def write_model(repository: Path, revision: str, checkpoint: Path, settings: ModelSettings) -> None:
-    """Writes, or rewrites, the model of a revision. Triton reloads a model only when one of its files is newer."""
-    directory = repository / model_name(revision)
+def write_model(repository: Path, model: str, checkpoint: Path, settings: ModelSettings) -> None:
+    """Writes, or rewrites, the model of a checkpoint. Triton reloads a model only when one of its files is newer."""
+    directory = repository / model
     (directory / "1").mkdir(parents=True, exist_ok=True)
-    _replace(directory / "config.pbtxt", model_config(revision, checkpoint, settings))
+    _replace(directory / "config.pbtxt", model_config(model, checkpoint, settings))
     _replace(directory / "1" / "model.py", _model_source())
 
 
-def remove_model(repository: Path, revision: str) -> None:
-    shutil.rmtree(repository / model_name(revision), ignore_errors=True)
+def remove_model(repository: Path, model: str) -> None:
+    shutil.rmtree(repository / model, ignore_errors=True)
 
 
-def model_config(revision: str, checkpoint: Path, settings: ModelSettings) -> str:
-    """The config.pbtxt of a revision."""
+def model_config(model: str, checkpoint: Path, settings: ModelSettings) -> str:
+    """Its config.pbtxt."""
     inputs = ",\n".join(
         f'  {{ name: "{name}" data_type: {data_type} dims: [ -1 ] allow_ragged_batch: true }}'
         for name, data_type in _INPUTS
@@ -53,7 +54,7 @@ def model_config(revision: str, checkpoint: Path, settings: ModelSettings) -> st
     # Triton.
     batching = f"dynamic_batching {{ max_queue_delay_microseconds: {settings.max_queue_delay_us} }}\n"
     return (
-        f"name: {json.dumps(model_name(revision))}\n"
+        f"name: {json.dumps(model)}\n"
         'backend: "python"\n'
         f"max_batch_size: {settings.largest_batch}\n"
         f"input [\n{inputs}\n]\n"

@@ -22,6 +22,9 @@ from typing import Protocol
 from service.triton import guard
 from service.triton.client import TritonClient
 from service.triton.installation import TritonInstallation
+from service.triton.models import unload_model
+from service.triton.repository import remove_model
+from service.triton.tenancy import Tenancy, TenancyError
 
 _logger = logging.getLogger(__name__)
 # A path in the address of a unix socket ends at 108 bytes.
@@ -64,6 +67,11 @@ class TritonServer(Protocol):
         """Its model repository, writable from here."""
         ...
 
+    @property
+    def owner(self) -> str:
+        """What tells our models from those of other services in it; empty where there are none. Known once started."""
+        ...
+
     async def start(self) -> None:
         """Returns once it answers, without models. Raises TritonStartError."""
         ...
@@ -97,9 +105,13 @@ class TritonProcess:
     One process at a time; `start` may be called again after it was lost.
     """
 
-    def __init__(self, installation: TritonInstallation, settings: TritonProcessSettings) -> None:
+    def __init__(
+        self, installation: TritonInstallation, settings: TritonProcessSettings, *, state: Path | None = None
+    ) -> None:
+        """`state` is a directory of this service that nobody needs after it: removed as well if it is killed."""
         self._installation = installation
         self._settings = settings
+        self._state = state
         self._directory = _run_directory()
         self._repository = self._directory / "models"
         self._repository.mkdir()
@@ -132,6 +144,10 @@ class TritonProcess:
     def repository(self) -> Path:
         return self._repository
 
+    @property
+    def owner(self) -> str:
+        return ""
+
     async def start(self) -> None:
         await self._end()
         # The identity is in the names of shared memory, so that a start never meets what an earlier one left.
@@ -142,8 +158,10 @@ class TritonProcess:
         read_fd, write_fd = os.pipe()
         try:
             self._guard = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-I", "-S", guard.__file__, str(read_fd), f"{server_id}-", str(self._directory)),
-                *(str(self._settings.grace_s), *self._command(server_id)),
+                *(sys.executable, "-I", "-S", guard.__file__, str(read_fd), f"{server_id}-"),
+                *(str(self._settings.grace_s), str(self._directory)),
+                *((str(self._state.absolute()),) if self._state is not None else ()),
+                *(guard.END_OF_DIRECTORIES, *self._command(server_id)),
                 pass_fds=(read_fd,),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
@@ -264,7 +282,10 @@ class TritonProcess:
 
 
 class ExternalTriton:
-    """A tritonserver that somebody else runs, in explicit model control mode, with a repository both can reach."""
+    """A tritonserver that somebody else runs, in explicit model control mode, with a repository both can reach.
+
+    Other services may use it too: each has models of its own in it.
+    """
 
     def __init__(
         self,
@@ -272,12 +293,16 @@ class ExternalTriton:
         control_address: str,
         repository: Path,
         *,
+        owner: str | None = None,
         startup_timeout_s: float = 60.0,
         poll_interval_s: float = 1.0,
     ) -> None:
+        """`owner` is that of the process that loads; None is this one, which finds itself a number."""
         self._address = address
         self._control_address = control_address
         self._repository = repository
+        self._owner = owner
+        self._tenancy: Tenancy | None = None
         self._startup_timeout_s = startup_timeout_s
         self._poll_interval_s = poll_interval_s
         self._abandoned = False
@@ -298,11 +323,24 @@ class ExternalTriton:
     def repository(self) -> Path:
         return self._repository
 
+    @property
+    def owner(self) -> str:
+        if self._owner is not None:
+            return self._owner
+        assert self._tenancy is not None
+        return self._tenancy.owner
+
     async def start(self) -> None:
         self._abandoned = False
         problem = await _wait_live(self, timeout_s=self._startup_timeout_s)
         if problem is not None:
             raise TritonStartError(problem)
+        if self._owner is None and self._tenancy is None:
+            try:
+                self._tenancy = await asyncio.to_thread(Tenancy.take, self._repository)
+            except TenancyError as error:
+                raise TritonStartError(str(error)) from None
+            await self._remove_leftovers(self._tenancy)
 
     async def wait_lost(self) -> str:
         client = TritonClient(self._address, self._control_address)
@@ -320,7 +358,22 @@ class ExternalTriton:
         self._abandoned = True
 
     async def stop(self) -> None:
-        """Nothing: its owner decides when it stops."""
+        """Its owner decides when it stops; another service may have our number."""
+        if self._tenancy is not None:
+            self._tenancy.let_go()
+            self._tenancy = None
+
+    async def _remove_leftovers(self, tenancy: Tenancy) -> None:
+        """Of services that were killed, before anybody asks what memory is free."""
+        client = TritonClient(self._address, self._control_address)
+        try:
+            for model in tenancy.leftovers:
+                _logger.warning("model left by a service that is gone", extra={"fields": {"model": model}})
+                await unload_model(client, model)
+                remove_model(self._repository, model)
+        finally:
+            client.close()
+            tenancy.forget_leftovers()
 
 
 async def _wait_live(server: TritonServer, *, timeout_s: float) -> str | None:

@@ -23,6 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from premotor.v1 import policy_pb2_grpc
 from service.bench.requests import chunk_requests
 from service.bench.served import POLICY, served
+from service.gateway.shadow import DIVERGENCE_LIMIT, FAILURE_LIMIT
 from service.model_settings import ModelSettings
 from service.probe import read_probe
 from service.revision import read_revision
@@ -160,9 +161,18 @@ def test_what_must_be_watched_is_watched() -> None:
     for metric in (
         "up", "premotor_policy_ready", "premotor_requests_total", "premotor_output_violations_total",
         "premotor_total_seconds_bucket", 'reason="OVERLOADED"', "premotor_registry_reachable",
-        "premotor_shadow_divergence_ratio > 1", "premotor_underruns_total",
+        "premotor_shadow_divergence_ratio > 1", "premotor_underruns_total", "failed|invalid|other_schema",
     ):  # fmt: skip
         assert metric in watched
+
+
+def test_the_rules_on_shadows_have_the_limits_of_the_events_in_the_log() -> None:
+    limits = {
+        rule["alert"]: float(re.findall(r"> ([\d.]+)(?: and|$)", rule["expr"])[0])
+        for rule in rules()
+        if "Shadow" in rule["alert"]
+    }
+    assert limits == {"PremotorShadowDiverges": DIVERGENCE_LIMIT, "PremotorShadowFails": FAILURE_LIMIT}
 
 
 def test_promtool_accepts_the_rules_and_what_the_panels_ask(tmp_path: Path) -> None:
@@ -176,6 +186,15 @@ def test_promtool_accepts_the_rules_and_what_the_panels_ask(tmp_path: Path) -> N
     command = [promtool, "check", "rules", str(RULES), str(tmp_path / "panels.yaml")]
     result = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_errors_and_latency_are_drawn_by_revision() -> None:
+    """What a guard rolls back by is to be seen before it does, of the canary and of the stable one."""
+    drawn = [target["expr"] for panel in panels() for target in panel["targets"]]
+    by_revision = [expression for expression in drawn if "sum by (policy, revision" in expression]
+    assert any("premotor_total_seconds_bucket" in expression for expression in by_revision)
+    for outcome in ("failed", "violation"):
+        assert any(f'outcome="{outcome}"' in expression for expression in by_revision)
 
 
 def test_panels_lie_beside_each_other_and_have_titles_of_their_own() -> None:

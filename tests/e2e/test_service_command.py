@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -174,12 +175,19 @@ async def test_sigterm_answers_what_is_in_flight_and_leaves_nothing(
         assert footprint.is_gone()
 
 
-def test_sigkill_leaves_no_orphan_no_shared_memory_and_no_directory(toy_checkpoint: Path) -> None:
-    with served(toy_checkpoint, ModelSettings()) as service:
-        footprint = Footprint.of(service.process.pid)
-        service.process.kill()
-        service.process.wait(WAIT_S)
-        assert footprint.is_gone()
+def test_sigkill_leaves_no_orphan_no_shared_memory_and_no_directory(
+    toy_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Whatever the service makes, it makes here. Not below tmp_path, which is too long for the name of a socket.
+    with tempfile.TemporaryDirectory() as scratch:
+        monkeypatch.setenv("TMPDIR", scratch)
+        with served(toy_checkpoint, ModelSettings()) as service:
+            footprint = Footprint.of(service.process.pid)
+            assert len(list(Path(scratch).glob("premotor-state-*/registry.db"))) == 1
+            service.process.kill()
+            service.process.wait(WAIT_S)
+            assert footprint.is_gone()
+        assert list(Path(scratch).iterdir()) == []
 
 
 def test_sigterm_while_loading_ends_well_too(toy_checkpoint: Path) -> None:

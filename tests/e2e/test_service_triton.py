@@ -37,10 +37,11 @@ from service.model_settings import ModelSettings
 from service.probe import ProbeCase, read_probe
 from service.revision import Revision, RevisionError, read_revision
 from service.triton.backend import SupervisionSettings, TritonBackend
+from service.triton.control import TritonControl
 from service.triton.http import TritonConnections
 from service.triton.installation import find_installation
 from service.triton.repository import model_name
-from service.triton.server import TritonProcess, TritonProcessSettings
+from service.triton.server import ExternalTriton, TritonProcess, TritonProcessSettings
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 RECOVERY_S = 60.0
@@ -261,6 +262,41 @@ async def test_a_killed_process_costs_unavailable_answers_until_service_resumes_
     assert all(isinstance(failure, BackendUnavailableError) for failure in failures), failures
     assert slowest_s < timeout_s + 1.0
     assert await running.backend.ready(running.revision.revision)
+
+
+async def test_another_service_in_the_same_triton_takes_nothing_with_it_when_it_stops(running: Running) -> None:
+    process, revision, request = running.process, running.revision.revision, running.cases[0].request
+    shared = ExternalTriton(process.address, process.control_address, process.repository)
+    other = TritonBackend(shared, ModelSettings(max_batch_size=2), SupervisionSettings())
+    connections = TritonConnections(process.address)
+    try:
+        await other.start()
+        await other.load(running.revision)
+        await other.predict(revision, request, timeout_s=30.0)
+        await other.close()
+        async with asyncio.timeout(RECOVERY_S):
+            path = f"/v2/models/{model_name(revision, '0')}/ready"
+            while (await connections.ask("GET", path)).status == 200:  # noqa: ASYNC110  # no event crosses processes
+                await asyncio.sleep(0.05)
+        await running.predict(request)
+        assert {path.name for path in process.repository.iterdir()} == {model_name(revision), "premotor-0.lock"}
+    finally:
+        connections.close()
+        await other.close()
+
+
+async def test_a_model_that_somebody_unloaded_is_loaded_again(running: Running) -> None:
+    request = running.cases[0].request
+    control = TritonControl(running.process.control_address)
+    await control.unload(model_name(running.revision.revision), timeout_s=10.0)
+    async with asyncio.timeout(RECOVERY_S):
+        # Triton goes on answering for a moment.
+        with pytest.raises(BackendUnavailableError):
+            while True:
+                await running.predict(request)
+        while not await running.backend.ready(running.revision.revision):  # noqa: ASYNC110  # as a robot would see it
+            await asyncio.sleep(0.05)
+    await running.predict(request)
 
 
 async def test_the_probe_of_the_policy_and_of_the_service_are_the_same(running: Running) -> None:

@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, Counter
 
 from service.admin import create_admin_app
 from service.backend import Backend
-from service.policies import ServedPolicies
+from service.policies import ServedPolicies, ServedPolicy
 from service.revision import read_revision
 
 
@@ -28,7 +28,7 @@ async def get(
 ):
     follower = SimpleNamespace(reachable=reachable, lease_s=lease_s)
     app = create_admin_app(
-        policies=policies or kit.policies,
+        policies=policies if policies is not None else kit.policies,
         backend=backend or kit.backend(),
         metrics_registry=registry or CollectorRegistry(),
         fleet=SimpleNamespace(follower=follower),  # These routes ask nothing more of it.
@@ -68,6 +68,26 @@ def test_readiness_needs_every_policy_and_says_which_are_missing(kit, fetch, tmp
     }
     ready = fetch("/readyz", policies=policies)
     assert ready.status_code == 200 and ready.json()["ready"] is True
+
+
+def test_a_policy_that_should_be_served_and_of_which_nothing_is_here_is_missed(kit, fetch):
+    policies = ServedPolicies.fixed({"tabletop": [kit.revision]})
+    served = ServedPolicy(revisions={kit.revision.revision: kit.revision}, shares=((kit.revision.revision, 1.0),))
+    policies.apply({"tabletop": served}, waiting=["kitchen"], unpromoted=["lab"])
+    answer = fetch("/readyz", policies=policies)
+    assert (answer.status_code, answer.json()["ready"]) == (503, False)
+    assert answer.json()["policies"] == [
+        {"policy": "kitchen", "revision": "", "ready": False},
+        {"policy": "tabletop", "revision": kit.revision.revision, "ready": True},
+    ]
+    policies.apply({}, waiting=["kitchen"])
+    assert fetch("/readyz", policies=policies).status_code == 503
+
+
+def test_nothing_to_serve_and_nothing_known_yet_are_not_ready(fetch):
+    for policies in (ServedPolicies(), ServedPolicies({})):
+        answer = fetch("/readyz", policies=policies)
+        assert (answer.status_code, answer.json()["policies"]) == (503, [])
 
 
 def test_a_gateway_without_its_registry_says_so_and_is_not_ready_once_it_is_cut_off(kit, fetch):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import fsspec
 import pytest
 
-from service.artifacts import ArtifactLimits, ArtifactStore
+from service.artifacts import ArtifactLimits, ArtifactStore, _web_options
 from service.revision import RevisionError
 
 POLICY = "tabletop"
@@ -92,6 +95,8 @@ def test_a_url_is_fetched_once_and_forgotten_when_told(store, kit, tmp_path, buc
         ({"/etc/passwd": {"num_bytes": 1}}, "expected a plain path"),
         ({f"file-{number}": {"num_bytes": 1} for number in range(11)}, "expected at most 10"),
         ({"model.safetensors": {"num_bytes": 100_001}}, "expected at most 10 of 100000"),
+        ({"a": {"num_bytes": 10**12}, "b": {"num_bytes": -(10**12)}}, "less than no bytes"),
+        ({"model.safetensors": {"num_bytes": float("inf")}}, "lists no files"),
         ({"model.safetensors": {}}, "lists no files"),
         ([], "lists no files"),
     ],
@@ -114,3 +119,104 @@ def test_a_file_that_grew_is_not_read_to_its_end(store, kit, tmp_path, bucket):
 def test_only_listed_schemes_are_fetched(store, url):
     with pytest.raises(RevisionError, match="scheme"):
         store.open(POLICY, url)
+
+
+def test_what_the_operator_named_is_known_to_the_next_start_for_as_long_as_it_is_registered(kit, tmp_path):
+    def started() -> ArtifactStore:
+        return ArtifactStore(root=None, cache=tmp_path / "cache", kept=tmp_path / "named.json")
+
+    checkpoint, other = (kit.write_checkpoint(tmp_path / name) for name in ("checkpoint", "other"))
+    store = started()
+    location = store.name(checkpoint)
+    store.name(other)
+    store.keep({location, "a/directory/of/a/store"})
+    again = started()
+    assert again.named == (checkpoint,)
+    assert again.open(POLICY, location).directory == checkpoint
+    with pytest.raises(RevisionError, match=f"expected --store DIR .*--policy NAME={other}"):
+        again.open(POLICY, str(other))
+    again.keep(set())
+    assert started().named == ()
+
+
+def test_a_file_of_named_directories_that_is_another_s_is_refused(tmp_path):
+    for content in ("{}", "[1]", "no JSON"):
+        (tmp_path / "named.json").write_text(content)
+        with pytest.raises(RevisionError, match="is not what the service keeps there"):
+            ArtifactStore(root=None, cache=tmp_path / "cache", kept=tmp_path / "named.json")
+
+
+def test_downloads_are_told_from_what_else_lies_there(store, kit, tmp_path, bucket):
+    assert store.downloads() == frozenset()
+    found = store.open(POLICY, upload(bucket, kit.write_checkpoint(tmp_path / "source")))
+    (tmp_path / "cache" / "fetch-half").mkdir()
+    assert store.downloads() == {found.revision}
+
+
+class WebServer:
+    """Serves a checkpoint's files, each in parts with a pause before every one."""
+
+    def __init__(self, checkpoint: Path, *, pause_s: float, num_parts: int) -> None:
+        self._checkpoint, self._pause_s, self._num_parts = checkpoint, pause_s, num_parts
+
+    def __enter__(self) -> str:
+        checkpoint, pause_s, num_parts = self._checkpoint, self._pause_s, self._num_parts
+        stopping = self._stopping = threading.Event()
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_HEAD(self) -> None:
+                self.send_response(200)
+                self.end_headers()
+
+            def do_GET(self) -> None:
+                content = (checkpoint / self.path.lstrip("/")).read_bytes()
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                size = -(-len(content) // num_parts)
+                for start in range(0, len(content), size):
+                    if self.path.endswith("model.safetensors") and stopping.wait(pause_s):
+                        return
+                    self.wfile.write(content[start : start + size])
+
+            def log_message(self, *_: object) -> None: ...
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._thread = threading.Thread(target=self._server.serve_forever)
+        self._thread.start()
+        return f"http://127.0.0.1:{self._server.server_port}"
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping.set()
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+def web_store(tmp_path: Path, read_timeout_s: float) -> ArtifactStore:
+    limits = ArtifactLimits(read_timeout_s=read_timeout_s)
+    return ArtifactStore(root=None, cache=tmp_path / "cache", limits=limits)
+
+
+def test_a_fetch_may_take_as_long_as_it_likes_while_something_comes(kit, tmp_path):
+    checkpoint = kit.write_checkpoint(tmp_path / "source")
+    with WebServer(checkpoint, pause_s=0.2, num_parts=7) as url:
+        started_s = time.monotonic()
+        found = web_store(tmp_path, read_timeout_s=1.2).open(POLICY, url)
+        assert time.monotonic() - started_s > 1.2
+    assert found.directory == tmp_path / "cache" / found.revision
+
+
+def test_a_fetch_from_a_server_that_says_nothing_more_ends(kit, tmp_path):
+    checkpoint = kit.write_checkpoint(tmp_path / "source")
+    with (
+        WebServer(checkpoint, pause_s=30.0, num_parts=1) as url,
+        pytest.raises(RevisionError, match=r"model\.safetensors cannot be fetched: .*Timeout"),
+    ):
+        web_store(tmp_path, read_timeout_s=0.2).open(POLICY, url)
+
+
+def test_a_fetch_has_no_time_in_all(tmp_path):
+    options = _web_options(ArtifactLimits(read_timeout_s=7.0))
+    timeout = options["client_kwargs"]["timeout"]
+    assert (timeout.total, timeout.sock_read, timeout.connect) == (None, 7.0, 7.0)

@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry
 
 from premotor.v1 import policy_pb2
 from premotor.wire import read_error_metadata
+from service.backend import BackendRequest
 from service.gateway import GatewayLimits
 from service.gateway.answers import ChunkAnswerer
 from service.gateway.metrics import GatewayMetrics
@@ -33,7 +34,8 @@ Request = policy_pb2.PredictChunkRequest
 Change = Callable[[bytes], bytes]
 
 names = st.text(max_size=12)
-bad_floats = st.sampled_from([float("nan"), float("inf"), float("-inf")])
+# The last two are as far as float32 goes, and the first beyond what is taken.
+bad_floats = st.sampled_from([float("nan"), float("inf"), float("-inf"), -3e38, 2.0**31 + 256])
 int64s = st.one_of(st.integers(-3, 20), st.sampled_from([-(2**63), 2**63 - 1, 2**31, -1]))
 # Where in a file or message something happens.
 places = st.floats(0, 1, exclude_max=True)
@@ -73,6 +75,25 @@ def spoil_state(index: int, value: float) -> Change:
     state = np.zeros(9, np.float32)
     state[index] = value
     return put_state(tensor(1, [9], state.tobytes()))
+
+
+def spoiled(shape: tuple[int, int], row: int, column: int, value: float) -> policy_pb2.Tensor:
+    numbers = np.zeros(shape, np.float32)
+    numbers[row, column] = value
+    return tensor(1, list(shape), numbers.tobytes())
+
+
+def spoil_history(of_states: bool, row: int, column: int, value: float) -> Change:
+    bad, good = ((3, 9), (3, 8)) if of_states else ((3, 8), (3, 9))
+    parts = spoiled(bad, row, column, value), spoiled(good, 0, 0, 0.0)
+    return put_history(*(parts if of_states else parts[::-1]), None)
+
+
+def spoil_previous_actions(row: int, column: int, value: float) -> Change:
+    def change(request: Request) -> None:
+        request.real_time_chunking.previous_actions.CopyFrom(spoiled((6, 8), row, column, value))
+
+    return changed(change)
 
 
 def put_history(states: policy_pb2.Tensor | None, actions: policy_pb2.Tensor | None, num_valid: int | None) -> Change:
@@ -133,6 +154,8 @@ def changes_of(kit) -> st.SearchStrategy[Change]:
         ),
         tensors.map(put_state),
         st.builds(spoil_state, st.integers(0, 8), bad_floats),
+        st.builds(spoil_history, st.booleans(), st.integers(0, 2), st.integers(0, 7), bad_floats),
+        st.builds(spoil_previous_actions, st.integers(0, 5), st.integers(0, 7), bad_floats),
         st.builds(put_history, st.none() | tensors, st.none() | tensors, st.none() | st.integers(-(2**31), 2**31 - 1)),
         st.builds(put_image, st.sampled_from(["front", "wrist"]), images),
         st.builds(put_image, names, images),
@@ -183,6 +206,14 @@ class Outcomes:
         assert self.counts["OK"] < 0.1 * total, self.counts
 
 
+def largest_number(request: BackendRequest) -> float:
+    """That a model is asked to compute with; NaN where there is one."""
+    arrays = [request.state, request.history_states, request.history_actions]
+    if request.real_time_chunking is not None:
+        arrays.append(request.real_time_chunking.previous_actions)
+    return float(np.abs(np.concatenate([array.ravel() for array in arrays])).max())
+
+
 def parsed(content: bytes) -> Request | None:
     try:
         return Request.FromString(content)
@@ -231,6 +262,7 @@ def test_malformed_requests_are_refused_and_valid_ones_still_answered(kit, runne
         run_examples(kit, NUM_IN_PROCESS, lambda contents: runner.run(ask(contents)))
         outcomes.check(NUM_IN_PROCESS)
         assert len(backend.requests) == outcomes.counts["OK"]
+        assert max(largest_number(request) for request in backend.requests) <= GatewayLimits().max_abs_value
         valid = runner.run(answerer.answer(kit.request(), timeout_s=TIMEOUT_S))
     assert isinstance(valid, policy_pb2.PredictChunkResponse)
 

@@ -66,6 +66,10 @@ def many_steps(request: Any, kit: Any) -> None:
     request.history.actions.CopyFrom(encode_tensor(np.zeros((rows, 8), np.float32)))
 
 
+def large_numbers(request: Any, kit: Any) -> None:
+    request.history.actions.CopyFrom(encode_tensor(np.full((3, 8), 1001.0, np.float32)))
+
+
 async def too_large_a_message(kit: Any, desk: Any) -> None:
     request = kit.request()
     request.observation.instruction = "x" * 60_000
@@ -98,6 +102,34 @@ async def too_many_waiting(kit: Any, desk: Any) -> None:
         backend.holds[1].set()
         assert await first is None
         assert sorted(error is None for error in await asyncio.gather(*others)) == [False, True]
+
+
+async def too_much_waiting(kit: Any, desk: Any) -> None:
+    """By a stream as well as by single calls, and by no more than what came."""
+    backend = kit.backend(room=1, holds={1: asyncio.Event()})
+    limits = GatewayLimits(max_message_bytes=50_000, max_queued_bytes_per_policy=50_000)
+    async with kit.serve(backend=backend, limits=limits) as gateway:
+
+        def request_of(robot: int) -> Any:
+            request = kit.request(seed=1)
+            request.robot_id = f"robot-{robot}"
+            request.observation.images["wrist"].pixels.CopyFrom(encode_tensor(kit.frame(96, 128)))
+            return request
+
+        assert 25_000 < request_of(1).ByteSize() < 50_000
+        first = asyncio.ensure_future(ask(gateway, request_of(1)))
+        await backend.wait_for_requests(1)
+        second = asyncio.ensure_future(ask(gateway, request_of(2)))
+        await gateway.until(lambda: gateway.num_requests("queued") == 1)
+        overloaded(await ask(gateway, request_of(3)))
+        stream = gateway.stub.StreamChunks(timeout=TIMEOUT_S)
+        await stream.write(policy_pb2.StreamChunksRequest(request=request_of(4)))
+        overloaded((await stream.read()).error)
+        small = asyncio.ensure_future(ask(gateway, kit.request(seed=1)))
+        await gateway.until(lambda: gateway.num_requests("queued") == 2)
+        backend.holds[1].set()
+        assert await asyncio.gather(first, second, small) == [None] * 3
+        stream.cancel()
 
 
 async def too_many_on_a_stream(kit: Any, desk: Any) -> None:
@@ -159,12 +191,14 @@ BEYOND: dict[str, Callable[..., Awaitable[None]]] = {
     "max_id_bytes": invalid(
         "episode_id", lambda request, kit: setattr(request, "episode_id", "é" * 51), max_id_bytes=101
     ),
+    "max_abs_value": invalid("history.actions", large_numbers, max_abs_value=1000),
     "Policy.history_steps": invalid("history.states", many_steps),
     "Policy.max_inference_steps": invalid(
         "num_inference_steps", lambda request, kit: setattr(request, "num_inference_steps", 33)
     ),
     "max_timeout_s": too_long_a_wait,
     "max_queued_per_policy": too_many_waiting,
+    "max_queued_bytes_per_policy": too_much_waiting,
     "max_in_flight_per_stream": too_many_on_a_stream,
     "max_streams": too_many_streams,
     "Caps": too_much_for_a_token,
@@ -180,3 +214,8 @@ def test_every_bound_is_in_the_table_and_the_table_has_no_others():
     rows = re.findall(r"^\| ([\w.]+)(?: \([\w./]+\))? \|", limits.__doc__ or "", re.MULTILINE)
     assert rows[0] == "bound" and set(rows[1:]) == BEYOND.keys()
     assert {field.name for field in fields(GatewayLimits) if field.name.startswith("max_")} <= BEYOND.keys()
+
+
+def test_a_message_that_may_come_may_wait():
+    with pytest.raises(ValueError, match="max_queued_bytes_per_policy 99 is less than max_message_bytes 100"):
+        GatewayLimits(max_message_bytes=100, max_queued_bytes_per_policy=99)

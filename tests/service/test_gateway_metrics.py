@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import grpc
+import numpy as np
 import pytest
+from prometheus_client import CollectorRegistry
 
 from service.backend import BackendFailedError
+from service.gateway import GatewayLimits
+from service.gateway.metrics import KEPT_S, GatewayMetrics
+from service.gateway.outcomes import Outcome
 from service.gateway.validation import MAX_UNDERRUNS
+from service.observability.recent import Stages
+from service.policies import ServedPolicies, ServedPolicy
 
 TIMEOUT_S = 10.0
 
@@ -25,6 +32,92 @@ async def test_chunks_are_counted_by_revision_and_batches_by_each_request_in_the
         assert value("premotor_batch_requests_sum", {"policy": "tabletop"}) == 3
         assert value("premotor_batch_requests_count", {"policy": "tabletop"}) == 3
         assert value("premotor_policy_ready", {"policy": "tabletop"}) == 1
+
+
+async def test_latency_and_what_a_revision_is_to_blame_for_are_told_by_revision(kit):
+    labels = {"policy": "tabletop", "revision": kit.revision.revision}
+    async with kit.serve() as gateway:
+
+        def counted() -> dict[str, float | None]:
+            value = gateway.registry.get_sample_value
+            return {
+                "answered": value("premotor_chunks_total", labels),
+                "timed": value("premotor_total_seconds_count", labels),
+                **{
+                    outcome: value("premotor_failed_requests_total", {**labels, "outcome": outcome})
+                    for outcome in ("failed", "violation")
+                },
+            }
+
+        await ask(gateway, kit.request())
+        # From the first on, all can be divided by all.
+        assert counted() == {"answered": 1, "timed": 1, "failed": 0, "violation": 0}
+        gateway.backend.failure = BackendFailedError("out of memory")
+        with pytest.raises(grpc.aio.AioRpcError):
+            await ask(gateway, kit.request())
+        gateway.backend.failure = None
+        gateway.backend.make_actions = lambda request: np.full((16, 8), np.nan, np.float32)
+        for _ in range(2):
+            with pytest.raises(grpc.aio.AioRpcError):
+                await ask(gateway, kit.request())
+        # Who asks wrongly is no revision's fault.
+        with pytest.raises(grpc.aio.AioRpcError):
+            await ask(gateway, kit.request(seed=-1))
+        assert counted() == {"answered": 1, "timed": 1, "failed": 1, "violation": 2}
+        record = gateway.server.outcomes.record("tabletop", kit.revision.revision, since_s=0.0, window_s=60.0)
+        assert (record.num_requests, record.error_rate, record.violation_rate) == (4, 0.25, 0.5)
+
+
+def test_the_series_of_a_revision_outlive_it_for_a_while_and_then_go() -> None:
+    """Or a canary that was rolled back would be gone before it was seen, and every revision ever would be kept."""
+    now_s, registry = 1000.0, CollectorRegistry()
+    metrics = GatewayMetrics(registry, now_s=lambda: now_s)
+    policy = metrics.of_policy("tabletop", num_queued=lambda: 0)
+
+    def revisions() -> set[str]:
+        samples = [sample for family in registry.collect() for sample in family.samples]
+        found = {sample.labels["revision"] for sample in samples if "revision" in sample.labels}
+        # All of its series at once.
+        for revision in found:
+            names = {sample.name for sample in samples if sample.labels.get("revision") == revision}
+            assert {"premotor_chunks_total", "premotor_total_seconds_sum", "premotor_failed_requests_total"} <= names
+            assert "premotor_output_violations_total" in names
+        return found
+
+    for revision in ("old", "new"):
+        policy.note_chunk(revision, Stages(0.0, 0.0, 0.01, 0.01), batch_size=1)
+        policy.note_fault(revision, Outcome.FAILED)
+        policy.note_fault(revision, Outcome.VIOLATION, group="arm")
+    both, new = {("tabletop", "old"), ("tabletop", "new")}, {("tabletop", "new"), ("kitchen", "old")}
+    metrics.forget_unloaded(both)
+    metrics.forget_unloaded(new)
+    now_s += KEPT_S - 1
+    metrics.forget_unloaded(both)  # loaded again
+    now_s += 1
+    metrics.forget_unloaded(new)
+    now_s += KEPT_S - 1
+    metrics.forget_unloaded(new)
+    assert revisions() == {"old", "new"}
+    now_s += 1
+    metrics.forget_unloaded(new)
+    assert revisions() == {"new"}
+    # It may come back, and begins at 0 then.
+    policy.note_chunk("old", Stages(0.0, 0.0, 0.01, 0.01), batch_size=1)
+    assert registry.get_sample_value("premotor_chunks_total", {"policy": "tabletop", "revision": "old"}) == 1
+
+
+async def test_what_is_loaded_here_is_told_to_the_metrics(kit, monkeypatch):
+    served = ServedPolicy(revisions={kit.revision.revision: kit.revision}, shares=((kit.revision.revision, 1.0),))
+    policies = ServedPolicies({"tabletop": served})
+    monkeypatch.setattr(kit, "policies", policies)
+    async with kit.serve(limits=GatewayLimits(readiness_interval_s=0.01)) as gateway:
+        told: list[frozenset] = []
+        monkeypatch.setattr(gateway.server._health._metrics, "forget_unloaded", told.append)
+        key = ("tabletop", kit.revision.revision)
+        policies.apply({}, ending={"tabletop": {kit.revision.revision: kit.revision}})
+        await gateway.until(lambda: bool(told) and told[-1] == {key})
+        policies.apply({})
+        await gateway.until(lambda: told[-1] == frozenset())
 
 
 async def test_a_backend_that_is_not_ready_is_told_by_the_metric(kit):

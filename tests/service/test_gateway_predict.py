@@ -20,6 +20,8 @@ from service.gateway.answers import ChunkAnswerer
 from service.gateway.images import Frame, decode_frames
 from service.gateway.metrics import GatewayMetrics
 from service.logs import JsonFormatter
+from service.policies import ServedPolicies
+from service.revision import read_revision
 
 TIMEOUT_S = 10.0
 
@@ -53,6 +55,22 @@ async def test_a_chunk_comes_back_with_ids_revision_seed_and_times(kit, embodime
     # What the backend reports, and what the gateway itself let it wait.
     assert 0.001 <= decode_duration(response.timing.queue, field="queue") < TIMEOUT_S
     assert response.timing.inference.ToMilliseconds() == 2
+
+
+@pytest.mark.asyncio
+async def test_a_chunk_says_the_schema_of_the_revision_that_answered_not_of_the_one_that_is_described(kit, tmp_path):
+    directory = kit.write_checkpoint(tmp_path / "other", config={"execution_horizon": 4})
+    other = read_revision(directory, policy="tabletop")
+    both = type(kit)(kit.revision)
+    both.policies = ServedPolicies.fixed({"tabletop": [kit.revision, other]})
+    async with both.serve() as gateway:
+        described = await gateway.stub.GetPolicy(policy_pb2.GetPolicyRequest(policy="tabletop"), timeout=TIMEOUT_S)
+        request = kit.request()
+        main = await gateway.stub.PredictChunk(request, timeout=TIMEOUT_S)
+        request.revision = other.revision
+        pinned = await gateway.stub.PredictChunk(request, timeout=TIMEOUT_S)
+    assert main.schema_digest == described.policy.schema_digest == kit.revision.description.schema_digest
+    assert pinned.schema_digest == other.description.schema_digest != main.schema_digest
 
 
 @pytest.mark.asyncio
@@ -377,8 +395,10 @@ async def test_requests_are_counted_by_policy_and_status_and_no_label_comes_from
         await failure_of(gateway.stub.PredictChunk(request, timeout=TIMEOUT_S))
     assert gateway.count(policy="tabletop", status="OK") == 1
     assert gateway.count(policy="", status="NOT_FOUND") == 1
-    for span in ("decode", "queue", "inference", "total"):
-        assert gateway.registry.get_sample_value(f"premotor_{span}_seconds_count", {"policy": "tabletop"}) == 1
+    revision = {"revision": kit.revision.revision}
+    for span, more in (("decode", {}), ("queue", {}), ("inference", {}), ("total", revision)):
+        labels = {"policy": "tabletop", **more}
+        assert gateway.registry.get_sample_value(f"premotor_{span}_seconds_count", labels) == 1
     labels = [sample.labels for metric in gateway.registry.collect() for sample in metric.samples]
     assert all(label.get("policy", "") in ("", "tabletop") for label in labels)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections import Counter
 
@@ -20,12 +21,13 @@ FAR_S = 1000.0
 class Models:
     """Models that hold what is inside until they are told to answer, and a clock that a test moves."""
 
-    def __init__(self, *, room: int = 1, max_queued: int = 256) -> None:
+    def __init__(self, *, room: int = 1, max_queued: int = 256, max_queued_bytes: int = 1000) -> None:
         self.now_s = 0.0
         self.room = room
         self.queue = RequestQueue(
             capacity=lambda revision: self.room,
             max_queued=max_queued,
+            max_queued_bytes=max_queued_bytes,
             overload_retry_s=0.1,
             clock_s=lambda: self.now_s,
         )
@@ -42,14 +44,18 @@ class Models:
         within_s: float = FAR_S,
         revision: str = REVISION,
         policy: str = POLICY,
+        num_bytes: int = 1,
     ) -> asyncio.Task[None]:
         """A request; its robot has its name when no other is given."""
-        task = asyncio.create_task(self._ask(name, policy, robot or name, revision, self.now_s + within_s))
+        asking = self._ask(name, policy, robot or name, revision, self.now_s + within_s, num_bytes)
+        task = asyncio.create_task(asking)
         self._tasks.append(task)
         return task
 
-    async def _ask(self, name: str, policy: str, robot: str, revision: str, deadline_s: float) -> None:
-        async with self.queue.turn(policy=policy, robot_id=robot, revision=revision, deadline_s=deadline_s):
+    async def _ask(self, name: str, policy: str, robot: str, revision: str, deadline_s: float, num_bytes: int) -> None:
+        async with self.queue.turn(
+            policy=policy, robot_id=robot, revision=revision, deadline_s=deadline_s, num_bytes=num_bytes
+        ):
             self.entered.append(name)
             self.inside[name] = asyncio.Event()
             try:
@@ -254,6 +260,66 @@ async def test_in_a_full_queue_a_robot_may_still_put_a_newer_observation_in_the_
         await end_of(older)
     await models.end()
     assert models.entered == ["inside", "newer"]
+
+
+async def test_no_more_bytes_of_a_policy_wait_than_may_and_the_refusal_says_when_to_ask_again() -> None:
+    models = Models(max_queued_bytes=100)
+    # What goes in at once does not wait, however large it is.
+    models.ask("inside", num_bytes=1000)
+    models.ask("first", num_bytes=60)
+    await settle()
+    second = models.ask("second", num_bytes=41)
+    await settle()
+    with pytest.raises(OverloadedError, match="60 of 100 bytes in requests of policy 'tabletop' wait") as refused:
+        await end_of(second)
+    assert refused.value.retry_after_s == 0.1
+    models.ask("of another policy", policy="other", num_bytes=100)
+    models.ask("third", num_bytes=40)
+    await models.answer("inside")
+    # Whoever went in waits no more.
+    models.ask("fourth", num_bytes=60)
+    await settle()
+    await models.end()
+    assert sorted(models.entered) == ["first", "fourth", "inside", "of another policy", "third"]
+
+
+async def test_a_newer_observation_takes_the_bytes_of_the_one_it_supersedes_and_no_more_than_are_left() -> None:
+    models = Models(max_queued_bytes=100)
+    models.ask("inside")
+    models.ask("other's", num_bytes=50)
+    older = models.ask("older", robot="quick", num_bytes=30)
+    await settle()
+    too_large = models.ask("too large", robot="quick", num_bytes=51)
+    await settle()
+    with pytest.raises(OverloadedError):
+        await end_of(too_large)
+    # What waited is not lost for it.
+    assert not older.done()
+    models.ask("newer", robot="quick", num_bytes=50)
+    await settle()
+    with pytest.raises(SupersededError):
+        await end_of(older)
+    await models.end()
+    assert models.entered == ["inside", "other's", "newer"]
+
+
+async def test_whoever_stops_waiting_gives_the_bytes_back() -> None:
+    models = Models(max_queued_bytes=100)
+    for way in ("cancelled", "dismissed", "expired"):
+        models.ask(f"inside, {way}")
+        waiting = models.ask(way, num_bytes=100, within_s=10.0)
+        await settle()
+        if way == "cancelled":
+            waiting.cancel()
+        elif way == "dismissed":
+            models.queue.dismiss(REVISION, BackendUnavailableError("restarting"))
+        else:
+            models.now_s += 11.0
+        await settle()
+        await models.answer_all()
+        assert way not in models.entered and waiting.done()
+        with contextlib.suppress(asyncio.CancelledError, BackendUnavailableError, DeadlineExpiredError):
+            await waiting
 
 
 async def test_a_robot_that_is_alone_may_fill_the_model() -> None:
@@ -515,7 +581,7 @@ async def test_the_room_that_errors_leave_is_used_again() -> None:
     models = Models()
 
     async def fails() -> None:
-        async with models.queue.turn(policy=POLICY, robot_id="fails", revision=REVISION, deadline_s=FAR_S):
+        async with models.queue.turn(policy=POLICY, robot_id="fails", revision=REVISION, deadline_s=FAR_S, num_bytes=1):
             raise RuntimeError("told to fail")
 
     with pytest.raises(RuntimeError):

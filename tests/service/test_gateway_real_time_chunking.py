@@ -86,6 +86,11 @@ REFUSALS = {
     "too many actions": ({"actions": np.zeros((17, 8), np.float32)}, "previous_actions", "17 actions came"),
     "narrow actions": ({"actions": PREVIOUS[:, :7]}, "previous_actions.shape", "[6, 7] came, expected [any, 8]"),
     "NaN actions": ({"actions": NAN}, "previous_actions", "element [2, 3] is nan"),
+    "actions of an unfilled buffer": (
+        {"actions": PREVIOUS * np.float32(1e36)},
+        "previous_actions",
+        "element [0, 1] is 1e+36 (47 in all), expected -2147483648 to 2147483648",
+    ),
     "byte actions": (
         {"actions": PREVIOUS.astype(np.uint8)},
         "previous_actions.data_type",

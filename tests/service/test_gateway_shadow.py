@@ -81,6 +81,10 @@ def sample(gateway, name: str, revision: Revision, **labels: str) -> float | Non
     return gateway.registry.get_sample_value(name, {"policy": POLICY, "revision": revision.revision, **labels})
 
 
+def fields_of(caplog, event: str) -> list[dict]:
+    return [record.fields for record in caplog.records if record.message == event]
+
+
 async def settled(gateway) -> None:
     await gateway.server._shadow.settled()
 
@@ -122,7 +126,7 @@ async def test_a_shadow_that_hangs_keeps_no_robot_waiting_and_its_surplus_is_dro
 
 
 @pytest.mark.parametrize("how", ["fails", "answers NaN", "answers another shape"])
-async def test_a_broken_shadow_is_counted_and_said_to_diverge(kit, policies, other, how, caplog):
+async def test_a_broken_shadow_is_counted_and_said_to_fail(kit, policies, other, how, caplog):
     answers = {
         "fails": identical,
         "answers NaN": lambda actions: np.full_like(actions, np.nan),
@@ -135,24 +139,63 @@ async def test_a_broken_shadow_is_counted_and_said_to_diverge(kit, policies, oth
         await settled(gateway)
         outcome = "failed" if how == "fails" else "invalid"
         assert sample(gateway, "premotor_shadow_requests_total", other, outcome=outcome) == 25
+        (alarm,) = fields_of(caplog, "shadow fails")
+        assert (alarm["policy"], alarm["revision"], alarm["outcome"]) == (POLICY, other.revision, outcome)
+        assert alarm["ratio"] == 1.0 and alarm["error"]
         if how != "fails":
             assert sample(gateway, "premotor_shadow_divergence_ratio", other) == float("inf")
-            assert [record.message for record in caplog.records].count("shadow diverges") == 1
+            assert [each["ratio"] for each in fields_of(caplog, "shadow diverges")] == ["inf"]
 
 
-async def test_a_shadow_that_reads_requests_otherwise_is_not_asked(kit, tmp_path, other):
+async def test_a_shadow_that_fails_now_and_then_is_said_to_fail_above_a_share_and_again_after_it_was_well(
+    kit, policies, other, caplog
+):
+    backend = TwoModels(other.revision, identical)
+
+    async def fail(gateway, count: int) -> int:
+        """How often it has been said in all."""
+        backend.failure = BackendFailedError("out of memory") if count else None
+        await ask(kit, gateway, count or 200)
+        await settled(gateway)
+        backend.failure = None
+        await ask(kit, gateway, 1)
+        await settled(gateway)
+        return len(fields_of(caplog, "shadow fails"))
+
+    async with kit.serve(backend=backend) as gateway:
+        assert await fail(gateway, 0) == 0
+        assert await fail(gateway, 2) == 0
+        assert await fail(gateway, 2) == 1
+        assert await fail(gateway, 4) == 1
+        assert await fail(gateway, 0) == 1
+        assert await fail(gateway, 4) == 2
+    assert {each["outcome"] for each in fields_of(caplog, "shadow fails")} == {"failed"}
+
+
+async def test_a_shadow_that_reads_requests_otherwise_is_not_asked_and_that_is_said(kit, tmp_path, caplog):
     changed = read_revision(kit.write_checkpoint(tmp_path / "changed", config={"history_steps": 4}), policy=POLICY)
-    backend = TwoModels(changed.revision, identical)
-    traffic = ShadowTraffic(backend=backend, metrics_registry=CollectorRegistry())
+    backend, registry = TwoModels(changed.revision, identical), CollectorRegistry()
+    traffic = ShadowTraffic(backend=backend, metrics_registry=registry)
     traffic.start()
     embodiment = kit.revision.description.embodiments[1]
     served = BackendChunk(actions=np.zeros((16, 8), np.float32), inference_s=0.0, queue_s=0.0)
-    traffic.offer(
-        POLICY, Shadow(revision=changed.revision, share=1.0), (kit.revision, changed), embodiment, None, served
-    )
-    traffic.offer(
-        POLICY, Shadow(revision=kit.revision.revision, share=1.0), (kit.revision,) * 2, embodiment, None, served
-    )
+    for _ in range(20):
+        traffic.offer(
+            POLICY, Shadow(revision=changed.revision, share=1.0), (kit.revision, changed), embodiment, None, served
+        )
+        # One that serves is no shadow of itself.
+        traffic.offer(
+            POLICY, Shadow(revision=kit.revision.revision, share=1.0), (kit.revision,) * 2, embodiment, None, served
+        )
     await traffic.settled()
     await traffic.stop()
     assert backend.asked == []
+    counted = {
+        (sample.labels["revision"], sample.labels["outcome"]): sample.value
+        for family in registry.collect()
+        for sample in family.samples
+        if sample.name == "premotor_shadow_requests_total"
+    }
+    assert counted == {(changed.revision, "other_schema"): 20}
+    (alarm,) = fields_of(caplog, "shadow fails")
+    assert alarm["error"] == f"its schema is not that of {kit.revision.revision}, which serves"

@@ -82,6 +82,11 @@ REFUSALS = {
     "short state": (set_state([0.0] * 8), "observation.state.shape", "[8] came, expected [9]"),
     "NaN state": (set_state([0, 0, 0, np.nan, 0, 0, 0, 0, 0]), "observation.state", "element [3] is nan"),
     "infinite state": (set_state([np.inf] + [0.0] * 8), "observation.state", "element [0] is inf"),
+    "state of an unfilled buffer": (
+        set_state([0, 0, -3e38, 0, 0, 1e12, 0, 0, 0]),
+        "observation.state",
+        "element [2] is -3e+38 (2 in all), expected -2147483648 to 2147483648",
+    ),
     "matrix state": (set_state([[0.0] * 9]), "observation.state.shape", "2 dimensions came"),
     "byte state": (
         lambda r: r.observation.state.CopyFrom(encode_tensor(np.zeros(9, np.uint8))),
@@ -125,6 +130,16 @@ REFUSALS = {
         "[3, 8] came, expected [any, 9]",
     ),
     "NaN history": (set_history(3, 3, bad=np.nan), "history.actions", "element [2, 2] is nan"),
+    "history of an unfilled buffer": (
+        set_history(3, 3, bad=3e38),
+        "history.actions",
+        "element [2, 2] is 3e+38 (1 in all), expected -2147483648 to 2147483648",
+    ),
+    "history of states beyond any counter": (
+        lambda r: r.history.states.CopyFrom(encode_tensor(np.full((3, 9), 2.0**31 + 256, np.float32))),
+        "history.states",
+        "element [0, 0] is 2.14748e+09 (27 in all), expected -2147483648 to 2147483648",
+    ),
     "too many valid steps": (set_history(3, 3, num_valid=4), "history.num_valid_steps", "4 came, expected 0 to 3"),
     "negative valid steps": (set_history(3, 3, num_valid=-1), "history.num_valid_steps", "-1 came"),
     "valid steps of no history": (set_history(0, 0, num_valid=1), "history.num_valid_steps", "1 came, expected 0 to 0"),
@@ -185,6 +200,13 @@ def test_padding_rows_of_the_history_are_dropped_and_never_read(kit, validator):
     checked = validator.check(request)
     np.testing.assert_array_equal(checked.history_states, states[2:])
     np.testing.assert_array_equal(checked.history_actions, actions[2:])
+
+
+def test_the_largest_numbers_that_a_counter_reaches_are_taken(kit, validator):
+    request = kit.request()
+    set_state([2.0**31, -(2.0**31), *[1.2e8] * 7])(request)
+    set_history(3, 3, bad=-(2.0**31))(request)
+    assert validator.check(request).state.tolist() == [2.0**31, -(2.0**31), *[1.2e8] * 7]
 
 
 def test_the_longest_history_ids_and_instruction_are_taken(kit, validator):

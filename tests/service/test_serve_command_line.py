@@ -69,6 +69,13 @@ def test_an_observation_map_without_a_port_is_a_wrong_call(tmp_path: Path, capsy
     assert "an observation map came without a port" in capsys.readouterr().err
 
 
+def test_a_policy_of_openpis_robots_without_a_port_is_a_wrong_call(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["serve", "--policy", "a=b", "--openpi-policy", "a"])
+    assert end.value.code == 2
+    assert "came without a port for them" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("backend", ["triton", "local"])
 def test_serving_what_is_no_checkpoint_fails_at_once(
     backend: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import grpc
 import pytest
 
@@ -72,3 +75,13 @@ def test_code_and_reason_of_a_refusal_are_those_of_the_table(name: str) -> None:
         refusal = refuse(error, policy_pb2.PredictChunkRequest(request_id="request-1"))
         assert (refusal.reason, refusal.request_id) == (Reason.Value(f"REASON_{name}"), "request-1")
         assert refusal.code == grpc.StatusCode[CODES[name]].value[0]
+
+
+@pytest.mark.parametrize("method", ["PredictChunk", "GetPolicy", "ListPolicies"])
+async def test_bytes_that_are_no_message_end_in_a_code_that_the_contract_lists(kit, method: str) -> None:
+    contract = Path(policy_pb2.__file__).with_name("policy.proto").read_text()
+    (listed,) = re.findall(rf"((?: +//.*\n)+) +rpc {method}\(", contract)
+    async with kit.serve() as gateway:
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await gateway.channel.unary_unary(f"/premotor.v1.PolicyService/{method}")(b"\xff", timeout=10)
+    assert re.search(rf"{failed.value.code().name} .*\bwhat came is not the message", listed, re.DOTALL)

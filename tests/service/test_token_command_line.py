@@ -58,7 +58,7 @@ def test_what_was_made_is_listed_rotated_and_revoked(url, capsys):
     described = json.loads(capsys.readouterr().out)
     assert described["token_id"] == first[3:15]
     assert (described["name"], described["scopes"], described["policies"]) == ("arm-7", ["infer"], ["tabletop"])
-    assert (described["max_in_flight"], described["max_requests_per_s"], described["max_streams"]) == (2, 0.5, None)
+    assert (described["max_in_flight"], described["max_requests_per_s"], described["max_streams"]) == (2, 0.5, 128)
     assert described["expires_at"] > described["created_at"] and described["revoked_at"] is None
     assert main(["token", "rotate", first[3:15], "--registry", url, "--grace-s", "60"]) == 0
     second = token(capsys)

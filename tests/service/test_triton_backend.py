@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -14,12 +15,13 @@ import grpc
 import numpy as np
 import pytest
 
-from service.backend import BackendDeadlineError, BackendFailedError, BackendUnavailableError
+from service.backend import BackendDeadlineError, BackendFailedError, BackendRequest, BackendUnavailableError
 from service.model_settings import ModelSettings
 from service.probe import ProbeCase, read_probe
 from service.revision import Revision, RevisionError, read_revision
 from service.triton.backend import SupervisionSettings, TritonBackend
 from service.triton.models import AnothersModels, TritonModels
+from service.triton.repository import model_name
 from service.triton.server import ExternalTriton, TritonStartError
 from service.triton.tensors import ACTIONS, META, TIMING
 
@@ -40,6 +42,12 @@ class FakeTriton:
     infer_error: tuple[int, str] | None = None
     # Loading mends what inference fails with.
     load_mends: bool = True
+    # By model: what inference fails with whatever is loaded, and loads that never end.
+    broken: dict[str, tuple[int, str]] = field(default_factory=dict)
+    hung: set[str] = field(default_factory=set)
+    # Models that were unloaded since they were loaded, or lost with the Triton before this one.
+    missing: set[str] = field(default_factory=set)
+    is_live: bool = True
     # What it says when it is asked whether it has a model.
     has_model: bool = True
     # Set once that was asked in vain.
@@ -75,7 +83,9 @@ class FakeTriton:
 
     async def _answer(self, path: str, description: bytes, content: bytes) -> tuple[int, bytes, str]:
         if path.endswith("/infer"):
-            return await self._infer(json.loads(description)["inputs"], content)
+            return await self._infer(path.split("/")[3], json.loads(description)["inputs"], content)
+        if path.endswith("/live") and not self.is_live:
+            return 400, b"", ""
         if path.endswith("/ready") and not self.has_model:
             self.was_asked.set()
             return 400, b"", ""
@@ -90,26 +100,33 @@ class FakeTriton:
         )
 
     async def _load(self, request: bytes, context: grpc.aio.ServicerContext) -> bytes:
+        model = request[2:].decode()
         async with self.arrived:
-            self.loads.append(request[2:].decode())
+            self.loads.append(model)
             self.arrived.notify_all()
+        if model in self.hung:
+            await asyncio.Event().wait()
         if self.load_error is not None:
             await context.abort(*self.load_error)
         if self.load_mends:
             self.infer_error = None
+        self.missing.discard(model)
         return b""
 
     async def _unload(self, request: bytes, context: grpc.aio.ServicerContext) -> bytes:
         self.unloads.append(request[2:].decode())
+        self.missing.add(self.unloads[-1])
         return b""
 
-    async def _infer(self, inputs: list[dict[str, Any]], content: bytes) -> tuple[int, bytes, str]:
+    async def _infer(self, model: str, inputs: list[dict[str, Any]], content: bytes) -> tuple[int, bytes, str]:
         async with self.arrived:
             self.num_inferences += 1
             self.arrived.notify_all()
         await self.holding.wait()
-        if self.infer_error is not None:
-            return self._failure(self.infer_error)
+        if model in self.missing:
+            return self._failure((404, f"Request for unknown model: '{model}' has no available versions"))
+        if (error := self.broken.get(model) or self.infer_error) is not None:
+            return self._failure(error)
         sizes = {tensor["name"]: tensor["parameters"]["binary_data_size"] for tensor in inputs}
         assert list(sizes)[-1] == META
         embodiment_index, seed = np.frombuffer(content[-sizes[META] :], np.int64)[:2]
@@ -135,9 +152,10 @@ class FakeTriton:
         async with asyncio.timeout(5), self.arrived:
             await self.arrived.wait_for(lambda: self.num_inferences >= count)
 
-    async def wait_for_loads(self, count: int) -> None:
+    async def wait_for_loads(self, count: int, model: str | None = None) -> None:
+        """Of one model, or of all."""
         async with asyncio.timeout(5), self.arrived:
-            await self.arrived.wait_for(lambda: len(self.loads) >= count)
+            await self.arrived.wait_for(lambda: len([each for each in self.loads if model in (each, None)]) >= count)
 
 
 class FakeProcess:
@@ -148,6 +166,7 @@ class FakeProcess:
         self.repository = repository
         self.address = ""
         self.control_address = ""
+        self.owner = ""
         self.num_starts = 0
         self.num_failing_starts = 0
         self.abandoned = asyncio.Event()
@@ -208,6 +227,12 @@ def revision(toy_checkpoint: Path) -> Revision:
     return read_revision(toy_checkpoint, policy="tabletop")
 
 
+@pytest.fixture(scope="module")
+def other(revision: Revision) -> Revision:
+    """Another revision to the backend, which answers the same probe."""
+    return replace(revision, revision="0123456789ab")
+
+
 @pytest.fixture
 def process(revision: Revision, tmp_path: Path) -> FakeProcess:
     # One case per body and seed: that is what the fake tells them apart by.
@@ -233,12 +258,26 @@ async def started(
         await backend.close()
 
 
+def names_in(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
 async def become_ready(backend: TritonBackend, revision: Revision) -> None:
     for _ in range(1000):
         if await backend.ready(revision.revision):
             return
         await asyncio.sleep(0.005)
     pytest.fail("the revision did not become ready within 5 s")
+
+
+async def become_refused(backend: TritonBackend, revision: Revision, request: BackendRequest) -> None:
+    for _ in range(1000):
+        with pytest.raises(BackendUnavailableError) as unavailable:
+            await backend.predict(revision.revision, request, timeout_s=5)
+        if "is refused" in str(unavailable.value):
+            return
+        await asyncio.sleep(0.005)
+    pytest.fail("the revision was not refused within 5 s")
 
 
 async def test_a_revision_is_ready_once_its_probe_has_passed(process: FakeProcess, revision: Revision) -> None:
@@ -332,11 +371,9 @@ async def test_a_checkpoint_that_is_refused_after_a_restart_leaves_triton_runnin
             "Internal: CheckpointError: model.safetensors has changed",
         )
         await process.kill()
-        await process.triton.wait_for_loads(2)
-        with pytest.raises(BackendUnavailableError):
-            await backend.predict(revision.revision, process.triton.cases[0].request, timeout_s=1)
+        await become_refused(backend, revision, process.triton.cases[0].request)
         assert not await backend.ready(revision.revision)
-        assert process.num_starts == 2
+        assert (len(process.triton.loads), process.num_starts) == (3, 2)
 
 
 async def test_there_is_room_for_two_batches_and_whatever_comes_goes_to_triton_at_once(
@@ -464,8 +501,8 @@ async def test_a_triton_of_somebody_else_is_waited_for_used_and_left_running(
     )
     async with started(external, revision) as backend:
         await backend.predict(revision.revision, process.triton.cases[0].request, timeout_s=5)
-    assert process.triton.unloads == [f"premotor_{revision.revision}"]
-    assert not (tmp_path / f"premotor_{revision.revision}").exists()
+    assert process.triton.unloads == [f"premotor_{revision.revision}_0"]
+    assert names_in(tmp_path) == ["premotor-0.lock"]
     lost = asyncio.create_task(external.wait_lost())
     await process.kill()
     assert "does not answer" in await asyncio.wait_for(lost, timeout=5)
@@ -555,3 +592,241 @@ async def test_a_triton_of_somebody_else_that_is_given_up_counts_as_lost_until_i
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(external.wait_lost(), 0.1)
     await process.stop()
+
+
+@pytest.mark.parametrize("status", [404, 503])
+async def test_a_model_that_triton_no_longer_has_is_loaded_again(
+    process: FakeProcess, revision: Revision, status: int
+) -> None:
+    async with started(process, revision) as backend:
+        process.triton.infer_error = (status, "Request for unknown model: has no available versions")
+        request = process.triton.cases[0].request
+        with pytest.raises(BackendUnavailableError):
+            await backend.predict(revision.revision, request, timeout_s=5)
+        assert not await backend.ready(revision.revision)
+        await become_ready(backend, revision)
+        await backend.predict(revision.revision, request, timeout_s=5)
+        assert (len(process.triton.loads), process.num_starts) == (2, 1)
+
+
+async def test_a_model_that_was_unloaded_while_nobody_asked_is_noticed(
+    process: FakeProcess, revision: Revision
+) -> None:
+    async with started(process, revision, replace(QUICK, heartbeat_interval_s=0.02)) as backend:
+        process.triton.missing.add(model_name(revision.revision))
+        await process.triton.wait_for_loads(2)
+        await become_ready(backend, revision)
+        assert not process.abandoned.is_set()
+
+
+async def test_services_that_share_a_triton_do_not_lose_their_models_with_the_one_that_stops(
+    process: FakeProcess, revision: Revision, tmp_path: Path
+) -> None:
+    await process.start()
+
+    def service() -> ExternalTriton:
+        return ExternalTriton(process.address, process.control_address, tmp_path, poll_interval_s=0.01)
+
+    request = process.triton.cases[0].request
+    async with started(service(), revision) as new:
+        async with started(service(), revision) as old:
+            for backend in (old, new):
+                await backend.predict(revision.revision, request, timeout_s=5)
+        before = list(process.triton.loads)
+        await new.predict(revision.revision, request, timeout_s=5)
+        assert await new.ready(revision.revision)
+        assert process.triton.unloads == [model_name(revision.revision, "1")]
+        assert process.triton.loads == before == [model_name(revision.revision, owner) for owner in "01"]
+    await process.stop()
+
+
+async def test_what_a_killed_service_left_in_a_shared_triton_is_unloaded_before_anything_is_loaded(
+    process: FakeProcess, revision: Revision, tmp_path: Path
+) -> None:
+    await process.start()
+    for left in (model_name("aaaaaaaaaaaa", "0"), model_name("bbbbbbbbbbbb", "4")):
+        (tmp_path / left / "1").mkdir(parents=True)
+    # Of one that lives, of one without a lock, of somebody else.
+    kept = (model_name("cccccccccccc", "2"), model_name("dddddddddddd", "3"), "densenet_onnx")
+    for name in kept:
+        (tmp_path / name).mkdir()
+    (tmp_path / "premotor-4.lock").touch()
+    with (tmp_path / "premotor-2.lock").open("w") as locked:
+        fcntl.flock(locked, fcntl.LOCK_EX)
+        external = ExternalTriton(process.address, process.control_address, tmp_path)
+        async with started(external) as backend:
+            assert process.triton.unloads == [model_name("aaaaaaaaaaaa", "0"), model_name("bbbbbbbbbbbb", "4")]
+            assert process.triton.loads == []
+            await backend.load(revision)
+            models = [name for name in names_in(tmp_path) if not name.endswith(".lock")]
+            assert models == sorted([*kept, model_name(revision.revision, "0")])
+    await process.stop()
+
+
+async def test_a_model_repository_that_is_not_there_is_said_so(process: FakeProcess, tmp_path: Path) -> None:
+    await process.start()
+    external = ExternalTriton(process.address, process.control_address, tmp_path / "nowhere")
+    with pytest.raises(TritonStartError, match=r"cannot be shared: .*No such file.*nowhere"):
+        await external.start()
+    await process.stop()
+
+
+async def test_after_a_restart_a_revision_that_cannot_be_brought_back_keeps_no_other_from_serving(
+    process: FakeProcess, revision: Revision, other: Revision
+) -> None:
+    bad, request = model_name(other.revision), process.triton.cases[0].request
+    # The bad one comes first, and is not waited for.
+    async with started(process, other) as backend:
+        await backend.load(revision)
+        process.triton.broken[bad] = (500, "CUDA out of memory")
+        await process.kill()
+        await process.triton.wait_for_loads(4, bad)
+        await become_ready(backend, revision)
+        await backend.predict(revision.revision, request, timeout_s=5)
+        with pytest.raises(BackendUnavailableError, match="recovering"):
+            await backend.predict(other.revision, request, timeout_s=5)
+        assert process.num_starts == 2
+        process.triton.broken.clear()
+        await become_ready(backend, other)
+        assert process.num_starts == 2
+
+
+async def test_after_a_restart_a_load_that_hangs_keeps_no_other_from_serving(
+    process: FakeProcess, revision: Revision, other: Revision
+) -> None:
+    async with started(process, other) as backend:
+        await backend.load(revision)
+        process.triton.hung.add(model_name(other.revision))
+        await process.kill()
+        await process.triton.wait_for_loads(2, model_name(other.revision))
+        await become_ready(backend, revision)
+        assert not await backend.ready(other.revision)
+        assert process.num_starts == 2
+
+
+async def test_a_model_that_stays_dead_costs_others_nothing(
+    process: FakeProcess, revision: Revision, other: Revision
+) -> None:
+    request = process.triton.cases[0].request
+    async with started(process, revision) as backend:
+        await backend.load(other)
+        process.triton.broken[model_name(other.revision)] = DEAD_STUB
+        with pytest.raises(BackendUnavailableError):
+            await backend.predict(other.revision, request, timeout_s=5)
+        await process.triton.wait_for_loads(4, model_name(other.revision))
+        await backend.predict(revision.revision, request, timeout_s=5)
+        assert (process.num_starts, process.abandoned.is_set()) == (1, False)
+
+
+async def test_a_heartbeat_that_one_of_several_answers_wrongly_costs_others_nothing(
+    process: FakeProcess, revision: Revision, other: Revision
+) -> None:
+    request = process.triton.cases[0].request
+    async with started(process, revision, replace(QUICK, heartbeat_interval_s=0.02)) as backend:
+        await backend.load(other)
+        process.triton.broken[model_name(other.revision)] = (500, "out of its mind")
+        await process.triton.wait_for_loads(3, model_name(other.revision))
+        await backend.predict(revision.revision, request, timeout_s=5)
+        process.triton.broken.clear()
+        await become_ready(backend, other)
+        assert (process.num_starts, process.abandoned.is_set()) == (1, False)
+
+
+async def test_a_triton_that_no_longer_answers_is_given_up_whoever_is_ready(
+    process: FakeProcess, revision: Revision, other: Revision
+) -> None:
+    async with started(process, revision) as backend:
+        await backend.load(other)
+        process.triton.is_live = False
+        process.triton.broken[model_name(other.revision)] = DEAD_STUB
+        with pytest.raises(BackendUnavailableError):
+            await backend.predict(other.revision, process.triton.cases[0].request, timeout_s=5)
+        await asyncio.wait_for(process.abandoned.wait(), 5)
+        process.triton.is_live = True
+        process.triton.broken.clear()
+        await become_ready(backend, other)
+        await become_ready(backend, revision)
+
+
+async def test_a_checkpoint_that_a_living_triton_refuses_twice_stays_refused(
+    process: FakeProcess, revision: Revision, other: Revision
+) -> None:
+    request = process.triton.cases[0].request
+    async with started(process, revision) as backend:
+        await backend.load(other)
+        process.triton.broken[model_name(other.revision)] = DEAD_STUB
+        process.triton.load_error = (grpc.StatusCode.INTERNAL, "Internal: CheckpointError: probe.npz is missing")
+        with pytest.raises(BackendUnavailableError):
+            await backend.predict(other.revision, request, timeout_s=5)
+        await become_refused(backend, other, request)
+        assert process.triton.loads.count(model_name(other.revision)) == 3
+        await backend.predict(revision.revision, request, timeout_s=5)
+
+
+async def test_a_revision_that_is_unloaded_while_it_is_brought_back_stays_away(
+    process: FakeProcess, revision: Revision, other: Revision
+) -> None:
+    async with started(process, revision) as backend:
+        await backend.load(other)
+        process.triton.broken[model_name(other.revision)] = DEAD_STUB
+        with pytest.raises(BackendUnavailableError):
+            await backend.predict(other.revision, process.triton.cases[0].request, timeout_s=5)
+        await process.triton.wait_for_loads(3, model_name(other.revision))
+        name = f"bring back {other.revision}"
+        assert name in {task.get_name() for task in asyncio.all_tasks()}
+        await backend.unload(other.revision)
+        assert name not in {task.get_name() for task in asyncio.all_tasks()}
+        assert process.triton.unloads == [model_name(other.revision)]
+
+
+async def test_a_second_load_that_fails_does_not_end_the_recovery_of_what_was_served(
+    process: FakeProcess, revision: Revision, other: Revision
+) -> None:
+    async with started(process, revision) as backend:
+        await backend.load(other)
+        process.triton.broken[model_name(other.revision)] = DEAD_STUB
+        with pytest.raises(BackendUnavailableError):
+            await backend.predict(other.revision, process.triton.cases[0].request, timeout_s=5)
+        # For another policy that has the same checkpoint.
+        with pytest.raises(BackendUnavailableError):
+            await backend.load(other)
+        process.triton.broken.clear()
+        await become_ready(backend, other)
+        assert process.triton.unloads == []
+
+
+@pytest.mark.parametrize("ends", ["probe", "cancelled"])
+async def test_a_model_that_does_not_become_ready_is_taken_out_of_triton_again(
+    process: FakeProcess, revision: Revision, ends: str
+) -> None:
+    async with started(process) as backend:
+        if ends == "probe":
+            process.triton.offset = 0.1
+            with pytest.raises(RevisionError, match="off by"):
+                await backend.load(revision)
+        else:
+            process.triton.hung.add(model_name(revision.revision))
+            loading = asyncio.create_task(backend.load(revision))
+            await process.triton.wait_for_loads(1)
+            loading.cancel()
+            await asyncio.gather(loading, return_exceptions=True)
+            assert loading.cancelled()
+        assert process.triton.unloads == [model_name(revision.revision)]
+        assert list(process.repository.iterdir()) == []
+
+
+async def test_a_model_that_its_first_process_no_longer_has_is_reported_to_it(
+    process: FakeProcess, revision: Revision
+) -> None:
+    reported: list[str] = []
+    async with started(process, revision, models=AnothersModels(reported.append)) as backend:
+        process.triton.missing.add(model_name(revision.revision))
+        process.triton.has_model = False
+        with pytest.raises(BackendUnavailableError):
+            await backend.predict(revision.revision, process.triton.cases[0].request, timeout_s=5)
+        await asyncio.wait_for(process.triton.was_asked.wait(), 5)
+        process.triton.missing.clear()
+        process.triton.has_model = True
+        await become_ready(backend, revision)
+    assert reported == [revision.revision]
+    assert process.triton.loads == []

@@ -35,6 +35,8 @@ class Guarded:
         self, directory: Path, *, setup: str = "", end: str = "time.sleep(1000)", grace_s: float = 10.0
     ) -> None:
         self.directory = directory
+        self.state = directory.with_name("state")
+        (self.state / "checkpoints").mkdir(parents=True)
         self.prefix = f"{guard.SHM_PREFIX}{secrets.token_hex(6)}-"
         self.region = Path("/dev/shm") / f"{self.prefix}region"
         self.region.touch()
@@ -42,8 +44,8 @@ class Guarded:
         program = FAMILY.format(setup=setup, end=end)
         self.process = subprocess.Popen(
             [
-                *(sys.executable, "-I", "-S", guard.__file__, str(read_fd), self.prefix, str(directory), str(grace_s)),
-                *(sys.executable, "-c", program),
+                *(sys.executable, "-I", "-S", guard.__file__, str(read_fd), self.prefix, str(grace_s)),
+                *(str(directory), str(self.state), guard.END_OF_DIRECTORIES, sys.executable, "-c", program),
             ],
             pass_fds=(read_fd,),
             stdin=subprocess.PIPE,
@@ -92,14 +94,16 @@ def test_when_the_service_is_gone_so_is_everything_of_triton(guarded: Guarded) -
     assert guarded.process.wait(WAIT_S) == 128 + signal.SIGTERM
     assert guarded.nothing_left()
     assert not guarded.directory.exists()
+    assert not guarded.state.exists()
 
 
-def test_a_stop_keeps_the_directory_for_the_next_start(guarded: Guarded) -> None:
+def test_a_stop_keeps_the_directories_for_the_next_start(guarded: Guarded) -> None:
     os.write(guarded.control_fd, b"k")
     os.close(guarded.control_fd)
     guarded.process.wait(WAIT_S)
     assert guarded.nothing_left()
     assert guarded.directory.exists()
+    assert guarded.state.exists()
 
 
 @pytest.mark.parametrize(
@@ -133,7 +137,7 @@ def test_a_server_does_not_outlive_a_guard_that_is_killed(guarded: Guarded) -> N
 
 
 def test_a_prefix_that_others_may_use_is_refused(tmp_path: Path) -> None:
-    command = [sys.executable, "-I", "-S", guard.__file__, "0", "", str(tmp_path), "1", "true"]
+    command = [sys.executable, "-I", "-S", guard.__file__, "0", "", "1", str(tmp_path), "--", "true"]
     refused = subprocess.run(command, capture_output=True, check=False, timeout=WAIT_S)
     assert refused.returncode == 1
     assert b"expected it to begin with" in refused.stderr

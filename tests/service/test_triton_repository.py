@@ -15,7 +15,7 @@ from service.triton.repository import model_config, model_name, remove_model, wr
 
 
 def config(settings: ModelSettings, checkpoint: Path = Path("/checkpoints/tabletop")) -> str:
-    return model_config("0123456789ab", checkpoint, settings)
+    return model_config(model_name("0123456789ab"), checkpoint, settings)
 
 
 def parameters(text: str) -> dict[str, str]:
@@ -26,6 +26,7 @@ def parameters(text: str) -> dict[str, str]:
 def test_every_input_is_ragged_so_that_bodies_share_a_batch() -> None:
     text = config(ModelSettings())
     assert model_name("0123456789ab") == "premotor_0123456789ab"
+    assert model_name("0123456789ab", "2") == "premotor_0123456789ab_2"
     assert 'name: "premotor_0123456789ab"' in text
     inputs = re.search(r"input \[\n(.*?)\n\]", text, re.DOTALL)
     assert inputs is not None
@@ -63,11 +64,11 @@ def test_a_path_with_quotes_and_spaces_stays_one_string(tmp_path: Path) -> None:
 
 
 def test_the_model_source_is_python_and_goes_away_with_the_model(tmp_path: Path) -> None:
-    write_model(tmp_path, "0123456789ab", tmp_path, ModelSettings())
-    directory = tmp_path / "premotor_0123456789ab"
+    write_model(tmp_path, "premotor_0123456789ab_0", tmp_path, ModelSettings())
+    directory = tmp_path / "premotor_0123456789ab_0"
     ast.parse((directory / "1" / "model.py").read_text())
     assert {path.name for path in directory.rglob("*") if path.is_file()} == {"config.pbtxt", "model.py"}
-    remove_model(tmp_path, "0123456789ab")
+    remove_model(tmp_path, "premotor_0123456789ab_0")
     assert not directory.exists()
 
 

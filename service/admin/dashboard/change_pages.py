@@ -35,7 +35,7 @@ async def _revision_subject(policy: Name, revision: Digest, reader: Reader) -> S
 
 
 async def _no_subject() -> Subject:
-    nobody = PolicyRecord(name="", route=None, revisions={}, observation_map={})
+    nobody = PolicyRecord(name="", route=None, route_changed_at=None, revisions={}, observation_map={})
     return Subject(policy=nobody, record=None, num_in_progress={}, num_gateways=0)
 
 
@@ -126,6 +126,9 @@ def _percent(share: float) -> str:
 def _next_page(change: Change, subject: Subject, operation: Operation | None) -> str:
     if operation is not None:
         return f"/operations/{operation.operation_id}"
+    if change.slug == "delete-policy":
+        # It has no page any more; what was done to it stays.
+        return f"/audit?policy={segment(subject.name)}"
     return f"/policies/{segment(subject.name)}?done={change.slug}"
 
 

@@ -46,6 +46,15 @@ class Subject:
     def route(self) -> Route | None:
         return self.policy.route
 
+    @property
+    def may_change_schema(self) -> bool:
+        """Whether the revision, or for a policy any of its revisions, has another schema than the stable one."""
+        if self.route is None:
+            return False
+        records = self.policy.revisions
+        changed = [self.record] if self.record is not None else records.values()
+        return any(record.schema_digest != records[self.route.stable].schema_digest for record in changed)
+
 
 Begin = Callable[[Rollout, Subject, Form, str], Awaitable[Operation | None]]
 
@@ -107,6 +116,11 @@ def _promote_effects(subject: Subject) -> list[str]:
     ]
     if route.stable != record.revision:
         effects.append(f"Roll back returns to {route.stable}.")
+    if subject.may_change_schema:
+        effects.append(
+            f"Its schema is another than that of {route.stable}, so this is refused unless you allow it: robots that "
+            "play now refuse its actions until they start anew."
+        )
     return effects
 
 
@@ -150,7 +164,7 @@ def _delete_effects(subject: Subject) -> list[str]:
     record = subject.revision
     effects = [
         f"{record.revision} is forgotten: it can be loaded again only after it was registered again.",
-        f"Files of the store stay where they are ({record.location}); a download is removed.",
+        f"Files of the store stay where they are ({record.location}); a download goes with its last policy.",
     ]
     if subject.route is not None and subject.route.previous == record.revision:
         effects.append("There is then nothing to roll back to.")
@@ -183,7 +197,30 @@ def _roll_back_effects(subject: Subject) -> list[str]:
 
 
 def _moved(subject: Subject, revisions: tuple[str, ...]) -> list[str]:
-    return [f"{_in_progress(subject, name)} moves with them at once; it is then unloaded." for name in revisions]
+    return [
+        *(f"{_in_progress(subject, name)} moves with them at once; it is then unloaded." for name in revisions),
+        f"What else of {subject.name} is being changed is cancelled for it.",
+    ]
+
+
+def _retire_effects(subject: Subject) -> list[str]:
+    route = subject.route
+    assert route is not None
+    return [
+        f"No new episode of {subject.name} begins, on any gateway.",
+        *(f"{_in_progress(subject, name)} ends there; then it is unloaded." for name in route.revisions),
+        "Everything else of it that is loaded is unloaded. Other policies go on as they are.",
+        "Promoting a revision serves it again.",
+    ]
+
+
+def _delete_policy_effects(subject: Subject) -> list[str]:
+    return [
+        f"{subject.name} is forgotten, with its observation map and "
+        f"{counted(len(subject.policy.revisions), 'revision')}.",
+        "Files of the store stay where they are; downloads are removed, unless another policy has them.",
+        "Its entries in the audit log stay.",
+    ]
 
 
 def _guard_effects(subject: Subject) -> list[str]:
@@ -202,7 +239,10 @@ def _register_effects(subject: Subject) -> list[str]:
 
 async def _promote(rollout: Rollout, subject: Subject, form: Form, actor: str) -> Operation:
     how = Promotion(
-        move_episodes=form.checked("move_episodes"), keep_previous=form.checked("keep_previous"), guard=form.guard()
+        move_episodes=form.checked("move_episodes"),
+        keep_previous=form.checked("keep_previous"),
+        allow_schema_change=form.checked("allow_schema_change"),
+        guard=form.guard(),
     )
     return await rollout.promote(subject.name, subject.revision.revision, how, actor=actor)
 
@@ -230,11 +270,29 @@ async def _delete(rollout: Rollout, subject: Subject, form: Form, actor: str) ->
 
 
 async def _split(rollout: Rollout, subject: Subject, form: Form, actor: str) -> Operation:
-    return await rollout.split(subject.name, form.shares(), guard=form.guard(), actor=actor)
+    return await rollout.split(
+        subject.name,
+        form.shares(),
+        guard=form.guard(),
+        allow_schema_change=form.checked("allow_schema_change"),
+        actor=actor,
+    )
 
 
 async def _roll_back(rollout: Rollout, subject: Subject, form: Form, actor: str) -> Operation:
     return await rollout.roll_back(subject.name, actor=actor, reason=form.text("reason", most_chars=1024))
+
+
+async def _probe(rollout: Rollout, subject: Subject, form: Form, actor: str) -> Operation:
+    return await rollout.probe(subject.name, subject.revision.revision, actor=actor)
+
+
+async def _retire(rollout: Rollout, subject: Subject, form: Form, actor: str) -> Operation:
+    return await rollout.retire(subject.name, actor=actor)
+
+
+async def _delete_policy(rollout: Rollout, subject: Subject, form: Form, actor: str) -> None:
+    await rollout.delete_policy(subject.name, actor=actor)
 
 
 async def _guard(rollout: Rollout, subject: Subject, form: Form, actor: str) -> None:
@@ -267,6 +325,18 @@ OF_REVISION = (
         effects=lambda subject: [_loading(subject, subject.revision), "It takes no traffic."],
         fields="",
         begin=_load,
+    ),
+    Change(
+        slug="probe",
+        verb="Probe",
+        title=_of_revision("Probe"),
+        effects=lambda subject: [
+            f"Its recorded observations are asked of it again on {counted(subject.num_gateways, 'gateway')}, beside "
+            "what robots ask, and its answers compared.",
+            "Nothing is changed, whatever comes out.",
+        ],
+        fields="",
+        begin=_probe,
     ),
     Change(
         slug="shadow",
@@ -329,6 +399,24 @@ OF_POLICY = (
         fields="fields_guard.html",
         begin=_guard,
         done="The guard is set.",
+    ),
+    Change(
+        slug="retire",
+        verb="Retire",
+        title=_of_policy("Retire"),
+        effects=_retire_effects,
+        fields="",
+        begin=_retire,
+        is_final=True,
+    ),
+    Change(
+        slug="delete-policy",
+        verb="Delete policy",
+        title=_of_policy("Delete"),
+        effects=_delete_policy_effects,
+        fields="",
+        begin=_delete_policy,
+        is_final=True,
     ),
     Change(
         slug="register",

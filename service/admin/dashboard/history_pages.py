@@ -1,18 +1,20 @@
-"""The pages of what was done: operations with their progress, and the audit log."""
+"""The pages of what was done: operations with their progress and their end before its time, and the audit log."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
 from fastapi import Query, Request, Response
+from fastapi.responses import RedirectResponse
 
-from service.admin.dashboard.rendering import page
+from service.admin.dashboard.rendering import page, segment
 from service.admin.dashboard.visitors import PageRouter, Viewer, Visitor
-from service.admin.dependencies import Reader
+from service.admin.dependencies import Parts, Reader
 from service.registry import Registry
 
 router = PageRouter()
 _PER_PAGE = 50
+_SEE_OTHER = 303
 
 
 @router.get("/operations")
@@ -28,6 +30,12 @@ async def live_operations(request: Request, visitor: Viewer, reader: Reader) -> 
 @router.get("/operations/{operation}")
 async def operation(request: Request, operation: str, visitor: Viewer, reader: Reader) -> Response:
     return await reader.ask(lambda registry: _operation(registry, request, "operation.html", visitor, operation))
+
+
+@router.post("/operations/{operation}/cancel")
+async def cancel(operation: str, visitor: Viewer, parts: Parts) -> Response:
+    await parts.fleet.rollout.cancel(operation, actor=visitor.caller.actor)
+    return RedirectResponse(f"/operations/{segment(operation)}", _SEE_OTHER)
 
 
 @router.get("/operations/{operation}/live")
@@ -55,7 +63,7 @@ async def audit(
             entries=entries[:_PER_PAGE],
             older=entries[_PER_PAGE - 1].number if len(entries) > _PER_PAGE else None,
             before=before,
-            policies=list(registry.fleet().policies),
+            policies=registry.audited_policies(),
             chosen=policy,
         )
 

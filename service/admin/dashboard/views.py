@@ -6,6 +6,7 @@ and the recent traffic say; changes nothing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -15,6 +16,7 @@ from service.admin.dashboard.rendering import milliseconds, percent
 from service.admin.dashboard.shadow_readings import ShadowReading, read_shadow
 from service.admin.dashboard.timeline import STEP_S, Timeline, timeline
 from service.admin.dependencies import AdminParts
+from service.gateway.outcomes import Record
 from service.observability.recent import Window
 from service.registry import AuditEntry, Guard, Operation, PolicyRecord, Registry, RevisionRecord, RevisionState
 
@@ -22,7 +24,7 @@ WINDOW_S = 300
 NOW_S = 10
 _S = RevisionState
 # What an operator did to a route: what may show in the latency.
-_EVENTS = frozenset({"promote", "roll back", "split", "drain", "shadow"})
+_EVENTS = frozenset({"promote", "roll back", "split", "drain", "shadow", "retire"})
 _MANY_ENTRIES = 500
 # Of RequestError.Reason, for a person.
 REASONS: Mapping[str, str] = {
@@ -52,6 +54,8 @@ class RevisionView:
     role: str
     # Over all gateways.
     num_in_progress: int
+    # How it did in the window, by what a guard judges by.
+    outcomes: Record
     # The changes that its state allows, by slug; their verbs.
     changes: Mapping[str, str]
 
@@ -96,6 +100,13 @@ class PolicyView:
     @property
     def name(self) -> str:
         return self.record.name
+
+    @property
+    def answering(self) -> tuple[RevisionView, ...]:
+        """Those to be compared: that take new episodes, the stable one first, or answered in the window."""
+        routed = [segment.revision for segment in self.segments]
+        others = [each for each in self.revisions if each.outcomes.num_requests and each not in routed]
+        return (*routed, *others)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +153,7 @@ def policy_view(parts: AdminParts, facts: PolicyFacts, robots: Mapping[str, int]
     """`robots` is what num_robots found."""
     record = facts.record
     revisions = {
-        name: _revision_view(record, revision, facts.num_in_progress.get(name, 0))
+        name: _revision_view(parts, record, revision, facts.num_in_progress.get(name, 0))
         for name, revision in record.revisions.items()
     }
     segments, start = [], 0.0
@@ -207,12 +218,15 @@ def guard_in_words(guard: Guard) -> str:
     )
 
 
-def _revision_view(policy: PolicyRecord, record: RevisionRecord, num_in_progress: int) -> RevisionView:
+def _revision_view(
+    parts: AdminParts, policy: PolicyRecord, record: RevisionRecord, num_in_progress: int
+) -> RevisionView:
     return RevisionView(
         record=record,
         share=_share(policy, record),
         role=_role(policy, record),
         num_in_progress=num_in_progress,
+        outcomes=parts.outcomes.record(policy.name, record.revision, since_s=-math.inf, window_s=WINDOW_S),
         changes=_with_verbs(fitting_changes(policy, record)),
     )
 
@@ -226,6 +240,8 @@ def fitting_changes(policy: PolicyRecord, record: RevisionRecord | None) -> tupl
             "roll-back": route is not None and (len(route.shares) > 1 or bool(route.previous)),
             "guard": route is not None,
             "register": True,
+            "retire": route is not None,
+            "delete-policy": route is None and not any(each.state.wanted for each in policy.revisions.values()),
         }
     else:
         role, state = _role(policy, record), record.state
@@ -233,6 +249,7 @@ def fitting_changes(policy: PolicyRecord, record: RevisionRecord | None) -> tupl
         fitting = {
             "promote": settled and not (role == "stable" and _share(policy, record) == 1.0),
             "load": not state.wanted,
+            "probe": state in (_S.READY, _S.SERVING),
             "shadow": settled and route is not None and role not in ("stable", "canary"),
             "drain": role == "canary",
             "unload": state in (_S.READY, _S.DRAINING),

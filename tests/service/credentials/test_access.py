@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+from contextlib import ExitStack
 from datetime import timedelta
 
 import pytest
 from prometheus_client import CollectorRegistry
 
 from service.credentials import Access, Caps, Scope, Surface
+from service.credentials.token import DEFAULT_MAX_IN_FLIGHT, DEFAULT_MAX_STREAMS
 from service.errors import AuthenticationError, NotAllowedError, OverloadedError
 from service.logs import JsonFormatter
 
@@ -203,6 +205,17 @@ def test_requests_in_flight_and_streams_are_bounded_by_token(desk, access):
             pass
     with access.stream(caller):
         pass
+
+
+def test_a_token_that_says_no_caps_is_bounded_too(desk, access):
+    caller, other = (access.caller(shown(desk.give("infer"))) for _ in range(2))
+    for begin, bound in ((access.request, DEFAULT_MAX_IN_FLIGHT), (access.stream, DEFAULT_MAX_STREAMS)):
+        with ExitStack() as held:
+            for _ in range(bound):
+                held.enter_context(begin(caller))
+            with pytest.raises(OverloadedError, match=f"{bound} (requests|streams) of this token"):
+                begin(caller).__enter__()
+            held.enter_context(begin(other))
 
 
 def test_a_bound_is_the_tokens_whatever_surface_it_is_used_on(desk, registry):

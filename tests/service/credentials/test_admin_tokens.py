@@ -30,7 +30,7 @@ async def test_the_first_token_is_made_by_anybody_and_from_then_on_it_takes_one(
     robot = await created(http, headers=admin, name="arm-7", scopes=["infer"], policies=["tabletop"], max_in_flight=2)
     listed = (await http.get("/v1/tokens", headers=admin)).json()["tokens"]
     assert [(each["name"], each["scopes"], each["policies"], each["max_in_flight"]) for each in listed] == [
-        ("ada", ["admin"], [], None),
+        ("ada", ["admin"], [], 128),
         ("arm-7", ["infer"], ["tabletop"], 2),
     ]
     assert [each["token_id"] for each in listed] == [each["token"][3:15] for each in (first, robot)]

@@ -10,6 +10,9 @@ import pytest
 from service.credentials import Caps, Scope, TokenSpec
 from service.credentials.issuing import check_grace
 from service.credentials.secret import digest, issue, new_token_id, token_id_of
+from service.credentials.token import DEFAULT_MAX_IN_FLIGHT, DEFAULT_MAX_STREAMS
+from service.gateway import GatewayLimits
+from service.openpi import OpenpiLimits
 
 
 def test_a_token_names_its_id_and_holds_256_bits_that_nobody_else_has():
@@ -59,6 +62,17 @@ def test_a_spec_that_no_token_can_have_is_refused(changes, said):
 def test_a_cap_is_a_number_above_nothing(name, value):
     with pytest.raises(ValueError, match=f"{name} is {value}, expected more than 0"):
         Caps(**{name: value})
+
+
+def test_a_token_without_caps_has_half_of_what_the_gateway_takes_and_says_so():
+    caps = spec().caps
+    assert (caps.max_in_flight, caps.max_streams, caps.max_requests_per_s) == (128, 128, None)
+    # As the registry has tokens of before, and as flags that did not come.
+    assert Caps(max_in_flight=None, max_streams=None) == Caps()
+    assert Caps(max_in_flight=1000).max_in_flight == 1000
+    limits, openpi = GatewayLimits(), OpenpiLimits()
+    assert limits.max_queued_per_policy >= 2 * DEFAULT_MAX_IN_FLIGHT
+    assert min(limits.max_streams, openpi.max_connections) >= 2 * DEFAULT_MAX_STREAMS
 
 
 @pytest.mark.parametrize("grace_s", [-1, float("nan"), float("inf"), 1e9])

@@ -44,10 +44,17 @@ class Doorman:
 
     key: str | None = None
     max_connections: int = 100
+    # That the key is for; empty for all.
+    key_policies: tuple[str, ...] = ()
+    holder: str = "somebody"
     shown: list[tuple[list[str], str]] = field(default_factory=list)
     num_connected: int = 0
     # Set once a robot that was let in has gone.
     left: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def policies(self, authorization: Sequence[str]) -> Sequence[str]:
+        self._check(authorization)
+        return self.key_policies
 
     @contextmanager
     def connection(self, authorization: Sequence[str], policy: str) -> Iterator[None]:
@@ -63,9 +70,9 @@ class Doorman:
             self.left.set()
 
     @contextmanager
-    def request(self, authorization: Sequence[str], policy: str) -> Iterator[None]:
+    def request(self, authorization: Sequence[str], policy: str) -> Iterator[str]:
         self._check(authorization)
-        yield
+        yield self.holder
 
     def still_counts(self, authorization: Sequence[str]) -> None:
         self._check(authorization)

@@ -72,8 +72,18 @@ async def test_its_key_is_checked_before_any_frame(kit, openpi):
             assert b"wrong" not in (response.body or b"")
         async with stock_client(port, api_key="right") as client:
             assert (await asyncio.to_thread(client.infer, openpi.observation(seed=7)))["seed"] == 7
-    assert doorman.shown[0] == (["Api-Key wrong"], "tabletop")
-    assert doorman.shown[1] == ([], "tabletop")
+    # No other got so far as to be told of a policy.
+    assert doorman.shown == [(["Api-Key right"], "tabletop")]
+
+
+async def test_its_host_may_be_an_address_that_names_the_policy(kit, openpi):
+    async with kit.serve() as gateway, openpi.serve(kit, gateway, policy="another") as port:
+        client = await asyncio.to_thread(WebsocketClientPolicy, f"ws://127.0.0.1:{port}/policies/tabletop")
+        try:
+            assert client.get_server_metadata()["policy"] == "tabletop"
+            assert (await asyncio.to_thread(client.infer, openpi.observation(seed=7)))["seed"] == 7
+        finally:
+            await asyncio.to_thread(client._ws.close)
 
 
 async def test_clients_are_answered_beside_one_another(kit, openpi):

@@ -102,9 +102,9 @@ class Recorder:
     def refuse(self, error, request):
         return self._answerer.refuse(error, request)
 
-    async def answer(self, request, *, timeout_s):
+    async def answer(self, request, **options):
         self.requests.append(request)
-        return await self._answerer.answer(request, timeout_s=timeout_s)
+        return await self._answerer.answer(request, **options)
 
 
 async def recorded(kit, openpi, *conversations, path="/"):
@@ -173,6 +173,27 @@ async def test_replies_come_in_the_order_of_the_frames_one_at_a_time(kit, openpi
         assert [request.seed for request in gateway.backend.requests] == [0, 9]
         held.set()
         assert [(await robot.hear())["seed"] for _ in range(4)] == [0, 1, 2, 3]
+
+
+async def test_frames_that_wait_are_bounded_by_their_bytes(kit, openpi):
+    backend = kit.backend(room=1, holds={5: asyncio.Event()})
+    size = len(msgpack_numpy.packb(openpi.observation(seed=5)))
+    limits = GatewayLimits(max_message_bytes=2 * size - 1, max_queued_bytes_per_policy=2 * size - 1)
+    async with (
+        kit.serve(backend=backend, limits=limits) as gateway,
+        openpi.serve(kit, gateway) as port,
+        openpi.robot(port) as inside,
+        openpi.robot(port) as waiting,
+        openpi.robot(port) as refused,
+    ):
+        await inside.socket.send(msgpack_numpy.packb(openpi.observation(seed=5)))
+        await backend.wait_for_requests(1)
+        await waiting.socket.send(msgpack_numpy.packb(openpi.observation(seed=6)))
+        await gateway.until(lambda: gateway.num_requests("queued") == 1)
+        said = await refused.ask(openpi.observation(seed=7))
+        assert said.startswith(f"RESOURCE_EXHAUSTED: {size} of {2 * size - 1} bytes in requests of policy")
+        backend.holds[5].set()
+        assert [(await robot.hear())["seed"] for robot in (inside, waiting)] == [5, 6]
 
 
 async def test_a_ping_is_answered_during_a_long_inference(kit, openpi):
@@ -250,6 +271,15 @@ async def test_a_frame_beyond_the_cap_ends_its_connection_and_no_other(kit, open
         assert (await other.ask(openpi.observation(seed=7)))["seed"] == 7
 
 
+@pytest.mark.parametrize("number", [3e38, -1e300, 2.0**31 + 256])
+async def test_a_number_that_no_body_has_is_refused_and_no_model_is_asked(kit, openpi, number):
+    async with kit.serve() as gateway, openpi.serve(kit, gateway) as port, openpi.robot(port) as robot:
+        unfilled = openpi.observation(**{"observation/gripper_position": np.array([0.25, number])})
+        assert (await robot.ask(unfilled)).startswith("INVALID_ARGUMENT: observation.state: element [8] is ")
+        assert (await robot.ask(openpi.observation(seed=7)))["seed"] == 7
+    assert len(gateway.backend.requests) == 1
+
+
 async def test_starvlas_garbage_is_refused_in_band_once_it_has_spoken(kit, openpi):
     async with kit.serve() as gateway, openpi.serve(kit, gateway) as port, openpi.robot(port) as robot:
         await robot.ask({"type": "ping", "request_id": "r1"})
@@ -295,7 +325,7 @@ async def test_no_traceback_and_no_path_leaves_the_process(kit, openpi, failure,
 
 
 class Broken(Recorder):
-    async def answer(self, request, *, timeout_s):
+    async def answer(self, request, **options):
         raise RuntimeError("/secret/place")
 
 
@@ -327,13 +357,14 @@ async def test_chunks_and_refusals_are_counted_where_grpcs_are(kit, openpi):
         await robot.ask(openpi.observation(prompt=""))
     assert gateway.count(policy="tabletop", status="OK") == 1
     assert gateway.count(policy="tabletop", status="INVALID_ARGUMENT") == 1
-    assert gateway.registry.get_sample_value("premotor_total_seconds_count", {"policy": "tabletop"}) == 1
+    labels = {"policy": "tabletop", "revision": kit.revision.revision}
+    assert gateway.registry.get_sample_value("premotor_total_seconds_count", labels) == 1
 
 
 class Verbose(Recorder):
     """Answers with more than the buffers between two processes hold."""
 
-    async def answer(self, request, *, timeout_s):
+    async def answer(self, request, **options):
         return policy_pb2.PredictChunkResponse(actions=encode_tensor(np.zeros((16, 400_000), np.float32)))
 
 

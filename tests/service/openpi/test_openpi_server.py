@@ -14,7 +14,8 @@ from websockets.exceptions import ConnectionClosed, InvalidMessage, InvalidStatu
 
 from premotor.v1 import policy_pb2
 from service.credentials import TlsFiles, read_tls
-from service.openpi import ObservationMapError, OpenpiLimits
+from service.openpi import OpenpiLimits
+from service.openpi.dialects import VLLM_OMNI_PATH
 from service.policies import ServedPolicies, ServedPolicy
 from service.revision import schema_digest
 
@@ -39,6 +40,13 @@ def one_body(kit, name="tabletop"):
     description.name = name
     del description.embodiments[1]
     description.schema_digest = schema_digest(description)
+    return replace(kit.revision, description=description)
+
+
+def both_bodies(kit, name):
+    description = policy_pb2.Policy()
+    description.CopyFrom(kit.revision.description)
+    description.name = name
     return replace(kit.revision, description=description)
 
 
@@ -174,13 +182,13 @@ async def test_robots_that_use_our_names_need_no_map(kit, openpi):
     assert reply["actions"].shape == (16, 4)
 
 
-async def test_a_map_that_does_not_fit_is_found_at_the_start_and_by_whoever_connects(kit, openpi, caplog):
+async def test_a_map_that_does_not_fit_is_said_at_the_start_and_to_whoever_connects(kit, openpi, caplog):
     caplog.set_level(logging.INFO)
-    policies = ServedPolicies.fixed({"tabletop": [one_body(kit)]})
+    policies = ServedPolicies.fixed({"tabletop": [one_body(kit)], "two-bodies": [both_bodies(kit, "two-bodies")]})
     async with kit.serve() as gateway:
         server = openpi.server(kit, gateway, policies=policies)
-        with pytest.raises(ObservationMapError, match="'panda' is no body of policy 'tabletop'"):
-            server.check_map()
+        # Nobody said that openpi's robots ask the other one, which has no map and needs one.
+        assert server.faults() == {"tabletop": "'panda' is no body of policy 'tabletop', which drives ['sawyer']"}
         await server.stop()
         async with openpi.serve(kit, gateway, policies=policies) as port:
             response = await refusal(openpi, port)
@@ -190,15 +198,91 @@ async def test_a_map_that_does_not_fit_is_found_at_the_start_and_by_whoever_conn
     assert len(refused) == 1 and "'panda' is no body" in refused[0]
 
 
-async def test_without_a_map_no_policy_is_guessed(kit, openpi):
+def two_policies(kit, **options):
     policies = ServedPolicies.fixed({name: [one_body(kit, name)] for name in ("drawer", "tabletop")})
-    async with kit.serve() as gateway:
-        async with openpi.serve(kit, gateway, policies=policies, observation_map=None) as port:
-            assert (await refusal(openpi, port)).status_code == 503
-        server = openpi.server(kit, gateway, policies=policies, observation_map=None)
-        with pytest.raises(ObservationMapError, match=r"which of \['drawer', 'tabletop'\] is meant"):
-            server.check_map()
-        await server.stop()
+    return {"policies": policies, "observation_map": None, **options}
+
+
+async def test_where_several_policies_could_be_meant_the_refusal_says_which_and_how_to_say_it(kit, openpi):
+    async with kit.serve() as gateway, openpi.serve(kit, gateway, **two_policies(kit)) as port:
+        response = await refusal(openpi, port)
+        assert response.status_code == 400
+        said = response.body.decode()
+        assert "which of the policies 'drawer', 'tabletop' is asked?" in said
+        assert "/policies/NAME" in said and "--openpi-policy NAME" in said
+        # Robots that say which they ask get chunks.
+        assert (await get(port, "/healthz")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("options", "asked"),
+    [({"first_served": lambda: "tabletop"}, "tabletop"), ({"policy": "drawer"}, "drawer")],
+    ids=["the one that served first", "the one that was said"],
+)
+async def test_a_second_policy_and_its_map_change_nothing_for_robots_that_say_no_policy(kit, openpi, options, asked):
+    stored: dict[str, dict] = {}
+    options = two_policies(kit, stored_map=lambda policy: stored.get(policy, {}), **options)
+    async with kit.serve() as gateway, openpi.serve(kit, gateway, **options) as port:
+        for with_map in ((), ("drawer",), ("tabletop",), ("drawer", "tabletop")):
+            stored |= {name: {"policy": name, "images": {"corner": "eye"}, "state": ["hand"]} for name in with_map}
+            async with openpi.robot(port) as robot:
+                assert robot.metadata["policy"] == asked
+            assert (await get(port, "/healthz")).status_code == 200
+
+
+async def test_what_served_first_and_was_retired_gives_its_robots_to_nobody(kit, openpi):
+    options = two_policies(kit, first_served=lambda: "retired")
+    async with kit.serve() as gateway, openpi.serve(kit, gateway, **options) as port:
+        assert (await refusal(openpi, port)).status_code == 400
+
+
+async def test_the_path_says_which_policy_is_asked(kit, openpi):
+    names = ("drawer", "a b/c")
+    options = {
+        "policies": ServedPolicies.fixed({name: [one_body(kit, name)] for name in names}),
+        "observation_map": None,
+        "policy": "drawer",
+    }
+    async with kit.serve() as gateway, openpi.serve(kit, gateway, **options) as port:
+        for path, policy in {
+            "/policies/drawer": "drawer",
+            "/policies/drawer/": "drawer",
+            "/policies/a%20b%2Fc?x=1": "a b/c",
+            f"/policies/a%20b%2Fc{VLLM_OMNI_PATH}": "a b/c",
+            "/anything": "drawer",
+        }.items():
+            async with openpi.robot(port, path) as robot:
+                assert robot.metadata["policy"] == policy
+                refused = await robot.ask({"endpoint": "kill"})
+                # The rest of the path says in which dialect, as it does alone.
+                assert isinstance(refused, dict) is path.endswith(VLLM_OMNI_PATH)
+        assert (await get(port, "/policies/drawer/healthz")).status_code == 200
+        assert (await get(port, "/policies/tabel/healthz")).status_code == 503
+        response = await refusal(openpi, port, path="/policies/drawr")
+    assert (response.status_code, response.body) == (
+        404,
+        b"policy: there is no policy 'drawr'; the nearest name is 'drawer'\n",
+    )
+
+
+async def test_a_key_for_one_policy_says_which_is_asked(kit, openpi):
+    doorman = openpi.doorman(key_policies=("tabletop", "kitchen"))
+    options = two_policies(kit, authenticator=doorman, policy="drawer")
+    async with kit.serve() as gateway, openpi.serve(kit, gateway, **options) as port:
+        async with openpi.robot(port) as robot:
+            assert robot.metadata["policy"] == "tabletop"
+        doorman.key_policies = ("tabletop", "drawer")
+        async with openpi.robot(port) as robot:
+            assert robot.metadata["policy"] == "drawer"
+    assert [policy for _, policy in doorman.shown] == ["tabletop", "drawer"]
+
+
+async def test_whoever_has_no_key_learns_of_no_policy(kit, openpi):
+    options = two_policies(kit, authenticator=openpi.doorman(key="right"))
+    async with kit.serve() as gateway, openpi.serve(kit, gateway, **options) as port:
+        for path in ("/", "/policies/drawr"):
+            response = await refusal(openpi, port, path=path)
+            assert response.status_code == 401 and b"drawer" not in response.body
 
 
 async def test_a_map_that_is_kept_with_the_policy_goes_before_the_given_one_for_robots_that_connect_from_then_on(
@@ -225,32 +309,17 @@ async def test_a_map_that_is_kept_with_the_policy_goes_before_the_given_one_for_
             assert await actions_key(again) == "actions"
 
 
-async def test_a_map_that_is_kept_with_one_of_several_policies_says_which_is_meant(kit, openpi):
-    policies = ServedPolicies.fixed({name: [one_body(kit, name)] for name in ("drawer", "tabletop")})
-    stored = {"drawer": {"policy": "drawer", "images": {"corner": "eye"}, "state": ["hand"]}}
-    options = {"policies": policies, "observation_map": None, "stored_map": lambda policy: stored.get(policy, {})}
-    async with kit.serve() as gateway:
-        async with openpi.serve(kit, gateway, **options) as port, openpi.robot(port) as robot:
-            assert robot.metadata["policy"] == "drawer"
-        server = openpi.server(kit, gateway, **options)
-        server.check_map()
-        stored["tabletop"] = stored["drawer"] | {"policy": "tabletop"}
-        with pytest.raises(ObservationMapError, match="is meant"):
-            server.check_map()
-        await server.stop()
-
-
 async def test_a_policy_that_is_not_served_yet_is_waited_for_by_robots_not_by_the_start(kit, openpi):
     policies = ServedPolicies()
     async with kit.serve() as gateway:
         openpi_server = openpi.server(kit, gateway, policies=policies)
-        openpi_server.check_map()
+        assert openpi_server.faults() == {}
         port = await openpi_server.start()
         try:
             assert (await refusal(openpi, port)).status_code == 503
             revision = kit.revision.revision
             policies.apply({"tabletop": ServedPolicy(revisions={revision: kit.revision}, shares=((revision, 1.0),))})
-            openpi_server.check_map()
+            assert openpi_server.faults() == {}
             async with openpi.robot(port) as robot:
                 assert robot.metadata["policy"] == "tabletop"
         finally:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
+from openpi_client import msgpack_numpy
 from prometheus_client import CollectorRegistry
 from websockets.exceptions import ConnectionClosedError, InvalidStatus
 
@@ -46,6 +49,46 @@ async def test_a_key_is_a_token_of_scope_infer_for_the_policy(kit, openpi, desk,
         assert await refused_with(openpi, port, key(robot)) == 401
     assert statuses == [401, 401, 403, 403]
     assert len(gateway.backend.requests) == 1
+
+
+async def test_one_session_of_two_keys_is_two_robots(kit, openpi, desk, authenticator):
+    """They would take each other's turns otherwise, and move each other's episodes."""
+    backend = kit.backend(room=1, holds={1: asyncio.Event()})
+    ours, theirs = key(desk.give("infer")), key(desk.give("infer"))
+
+    def ask(seed: int) -> bytes:
+        return msgpack_numpy.packb(openpi.observation(endpoint="infer", session_id="0", seed=seed))
+
+    async with (
+        kit.serve(backend=backend) as gateway,
+        openpi.serve(kit, gateway, authenticator=authenticator) as port,
+        openpi.robot(port, additional_headers=ours) as busy,
+        openpi.robot(port, additional_headers=ours) as waiting,
+        openpi.robot(port, additional_headers=ours) as newer,
+        openpi.robot(port, additional_headers=theirs) as other,
+    ):
+        await busy.socket.send(ask(1))
+        await backend.wait_for_requests(1)
+        await waiting.socket.send(ask(2))
+        await gateway.until(lambda: gateway.num_requests("queued") == 1)
+        await other.socket.send(ask(3))
+        await gateway.until(lambda: gateway.num_requests("queued") == 2)
+        # Only a key's own session supersedes.
+        await newer.socket.send(ask(4))
+        assert (await waiting.hear()).startswith("ABORTED: a newer request of this robot")
+        backend.holds[1].set()
+        assert [(await robot.hear())["seed"] for robot in (busy, newer, other)] == [1, 4, 3]
+
+
+async def test_a_key_for_one_policy_is_all_that_a_robot_has_to_know(kit, openpi, desk, authenticator):
+    async with (
+        kit.serve() as gateway,
+        openpi.serve(kit, gateway, authenticator=authenticator, policy="another") as port,
+        openpi.robot(port, additional_headers=key(desk.give("infer", policies=("tabletop",)))) as robot,
+    ):
+        assert robot.metadata["policy"] == "tabletop"
+        assert (await robot.ask(openpi.observation(seed=7)))["seed"] == 7
+        assert await refused_with(openpi, port, key(desk.give("infer"))) == 404
 
 
 async def test_a_silent_connection_ends_soon_after_its_key(kit, openpi, desk, authenticator):

@@ -19,6 +19,7 @@ CONFIG = FurtherGatewayConfig(
     port=50051,
     openpi_port=None,
     observation_map=None,
+    openpi_policy="",
     registry="sqlite:///state/registry.db",
     cache=Path("state/checkpoints"),
     store=None,
@@ -28,9 +29,12 @@ CONFIG = FurtherGatewayConfig(
     triton_address="unix:/tmp/http.sock",
     triton_control_address="unix:/tmp/grpc.sock:1",
     triton_repository=Path("/tmp/models"),
+    triton_owner="3",
     tls=None,
     otlp_endpoint="",
     drain_s=1.5,
+    load_timeout_s=20.0,
+    drain_timeout_s=40.0,
     log_level=20,
 )
 
@@ -43,6 +47,7 @@ CONFIG = FurtherGatewayConfig(
             CONFIG,
             openpi_port=8000,
             observation_map=ObservationMap(policy="a", images={"front": "image"}, state=("joints", "gripper")),
+            openpi_policy="a",
             store=Path("store"),
             tls=TlsFiles(certificate=Path("cert.pem"), key=Path("key.pem"), client_ca=Path("ca.pem")),
         ),

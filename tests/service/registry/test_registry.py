@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
-from sqlalchemy import text
+from sqlalchemy import Connection, select, text
 from sqlalchemy.exc import DBAPIError
 
 from service.errors import ConflictError, UnknownOperationError, UnknownPolicyError, UnknownRevisionError
 from service.registry import (
+    Guard,
     Heard,
     OperationState,
     Placement,
@@ -24,10 +29,12 @@ from service.registry import (
     Shadow,
     open_database,
 )
-from service.registry.tables import Table
+from service.registry.database import MIGRATIONS, migrate
+from service.registry.tables import PolicyRow, Table
 
 S = RevisionState
 OLD, NEW = "0" * 12, "1" * 12
+AT = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -42,6 +49,13 @@ def registry(url: str):
     registry = Registry(open_database(url))
     yield registry
     registry.close()
+
+
+def downgrade(connection: Connection, revision: str) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    config.attributes["connection"] = connection
+    command.downgrade(config, revision)
 
 
 def register(registry: Registry, revision: str) -> None:
@@ -243,7 +257,15 @@ def test_changes_from_many_threads_lose_nothing(registry: Registry) -> None:
 
 def test_a_gateway_s_placements_are_what_it_last_said(registry: Registry) -> None:
     def placement(revision: str, state: RevisionState) -> Placement:
-        return Placement(gateway_id="a", policy="tabletop", revision=revision, state=state, error="", num_in_progress=2)
+        return Placement(
+            gateway_id="a",
+            policy="tabletop",
+            revision=revision,
+            state=state,
+            error="",
+            attempt=1,
+            num_in_progress=2,
+        )
 
     heard = registry.beat("a", address="x:1", generation=0, placements=[placement(OLD, S.LOADING)])
     assert heard == Heard(generation=registry.generation(), num_gateways=1)
@@ -283,11 +305,105 @@ def test_a_heartbeat_with_no_news_counts_and_one_of_a_gateway_that_was_taken_for
     assert registry.touch("a") is None and not registry.gateways()
 
 
+def test_which_policy_served_first_is_kept_through_what_comes_and_goes(registry: Registry) -> None:
+    """Neither the order of names nor of registrations says it, nor who was promoted last."""
+    for policy in ("b", "a", "c"):
+        registry.register(
+            policy=policy,
+            revision=OLD,
+            manifest_sha256=OLD + "f" * 52,
+            location=policy,
+            variant="",
+            schema_digest="",
+            num_bytes=1,
+            actor="ada",
+        )
+        for state in (S.LOADING, S.WARMING, S.READY):
+            registry.set_state(policy, OLD, state, actor="ada")
+    assert registry.fleet().first_served == ""
+    for policy in ("a", "c", "b", "a"):
+        registry.change_route(policy, lambda now: Route(shares=((OLD, 1.0),)), actor="ada", action="promote")
+        assert registry.fleet().first_served == "a"
+    for policy in ("a", "c", "b"):
+        registry.change_route(policy, lambda now: None, actor="ada", action="retire")
+    assert registry.fleet().first_served == "a"
+
+
 def test_the_migrations_make_exactly_the_tables(url: str) -> None:
     engine = open_database(url)
     with engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), Table.metadata) == []
     engine.dispose()
+
+
+def test_what_a_registry_held_before_it_knew_when_routes_change_is_kept(url: str) -> None:
+    engine = open_database(url)
+    with engine.begin() as connection:
+        downgrade(connection, "0001")
+        connection.execute(
+            text("INSERT INTO policies (name, route, observation_map, created_at) VALUES (:name, :route, '{}', :at)"),
+            [
+                {"name": "tabletop", "route": '{"shares": [["' + OLD + '", 1.0]]}', "at": AT},
+                {"name": "kitchen", "route": None, "at": AT},
+            ],
+        )
+        connection.execute(
+            text(
+                "INSERT INTO audit (at, actor, action, policy, from_revision, to_revision, outcome, detail) "
+                "VALUES (:at, 'ada', :action, 'tabletop', '', '', :outcome, '{}')"
+            ),
+            [
+                {"at": AT, "action": "promote", "outcome": "succeeded"},
+                {"at": AT + timedelta(hours=1), "action": "split", "outcome": "too little memory"},
+                {"at": AT + timedelta(hours=2), "action": "guard", "outcome": "succeeded"},
+            ],
+        )
+        migrate(connection)
+    engine.dispose()
+    registry = Registry(open_database(url))
+    with registry._reading() as session:
+        rows = {row.name: row.route_changed_at for row in session.scalars(select(PolicyRow))}
+    assert rows == {"tabletop": AT, "kitchen": None}
+    registry.close()
+
+
+def test_the_time_of_a_route_is_that_of_its_last_change_of_shares(url: str) -> None:
+    now = [AT]
+    registry = Registry(open_database(url), now=lambda: now[0])
+    make_ready(registry, OLD)
+    assert registry.policy("tabletop").route_changed_at is None
+    promote(registry, OLD)
+    now[0] += timedelta(hours=1)
+    registry.change_route(
+        "tabletop", lambda policy: replace(policy.route, guard=Guard(max_error_rate=0.1)), actor="ada", action="guard"
+    )
+    policy = registry.policy("tabletop")
+    assert (policy.route_changed_at, policy.route.changes, policy.route.guard.max_error_rate) == (AT, 1, 0.1)
+    assert [policy.is_watched(AT + timedelta(seconds=age_s)) for age_s in (599, 601)] == [True, False]
+    make_ready(registry, NEW)
+    promote(registry, NEW)
+    policy = registry.policy("tabletop")
+    assert (policy.route_changed_at, policy.route.changes) == (now[0], 2)
+    registry.close()
+
+
+def test_a_drained_revision_stays_while_an_operation_may_want_it(registry: Registry) -> None:
+    make_ready(registry, OLD)
+    make_ready(registry, NEW)
+    promote(registry, OLD)
+    promote(registry, NEW)
+    running = registry.start_operation(kind="shadow", policy="tabletop", revision=OLD, actor="ada", gateway_id="a")
+    with pytest.raises(ConflictError, match="an operation of policy 'tabletop' runs"):
+        registry.set_state("tabletop", OLD, S.UNLOADED, actor="service", only_idle=True)
+    registry.end_operation(running.operation_id)
+    registry.set_state("tabletop", OLD, S.UNLOADED, actor="service", only_idle=True)
+
+
+def test_the_log_knows_policies_that_are_gone(registry: Registry) -> None:
+    register(registry, OLD)
+    registry.delete_policy("tabletop", actor="ada")
+    assert registry.fleet().policies == {}
+    assert registry.audited_policies() == ("tabletop",)
 
 
 def test_a_database_that_is_not_there_is_said_to_be_unavailable(tmp_path: Path) -> None:

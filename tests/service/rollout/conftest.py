@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from service.artifacts import ArtifactStore
+from service.artifacts import ArtifactLimits, ArtifactStore
+from service.backend import BackendChunk, BackendRequest, BackendUnavailableError
 from service.episodes import EpisodeTable
 from service.model_settings import ModelSettings
 from service.policies import ServedPolicies
 from service.registry import Registry, open_database
 from service.revision import Revision
-from service.rollout import Follower, FollowerSettings, LeaseSettings, Rollout, RolloutSettings
+from service.rollout import (
+    Follower,
+    FollowerSettings,
+    LeaseSettings,
+    LoadingSettings,
+    Rollout,
+    RolloutSettings,
+)
+
+PROBE_SHAPE = (16, 4)
 
 
 @dataclass
@@ -25,6 +39,8 @@ class FakeModels:
     refusals: dict[str, Exception] = field(default_factory=dict)
     holds: dict[str, asyncio.Event] = field(default_factory=dict)
     loaded: set[str] = field(default_factory=set)
+    # What they answer to anything, where it is not what a probe recorded.
+    answers: dict[str, float] = field(default_factory=dict)
     calls: list[tuple[str, str]] = field(default_factory=list)
 
     async def start(self) -> None: ...
@@ -40,6 +56,16 @@ class FakeModels:
     async def unload(self, revision: str) -> None:
         self.calls.append(("unload", revision))
         self.loaded.discard(revision)
+
+    def capacity(self, revision: str) -> int:
+        return 1
+
+    async def predict(self, revision: str, request: BackendRequest, *, timeout_s: float) -> BackendChunk:
+        self.calls.append(("predict", revision))
+        if revision not in self.loaded:
+            raise BackendUnavailableError(f"{revision} is not loaded")
+        actions = np.full(PROBE_SHAPE, self.answers.get(revision, 0.0), np.float32)
+        return BackendChunk(actions=actions, inference_s=0.001, queue_s=0.0)
 
     async def ready(self, revision: str) -> bool:
         return revision in self.loaded
@@ -91,11 +117,41 @@ class FleetKit:
         self._write_checkpoint(self.store / name, **changes)
         return name
 
+    def probed_checkpoint(self, name: str, **changes) -> str:
+        """One whose probe can be read: zeros are what it expects."""
+        directory = self.store / self.checkpoint(name, **changes)
+        probe = {
+            "num_requests": 1,
+            "0/embodiment": "sawyer",
+            "0/images/corner": np.zeros((96, 96, 3), np.uint8),
+            "0/state": np.zeros(4, np.float32),
+            "0/instruction": "lift the cube",
+            "0/seed": 7,
+            "0/num_inference_steps": 5,
+            "0/expected": np.zeros(PROBE_SHAPE, np.float32),
+        }
+        np.savez(directory / "probe.npz", **probe)
+        content = (directory / "probe.npz").read_bytes()
+        manifest = json.loads((directory / "manifest.json").read_text())
+        manifest["files"]["probe.npz"] = {"sha256": hashlib.sha256(content).hexdigest(), "num_bytes": len(content)}
+        (directory / "manifest.json").write_text(json.dumps(manifest))
+        return name
+
     def process(
-        self, name: str, *, models: FakeModels | None = None, lease: LeaseSettings | None = None, **settings
+        self,
+        name: str,
+        *,
+        models: FakeModels | None = None,
+        lease: LeaseSettings | None = None,
+        retry_s: float = 0.05,
+        now=lambda: datetime.now(UTC),
+        cache: str = "cache",
+        **settings,
     ) -> Process:
         registry = Registry(open_database(self.url))
-        artifacts = ArtifactStore(root=self.store, cache=self._root / "cache")
+        # Nothing here goes over a network.
+        limits = ArtifactLimits(schemes=("memory",))
+        artifacts = ArtifactStore(root=self.store, cache=self._root / cache, limits=limits)
         now_s = [0.0]
         policies = ServedPolicies(episodes=EpisodeTable(now_s=lambda: now_s[0]))
         models = models or FakeModels()
@@ -107,7 +163,12 @@ class FleetKit:
             model=ModelSettings(),
             gateway_id=name,
             own_process=False,
-            settings=FollowerSettings(interval_s=0.05, beat_s=0.1, lease=lease or LeaseSettings()),
+            settings=FollowerSettings(
+                interval_s=0.05,
+                beat_s=0.1,
+                lease=lease or LeaseSettings(),
+                loading=LoadingSettings(first_retry_s=retry_s, last_retry_s=retry_s),
+            ),
         )
         defaults = {"poll_interval_s": 0.01, "gateway_lost_s": 2.0, "load_timeout_s": 10.0}
         rollout = Rollout(
@@ -115,6 +176,7 @@ class FleetKit:
             follower=follower,
             artifacts=artifacts,
             settings=RolloutSettings(**(defaults | settings)),
+            now=now,
         )
         process = Process(registry, models, policies, follower, rollout, now_s)
         self.processes.append(process)

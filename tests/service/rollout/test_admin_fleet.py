@@ -11,6 +11,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from service.admin import FleetParts, create_admin_app
+from service.registry import RevisionState
 from service.revision import RevisionError
 
 POLICY = "/v1/fleet/policies/tabletop"
@@ -74,8 +75,24 @@ async def test_a_revision_from_registration_to_deletion(fleet, http, process):
     assert (await http.delete(f"{POLICY}/revisions/{new}")).status_code == 204
     assert [each["revision"] for each in (await status(http))["revisions"]] == [old]
     entries = (await http.get("/v1/audit", params={"policy": "tabletop"})).json()["entries"]
-    actions = [entry["action"] for entry in reversed(entries) if entry["actor"] == "operator"]
+    states = {str(state) for state in RevisionState}
+    own = [entry["action"] for entry in reversed(entries) if entry["actor"] == "operator"]
+    actions = [action for action in own if action not in states]
     assert actions == ["register", "register", "promote", "split", "promote", "roll back", "delete"]
+
+
+async def test_another_schema_is_refused_by_promotion_and_split_until_it_is_allowed(fleet, http):
+    old = await registered(http, fleet.checkpoint("old"))
+    new = await registered(http, fleet.checkpoint("new", config={"execution_horizon": 4}))
+    await carried_out(http, f"{POLICY}/revisions/{old}:promote")
+    digests = {each["revision"]: each["schema_digest"][:12] for each in (await status(http))["revisions"]}
+    for path, body in ((f"{POLICY}/revisions/{new}:promote", {}), (f"{POLICY}:split", {"shares": {new: 0.5}})):
+        refused = await http.post(path, json=body)
+        assert refused.status_code == 409
+        assert all(digest in refused.json()["message"] for digest in digests.values())
+        assert (await carried_out(http, path, {**body, "allow_schema_change": True}))["error"] == ""
+        await carried_out(http, f"{POLICY}:rollBack")
+    assert (await status(http))["stable"] == old
 
 
 async def test_a_shadow_and_a_guard_are_set_and_shown(fleet, http):

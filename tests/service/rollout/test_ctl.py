@@ -173,6 +173,16 @@ async def test_what_a_promotion_keeps_and_guards_is_as_its_flags_say(ctl, two, p
     assert process.registry.revision("tabletop", old).state == "ready"
 
 
+async def test_another_schema_than_what_serves_has_needs_a_flag(fleet, ctl, two):
+    old, _ = two
+    other = await registered(ctl, fleet.checkpoint("other", config={"execution_horizon": 4}))
+    for change in (("split", "tabletop", f"{other}=0.5"), ("promote", "tabletop", other)):
+        refused = await ctl(*change)
+        assert refused.status == 1 and f"{old}, which serves, has" in refused.err
+        await done(ctl, *change, "--allow-schema-change")
+    assert (await status(ctl))["stable"] == other
+
+
 async def test_a_split_gives_shares_and_a_drain_takes_them_back(ctl, two):
     old, new = two
     await done(ctl, "split", "tabletop", f"{new}=0.25", "--min-requests", "7")
@@ -311,6 +321,77 @@ async def test_no_wait_leaves_an_operation_running_which_follow_ends(ctl, two, p
     process.models.holds[new].set()
     followed = await done(ctl, "follow", operation)
     assert followed.rows == [[f"{operation}:", "load", "tabletop", new, "succeeded"]]
+
+
+async def test_an_operation_is_cancelled_by_its_name(ctl, two, process):
+    old, new = two
+    process.models.holds[new] = asyncio.Event()
+    operation = (await done(ctl, "promote", "tabletop", new, "--no-wait")).rows[0][0].removesuffix(":")
+    ran = await done(ctl, "cancel", operation)
+    assert (ran.out, ran.err) == ("", "ctl: promote of tabletop is cancelled\n")
+    again = await ctl("cancel", operation)
+    assert again.status == 1 and "has failed" in again.err
+    assert (await status(ctl))["stable"] == old
+
+
+async def test_a_probe_that_fails_exits_1_and_says_where(ctl, two):
+    # The probe of these checkpoints holds nothing that could be read.
+    old, new = two
+    ran = await ctl("probe", "tabletop", old)
+    assert ran.status == 1
+    assert "gateway a: probe.npz cannot be read" in ran.out
+    ran = await ctl("probe", "tabletop", new)
+    assert ran.status == 1 and "expected it to be ready or serving" in ran.out
+
+
+async def test_a_policy_is_retired_and_deleted(ctl, two, process):
+    old, _ = two
+    refused = await ctl("delete-policy", "tabletop")
+    assert refused.status == 1 and "expected it to be retired first" in refused.err
+    assert (await done(ctl, "retire", "tabletop")).rows[0][1:] == ["retire", "tabletop", old, "succeeded"]
+    assert (await done(ctl, "policy", "tabletop")).rows[0] == ["tabletop:", "serves", "nothing"]
+    await process.until(lambda: process.registry.revision("tabletop", old).state == "unloaded")
+    assert (await done(ctl, "delete-policy", "tabletop")).out == ""
+    assert (await done(ctl, "policies")).out == "no policy is registered\n"
+    said = [row[3:5] for row in (await done(ctl, "audit", "--policy", "tabletop")).rows[1:]]
+    assert said[0] == ["delete", "policy"] and ["retire", "tabletop"] in said
+
+
+async def test_placements_come_as_a_table(ctl, two):
+    old, _ = two
+    head, *rows = (await done(ctl, "placements", "tabletop", old)).rows
+    assert head == ["gateway", "state", "num", "in", "progress", "error"]
+    assert rows == [["a", "ready", "0"]]
+
+
+async def test_tokens_are_made_listed_rotated_and_ended_and_their_secrets_are_shown_once(process, command, tmp_path):
+    file = tmp_path / "token"
+    async with admin_plane(process) as url:
+        first = ("--name", "night-shift", "--scope", "admin", "--scope", "observe")
+        file.write_text((await done(command, "--admin", url, "create-token", *first)).out)
+
+        async def ran(*arguments: str) -> Ran:
+            return await done(command, "--admin", url, "--token-file", str(file), *arguments)
+
+        scopes = ("--scope", "infer", "--scope", "observe")
+        made = await ran("create-token", "--name", "arm-7", *scopes, "--expires-in-days", "1")
+        assert made.out.startswith("pm_")
+        token_id = made.out.split("_")[1]
+        head, _, row = (await ran("tokens")).rows
+        assert head[:4] == ["token", "id", "name", "scopes"]
+        assert row[:3] == [token_id, "arm-7", "infer,observe"]
+        assert made.out.strip() not in (await ran("--json", "tokens")).out
+        rotated = await ran("rotate-token", token_id, "--grace-s", "1")
+        assert rotated.out != made.out and rotated.out.split("_")[1] == token_id
+        assert (await ran("revoke-token", token_id)).rows[1][:2] == [token_id, "arm-7"]
+    said = [(entry.action, entry.actor.split()[0]) for entry in process.registry.audit(most=3)]
+    assert said == [(f"{verb}-token", "night-shift") for verb in ("revoke", "rotate", "create")]
+
+
+@pytest.mark.parametrize("days", ["0", "-1", "1e9", "much"])
+async def test_a_token_that_could_not_expire_then_exits_2_and_asks_nobody(command, days):
+    ran = await command("create-token", "--name", "ada", "--scope", "infer", "--expires-in-days", days)
+    assert (ran.status, ran.out) == (2, "")
 
 
 @pytest.mark.parametrize("share", ["0123456789ab", "0123456789ab=much", "0123456789ab="])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -109,6 +110,21 @@ async def test_a_revision_that_fails_leaves_the_old_one_serving_and_says_why(fle
     assert (await process.rollout.ended(operation.operation_id)).state is OperationState.SUCCEEDED
 
 
+async def test_a_load_that_ends_in_an_error_nobody_foresaw_fails_the_revision_and_says_which(fleet, caplog):
+    process = fleet.process("a")
+    await process.start()
+    old, new = await serving(fleet, process, "old", "new")
+    process.models.refusals[new] = ZeroDivisionError("of a kind that nobody thought of")
+    operation = await process.rollout.promote(POLICY, new, actor="ada")
+    ended = await asyncio.wait_for(process.rollout.ended(operation.operation_id), 5)
+    assert ended.state is OperationState.FAILED
+    assert "ZeroDivisionError('of a kind that nobody thought of')" in ended.error
+    assert states(process) == {old: S.SERVING, new: S.FAILED}
+    (logged,) = [record for record in caplog.records if record.message == "loading failed"]
+    assert logged.exc_info is not None and logged.exc_info[0] is ZeroDivisionError
+    assert process.policies.routed(episode(1)).revision == old
+
+
 async def test_a_revision_that_takes_too_long_fails_and_is_given_up(fleet):
     first = fleet.process("a")
     await first.start()
@@ -206,6 +222,64 @@ async def test_a_split_draws_its_share_of_new_episodes_and_a_roll_back_ends_it(f
     operation = await process.rollout.roll_back(POLICY, actor="ada")
     await process.rollout.ended(operation.operation_id)
     assert {process.policies.routed(episode(number)).revision for number in range(1000)} == {old}
+
+
+async def test_a_revision_of_another_schema_takes_no_traffic_unless_that_is_allowed(fleet):
+    process = fleet.process("a")
+    await process.start()
+    (old,) = await serving(fleet, process, "old")
+    new = await registered(process, fleet.checkpoint("new", config={"execution_horizon": 4}))
+    digests = [record.schema_digest[:12] for record in process.registry.policy(POLICY).revisions.values()]
+    refused = f"revision {new} has schema {digests[1]}, {old}, which serves, has {digests[0]}: robots .* refuse"
+    with pytest.raises(ConflictError, match=refused):
+        await process.rollout.promote(POLICY, new, actor="ada")
+    with pytest.raises(ConflictError, match=refused):
+        await process.rollout.split(POLICY, {new: 0.2}, actor="ada")
+    assert new not in process.models.loaded
+    assert process.registry.policy(POLICY).route.revisions == (old,)
+    await carried_out(process, process.rollout.split(POLICY, {new: 0.0}, actor="ada"))
+    await carried_out(process, process.rollout.split(POLICY, {new: 0.2}, allow_schema_change=True, actor="ada"))
+    assert process.registry.policy(POLICY).route.revisions == (old, new)
+    await carried_out(process, process.rollout.roll_back(POLICY, actor="ada"))
+    await carried_out(process, process.rollout.promote(POLICY, new, Promotion(allow_schema_change=True), actor="ada"))
+    assert process.registry.policy(POLICY).route.revisions == (new,)
+    # The way back is never barred.
+    await carried_out(process, process.rollout.roll_back(POLICY, actor="ada"))
+    assert process.registry.policy(POLICY).route.revisions == (old,)
+
+
+async def test_a_revision_of_another_schema_is_no_shadow(fleet):
+    process = fleet.process("a")
+    await process.start()
+    await serving(fleet, process, "old")
+    other = await registered(process, fleet.checkpoint("other", config={"history_steps": 4}))
+    with pytest.raises(ConflictError, match=f"revision {other} has schema .* nor be compared"):
+        await process.rollout.shadow(POLICY, other, 0.5, actor="ada")
+    assert other not in process.models.loaded
+    # Ending one is never barred.
+    await carried_out(process, process.rollout.shadow(POLICY, other, 0.0, actor="ada"))
+
+
+async def test_a_schema_that_what_serves_has_only_since_it_was_asked_for_is_seen_when_the_route_changes(fleet):
+    process = fleet.process("a")
+    await process.start()
+    _, new = await serving(fleet, process, "old", "new")
+    other = await registered(process, fleet.checkpoint("other", config={"execution_horizon": 4}))
+    await carried_out(process, process.rollout.load(POLICY, other, actor="ada"))
+    process.models.holds[new] = asyncio.Event()
+    operation = await process.rollout.promote(POLICY, new, actor="ada")
+    await process.until(lambda: ("load", new) in process.models.calls)
+    process.registry.change_route(
+        POLICY, lambda now: replace(now.route, shares=((other, 1.0),)), actor="eve", action="promote", detail={}
+    )
+    process.models.holds[new].set()
+    ended = await process.rollout.ended(operation.operation_id)
+    assert ended.state is OperationState.FAILED and f"{other}, which serves, has" in ended.error
+
+
+async def carried_out(process, begin) -> None:
+    ended = await process.rollout.ended((await begin).operation_id)
+    assert ended.state is OperationState.SUCCEEDED, ended.error
 
 
 async def test_shares_that_make_no_whole_are_refused_before_anything_is_loaded(fleet):

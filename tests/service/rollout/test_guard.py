@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -20,7 +20,8 @@ class FakeRollout:
     refusal: Exception | None = None
     rolled_back: list[tuple[str, str, str]] = field(default_factory=list)
 
-    async def roll_back(self, policy: str, *, actor: str, reason: str = "") -> None:
+    async def roll_back(self, policy: str, *, actor: str, reason: str = "", only_change: int | None = None) -> None:
+        assert only_change == 3
         self.rolled_back.append((policy, actor, reason))
         if self.refusal is not None:
             raise self.refusal
@@ -31,11 +32,17 @@ class World:
 
     def __init__(self, guard: Guard) -> None:
         self.now_s = 1000.0
+        self.changed_at = datetime(2026, 1, 1, tzinfo=UTC)
         self.route = Route(shares=((NEW, 1.0),), previous=OLD, guard=guard, changes=3)
         self.outcomes = Outcomes(now_s=lambda: self.now_s)
         self.rollout = FakeRollout()
         self.watch = GuardWatch(
-            outcomes=self.outcomes, rollout=self.rollout, fleet=lambda: self.fleet, now_s=lambda: self.now_s
+            outcomes=self.outcomes,
+            rollout=self.rollout,
+            fleet=lambda: self.fleet,
+            now_s=lambda: self.now_s,
+            # The change was made when the clock said 1000.
+            now=lambda: datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=self.now_s - 1000.0),
         )
 
     @property
@@ -43,6 +50,7 @@ class World:
         policy = PolicyRecord(
             name="tabletop",
             route=self.route,
+            route_changed_at=self.changed_at,
             revisions={name: revision(name) for name in (OLD, NEW)},
             observation_map={},
         )
@@ -65,6 +73,7 @@ def revision(name: str) -> RevisionRecord:
         num_bytes=1,
         state=RevisionState.SERVING,
         error="",
+        attempt=1,
         registered_at=now,
         changed_at=now,
     )
@@ -140,9 +149,28 @@ async def test_what_is_not_watched_stays(why):
     assert world.rollout.rolled_back == []
 
 
+@pytest.mark.parametrize(("age_s", "num_rolled_back"), [(59.0, 1), (61.0, 0), (7 * 86400.0, 0)])
+async def test_a_change_is_watched_from_when_it_was_made_also_by_a_process_that_came_later(age_s, num_rolled_back):
+    world = World(Guard(max_error_rate=0.1, watch_s=60.0))
+    world.changed_at -= timedelta(seconds=age_s)
+    await world.watch.look()
+    world.answer(Outcome.FAILED, 100)
+    await world.watch.look()
+    assert len(world.rollout.rolled_back) == num_rolled_back
+
+
+async def test_a_change_of_which_nobody_knows_when_it_was_made_is_not_undone():
+    world = World(Guard(max_error_rate=0.1))
+    world.changed_at = None
+    await world.watch.look()
+    world.answer(Outcome.FAILED, 100)
+    await world.watch.look()
+    assert world.rollout.rolled_back == []
+
+
 async def test_a_roll_back_that_is_refused_is_tried_again():
     world = World(Guard(max_error_rate=0.1))
-    world.rollout.refusal = ConflictError("promote of policy 'tabletop' runs")
+    world.rollout.refusal = ConflictError("roll back of policy 'tabletop' runs")
     await world.watch.look()
     world.answer(Outcome.FAILED, 100)
     await world.watch.look()

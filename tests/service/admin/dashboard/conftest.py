@@ -24,7 +24,7 @@ from prometheus_client import CollectorRegistry
 
 from service.admin import FleetParts, create_admin_app
 from service.artifacts import ArtifactStore
-from service.backend import BackendChunk, BackendRequest
+from service.backend import BackendChunk, BackendFailedError, BackendRequest
 from service.credentials import Credentials, Scope, TokenCache, TokenSpec
 from service.credentials.issuing import create_token
 from service.gateway import GatewayServer
@@ -47,6 +47,8 @@ class FakeModels:
     holds: dict[str, asyncio.Event] = field(default_factory=dict)
     loaded: set[str] = field(default_factory=set)
     failure: Exception | None = None
+    # Revisions that alone fail.
+    failing: frozenset[str] = frozenset()
 
     async def start(self) -> None: ...
 
@@ -66,6 +68,8 @@ class FakeModels:
     async def predict(self, revision: str, request: BackendRequest, *, timeout_s: float) -> BackendChunk:
         if self.failure is not None:
             raise self.failure
+        if revision in self.failing:
+            raise BackendFailedError("told to fail")
         return BackendChunk(actions=self.answer(request), inference_s=0.02, queue_s=0.003, batch_size=2)
 
     async def ready(self, revision: str) -> bool:
@@ -122,6 +126,16 @@ class House:
     def followed(self, page: str) -> Operation:
         """The operation of a page, once it has ended."""
         return self.run(self.rollout.ended(page.rpartition("/")[2]))
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        """Waits for something that the house does by itself."""
+
+        async def wait() -> None:
+            while not condition():
+                self.follower.wake()
+                await asyncio.sleep(0.01)
+
+        self.run(wait())
 
     def answered(self, count: int, *, robot: str = "arm") -> None:
         """Requests of so many robots, each of which gets a chunk, or does not."""
@@ -188,6 +202,7 @@ class House:
             fleet=FleetParts(registry=self.registry, follower=self.follower, rollout=self.rollout),
             credentials=credentials,
             recent=self.gateway.recent,
+            outcomes=self.gateway.outcomes,
         )
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"

@@ -108,9 +108,9 @@ def lively(house, serving):
 def pages_of(revisions: dict[str, str], operation: str) -> list[str]:
     policy = "/policies/tabletop"
     revision = {name: f"{policy}/revisions/{digest}" for name, digest in revisions.items()}
-    changes = [f"{policy}/{change}" for change in ("split", "roll-back", "guard", "register")]
+    changes = [f"{policy}/{change}" for change in ("split", "roll-back", "guard", "register", "retire")]
     changes += [f"{revision['broken']}/{change}" for change in ("promote", "load", "shadow", "delete")]
-    changes += [f"{revision['new']}/drain", f"{revision['shadow']}/unload", "/register"]
+    changes += [f"{revision['new']}/probe", f"{revision['new']}/drain", f"{revision['shadow']}/unload", "/register"]
     pages = ["/", policy, f"{policy}?minutes=60", *revision.values(), *changes, "/operations", operation, "/audit"]
     return [*pages, "/gateways", "/sign-in", "/policies/nothing"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +34,20 @@ def test_a_policy_page_splits_latency_by_stage_and_requests_by_batch(house, http
         assert re.search(rf"{stage}[^0-9]* [0-9.]+ ms [0-9.]+ ms", said), said
     assert re.search(r"inference the model (19|20|21) ms", said)
     assert "Size Share, drawn Share 2 100 %" in said
+
+
+def test_a_policy_page_has_the_canary_s_errors_and_latency_beside_the_stable_one_s(house, http, serving):
+    old, new = serving
+    house.carried_out(house.rollout.split("tabletop", {new: 0.5}, actor="operator"))
+    house.answered(20)
+    num_new = house.gateway.outcomes.record("tabletop", new, since_s=0.0, window_s=300.0).num_requests
+    assert 0 < num_new < 20
+    house.models.failing = frozenset({new})
+    house.answered(20)
+    said = http.read("/policies/tabletop")
+    num_old = 40 - 2 * num_new
+    assert re.search(rf"By revision, .*{old} no-prior stable {num_old} 0 % 0 % [0-9.]+ ms", said), said
+    assert re.search(rf"By revision, .*{new} history canary {2 * num_new} 50 % 0 % [0-9.]+ ms", said), said
 
 
 def test_underruns_that_robots_report_are_shown_and_counted(house, http, serving):
@@ -103,6 +118,25 @@ def test_files_are_named_by_their_content_and_kept_by_browsers(http):
         assert answer.status_code == 200 and "immutable" in answer.headers["cache-control"]
     assert http.get("/static/../dashboard.css").status_code == 404
     assert http.get("/static/dashboard.css").status_code == 404
+
+
+def test_another_schema_is_said_before_it_is_confirmed_and_refused_unless_it_is_allowed(house, http, serving):
+    old, new = serving
+    house.kit.write_checkpoint(house.store / "other", config={"execution_horizon": 4})
+    other = house.carried_out(house.rollout.register("tabletop", "other", actor="operator")).revision
+    pages = {
+        f"/policies/tabletop/revisions/{other}/promote": {},
+        "/policies/tabletop/split": {f"share_of_{other}": "5"},
+    }
+    assert "Also with another schema" not in http.read(f"/policies/tabletop/revisions/{new}/promote")
+    assert f"Its schema is another than that of {old}" in http.read(f"/policies/tabletop/revisions/{other}/promote")
+    for path, fields in pages.items():
+        assert "Also with another schema than what serves has" in http.read(path)
+        refused = http.send_form(path, **fields)
+        assert refused.status_code == 409 and f"{old}, which serves, has" in http.text_of(refused)
+        allowed = http.send_form(path, **fields, allow_schema_change="on")
+        assert house.followed(allowed.headers["location"]).error == ""
+        house.carried_out(house.rollout.roll_back("tabletop", actor="operator"))
 
 
 NO_PAGES = (
@@ -176,6 +210,44 @@ def test_a_revision_is_deleted_only_after_it_was_asked(house, http, serving):
     assert new in house.registry.policy("tabletop").revisions
     assert http.send_form(path).headers["location"] == "/policies/tabletop?done=delete"
     assert new not in house.registry.policy("tabletop").revisions
+
+
+def test_a_policy_is_retired_and_deleted_and_what_was_done_to_it_stays(house, http, serving):
+    old, _ = serving
+    assert "Delete policy" not in http.read("/policies/tabletop")
+    assert "No new episode of tabletop begins" in http.read("/policies/tabletop/retire")
+    answer = http.send_form("/policies/tabletop/retire")
+    assert house.followed(answer.headers["location"]).error == ""
+    house.until(lambda: house.registry.revision("tabletop", old).state == "unloaded")
+    assert "tabletop is forgotten" in http.read("/policies/tabletop/delete-policy")
+    answer = http.send_form("/policies/tabletop/delete-policy")
+    assert answer.headers["location"] == "/audit?policy=tabletop"
+    log = http.get("/audit?policy=tabletop")
+    assert '<option value="tabletop" selected>' in log.text
+    assert "delete policy" in log.text and "retire" in log.text
+    assert http.get("/policies/tabletop").status_code == 404
+
+
+def test_an_operation_that_runs_is_cancelled_from_its_page(house, http, serving):
+    old, new = serving
+    house.models.holds[new] = asyncio.Event()
+    page = http.send_form(f"/policies/tabletop/revisions/{new}/promote").headers["location"]
+    token = http.form_token(page)
+    answer = http.post(f"{page}/cancel", data={"form_token": token})
+    assert (answer.status_code, answer.headers["location"]) == (303, page)
+    assert house.followed(page).error == "operator cancelled it"
+    said = http.get(page)
+    assert "operator cancelled it" in said.text and "/cancel" not in said.text
+    assert http.post(f"{page}/cancel", data={"form_token": token}).status_code == 409
+    assert house.route().stable == old
+
+
+def test_a_probe_is_asked_from_a_revision_s_page(house, http, serving):
+    old, _ = serving
+    page = http.send_form(f"/policies/tabletop/revisions/{old}/probe").headers["location"]
+    # The probe of these checkpoints holds nothing that could be read.
+    assert "probe.npz cannot be read" in house.followed(page).error
+    assert "probe.npz cannot be read" in http.read(f"/policies/tabletop/revisions/{old}")
 
 
 def test_a_change_that_the_state_does_not_allow_is_refused_on_the_form(house, http, serving):

@@ -1,0 +1,103 @@
+"""A service that starts again serves what it served, or says what it needs for that."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from service.__main__ import main
+from service.model_settings import ModelSettings
+from service.serve import ServeConfig, Service
+
+ARGUMENTS = ("serve", "--backend", "local", "--port", "0", "--admin-port", "0", "--drain-s", "0")
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """The command sets up logging for a process of its own."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+@asynccontextmanager
+async def running(*policies: tuple[str, Path], **where: Any) -> AsyncIterator[dict[str, Any]]:
+    config = ServeConfig(
+        policies=policies, model=ModelSettings(), backend="local", port=0, admin_port=0, drain_s=0.0, **where
+    )
+    service = Service(config)
+    try:
+        yield await service.start()
+    finally:
+        await service.stop()
+
+
+def serve_once(*policies: tuple[str, Path], **where: Any) -> None:
+    async def serve() -> None:
+        async with running(*policies, **where):
+            pass
+
+    asyncio.run(serve())
+
+
+async def readiness(announced: dict[str, Any]) -> tuple[int, dict[str, bool]]:
+    async with httpx.AsyncClient(base_url=announced["admin"], timeout=10.0) as http:
+        answer = await http.get("/readyz")
+    return answer.status_code, {each["policy"]: each["ready"] for each in answer.json()["policies"]}
+
+
+@pytest.fixture
+def checkpoint(toy_checkpoint: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(toy_checkpoint, tmp_path / "checkpoint")
+
+
+async def test_a_restart_with_its_state_alone_serves_what_a_command_line_named(checkpoint, tmp_path):
+    state = tmp_path / "state"
+    async with running(("tabletop", checkpoint), state=state) as announced:
+        served = announced["policies"]
+        assert await readiness(announced) == (200, {"tabletop": True})
+    for _ in range(2):
+        async with running(state=state) as announced:
+            assert (announced["event"], announced["policies"]) == ("ready", served)
+            assert "missing" not in announced
+            assert await readiness(announced) == (200, {"tabletop": True})
+
+
+def test_a_start_that_would_serve_nothing_is_refused_and_says_what_is_missing(checkpoint, tmp_path, capsys):
+    registry = f"sqlite:///{tmp_path}/registry.db"
+    serve_once(("tabletop", checkpoint), registry=registry)
+    # The registry outlives its service, and where the service kept what was named did not.
+    assert main([*ARGUMENTS, "--registry", registry]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert f"policy 'tabletop': location is '{checkpoint}' and the service has no store" in said.err
+    assert f"--policy NAME={checkpoint}" in said.err
+
+
+def test_a_start_whose_checkpoint_is_gone_is_refused(checkpoint, tmp_path, capsys):
+    state = tmp_path / "state"
+    serve_once(("tabletop", checkpoint), state=state)
+    shutil.rmtree(checkpoint)
+    assert main([*ARGUMENTS, "--state", str(state)]) == 1
+    assert f"cannot serve: policy 'tabletop': {checkpoint} is not a directory" in capsys.readouterr().err
+
+
+async def test_a_policy_that_is_gone_does_not_keep_the_others_from_being_served(checkpoint, tmp_path):
+    other, state = shutil.copytree(checkpoint, tmp_path / "other"), tmp_path / "state"
+    async with running(("tabletop", checkpoint), ("kitchen", other), state=state) as announced:
+        assert set(announced["policies"]) == {"tabletop", "kitchen"}
+    shutil.rmtree(other)
+    async with running(state=state) as announced:
+        assert set(announced["policies"]) == {"tabletop"}
+        assert announced["missing"] == {"kitchen": f"{other} is not a directory, expected a checkpoint"}
+        assert await readiness(announced) == (503, {"kitchen": False, "tabletop": True})
