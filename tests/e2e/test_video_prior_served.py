@@ -14,10 +14,12 @@ import pytest
 
 from policy.embodiment import Camera, EmbodimentSpec, Group, GroupKind
 from policy.policy import Policy
+from premotor.client import PolicyClient
 from premotor.v1 import policy_pb2_grpc
 from premotor.wire import decode_tensor
 from service.bench.requests import chunk_requests, decoded_request
 from service.bench.served import POLICY, served
+from service.ctl.admin_client import AdminAddress, AdminClient
 from service.local import to_chunk_request
 from service.model_settings import BackendKind, ModelSettings
 from service.probe import read_probe
@@ -25,6 +27,8 @@ from service.revision import read_revision
 from training.__main__ import main
 from training.data.lerobot.writer import LeRobotWriter
 from training.ego_video.pack import Clip, ClipPackWriter
+from training.pipeline import train
+from training.recipe import Recipe, RunDirectory
 
 SPEC = EmbodimentSpec(
     name="slider",
@@ -34,6 +38,7 @@ SPEC = EmbodimentSpec(
     control_rate_hz=10.0,
 )
 WAIT_S = 60.0
+TASK = "drawer-open"
 
 
 def schedule(num_steps: int) -> dict[str, Any]:
@@ -68,13 +73,10 @@ def write_demonstrations(directory: Path) -> None:
             )
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("video-prior")
-    write_clips(root / "clips")
-    write_demonstrations(root / "run" / "data" / "slide")
-    recipe = {
-        "name": "slide",
+def recipe_of(root: Path, task: str) -> dict[str, Any]:
+    """The JSON of the whole chain in a few steps, on the clips and the recordings below `root`."""
+    return {
+        "name": task,
         "clips": [str(root / "clips")],
         "eyes": {
             "visual": {"image_size": 16, "patch": 4, "width": 32, "num_layers": 1},
@@ -89,17 +91,46 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "base": {
             "size": "tiny",
             "autocast": False,
-            "data": {"tasks": ["slide"], "episodes_per_task": 2},
+            "data": {"tasks": [task], "episodes_per_task": 2},
             "stage1": {"schedule": {"num_steps": 0}},
-            "stage2": {"schedule": schedule(4), "batch_size": 4, "decay_steps": 0, "landmark_weight": 0.0},
+            "stage2": {
+                "schedule": schedule(4), "batch_size": 4, "decay_steps": 0, "landmark_weight": 0.0, "history": False,
+            },
         },
     }  # fmt: skip
-    (root / "slide.json").write_text(json.dumps(recipe))
-    assert (
-        main(["video-prior", "--recipe", str(root / "slide.json"), "--run", str(root / "run"), "--threads", "1"]) == 0
-    )
-    # What is served needs neither clips, eyes nor codes beside it.
-    return (root / "run" / "checkpoint").rename(root / "served")
+
+
+def trained(root: Path, task: str) -> Path:
+    """By the command line; what is served needs neither clips, eyes nor codes beside it."""
+    path = root / f"{task}.json"
+    path.write_text(json.dumps(recipe_of(root, task)))
+    assert main(["video-prior", "--recipe", str(path), "--run", str(root / "run"), "--threads", "1"]) == 0
+    (root / "store").mkdir()
+    return (root / "run" / "checkpoint").rename(root / "store" / "video-prior")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("video-prior")
+    write_clips(root / "clips")
+    write_demonstrations(root / "run" / "data" / "slide")
+    return trained(root, "slide")
+
+
+@pytest.fixture(scope="module")
+def robots(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two policies of one simulated robot, of a few steps: `no-prior` as paper A's control, `video-prior`."""
+    pytest.importorskip("metaworld")
+    from training.record import record
+
+    root = tmp_path_factory.mktemp("robots")
+    write_clips(root / "clips")
+    record(task=TASK, directory=root / "run" / "data" / TASK, num_episodes=2, first_seed=0)
+    base = Recipe.from_json({"name": "no-prior", **recipe_of(root, TASK)["base"]})
+    plain = RunDirectory(root=root / "plain", shared=root / "run")
+    train(base, plain)
+    trained(root, TASK)
+    return plain.checkpoint.rename(root / "store" / "no-prior").parent
 
 
 @pytest.mark.parametrize("backend", ["local", "triton"])
@@ -125,3 +156,46 @@ def test_a_policy_from_video_is_served_with_the_chunks_it_gives_in_process(
             np.testing.assert_allclose(chunks[-1], policy.predict_chunk([asked])[0].numpy(), rtol=0, atol=1e-4)
     # The same noise each time: what the eyes saw is in the chunk.
     assert np.abs(chunks[0] - chunks[1]).max() > 1e-3
+
+
+def test_a_policy_from_video_is_promoted_over_another_and_moves_a_simulated_robot(robots: Path) -> None:
+    from training.simulation.registry import make_simulation
+
+    arguments = ("--store", str(robots))
+    simulation, path = make_simulation(TASK), f"/v1/fleet/policies/{POLICY}"
+    with (
+        served(robots / "no-prior", ModelSettings(), backend="local", arguments=arguments) as service,
+        PolicyClient(service.grpc_address) as client,
+        AdminClient(AdminAddress(url=service.admin_url)) as admin,
+    ):
+        horizon = client.get_policy(POLICY).execution_horizon
+
+        def play() -> tuple[str, np.ndarray]:
+            """One chunk's first actions: the revision that gave them, and how the robot's state changed."""
+            before, frame = simulation.state(), simulation.observe()
+            chunk = client.predict_chunk(
+                policy=POLICY,
+                robot_id="sawyer-1",
+                episode_id="first",
+                embodiment=simulation.spec.name,
+                images=frame.images,
+                state=frame.state,
+                instruction=simulation.instruction,
+                timeout_s=WAIT_S,
+            )
+            for action in chunk.actions[:horizon]:
+                simulation.step(action)
+            return chunk.revision, simulation.state() - before
+
+        simulation.reset(100_000)
+        try:
+            old, _ = play()
+            new = admin.carry_out(f"{path}/revisions", {"location": "video-prior"})["revision"]
+            admin.carry_out(f"{path}/revisions/{new}:promote", {"move_episodes": True})
+            variants = {each: admin.get(f"{path}/revisions/{each}")["variant"] for each in (old, new)}
+            assert variants == {old: "no-prior", new: "video-prior"}
+            played = [play() for _ in range(3)]
+        finally:
+            simulation.close()
+    assert {revision for revision, _ in played} == {new}
+    assert np.abs(sum(moved for _, moved in played)).max() > 1e-3, "the robot stands still"

@@ -104,6 +104,18 @@ def test_patches_and_positions_run_row_by_row() -> None:
     assert len(torch.unique(grid.flatten(0, 1).round(decimals=4), dim=0)) == 9
 
 
+@pytest.mark.parametrize("kind", ["dinov2", "vit", "clip"])
+def test_a_model_reads_pictures_of_a_size_that_is_chosen(vision_model: Callable[..., Path], kind: str) -> None:
+    directory = vision_model(kind)
+    eyes = build_eyes(read_visual_directory(directory, 24))
+    load_pretrained(eyes, directory)
+    assert eyes(frames(2, 32)).shape == (2, 36, eyes.width)
+    own = build_eyes(read_visual_directory(directory))
+    assert own(frames(2, 32)).shape == (2, 16, eyes.width)
+    with pytest.raises(ValueError, match="not a multiple of patch 4"):
+        read_visual_directory(directory, 26)
+
+
 def test_settings_survive_json() -> None:
     assert VisualSettings.from_json(json.loads(json.dumps(SMALL.to_json()))) == SMALL
 

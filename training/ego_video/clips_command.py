@@ -77,6 +77,7 @@ def _film(verb: argparse.ArgumentParser, options: argparse.Namespace) -> int:
 
 def _film_pack(seeds: Sequence[int], settings: FilmSettings, options: argparse.Namespace) -> ClipPack:
     from training.ego_video.flow_masks import flow_masks, hand_part
+    from training.ego_video.motion_moments import flow_steps
     from training.ego_video.pack import ClipPackWriter
     from training.simulation.hand_clips import ImpossibleClipError, clip_name, film
 
@@ -99,6 +100,7 @@ def _film_pack(seeds: Sequence[int], settings: FilmSettings, options: argparse.N
                 truth=filmed.hand if options.hand_only else filmed.truth,
                 effector=filmed.effector,
                 scenery=filmed.scenery,
+                flow_steps=None if masks is None else flow_steps(filmed.frames, masks),
             )
             if options.videos:
                 captions |= _write_film(options.videos, filmed)

@@ -35,7 +35,16 @@ def add_ego_pack_verb(verbs: Any) -> None:
     verb.add_argument(
         "--gap-s", type=float, default=0.5, metavar="S", help="of a pair; clips under two of it are skipped (0.5)"
     )
-    verb.add_argument("--masks", choices=["none", "flow"], default="none", help="of motion, by optical flow (none)")
+    verb.add_argument(
+        "--masks",
+        choices=["none", "flow", "channel"],
+        default="none",
+        help="of motion by optical flow, or those that lie beside the videos: NAME.mask.mp4, observation.masks.CAMERA "
+        "of a LeRobot data set (default: none)",
+    )
+    verb.add_argument(
+        "--hand-only", action="store_true", help="with --masks flow: what of them the channel, a hand's, covers"
+    )
     verb.add_argument("--body", default="", metavar="NAME", help="who moves in the folders (default: unknown)")
     verb.add_argument("--cameras", nargs="+", metavar="NAME", help="of the LeRobot data sets (default: all)")
     verb.add_argument("--threads", type=int, default=2, help="torch threads (default: 2)")
@@ -48,7 +57,13 @@ def _pack(verb: argparse.ArgumentParser, options: argparse.Namespace) -> int:
 
     if not (options.folder or options.lerobot or options.egodex):
         verb.error("no source: name a directory with --folder, --lerobot or --egodex")
-    form = PictureForm(image_size=options.image_size, max_rate_hz=options.rate_hz)
+    if options.hand_only and options.masks != "flow":
+        verb.error("--hand-only keeps a part of flow's masks: it needs --masks flow")
+    form = PictureForm(
+        image_size=options.image_size,
+        max_rate_hz=options.rate_hz,
+        with_masks=options.hand_only or options.masks == "channel",
+    )
     found = _found(options)
     masks = _masks(options.masks)
     pack = pack_clips(found, options.out, form=form, gap_s=options.gap_s, masks=masks, report=_to_stderr)
@@ -77,7 +92,7 @@ def _directory(path: str) -> Path:
 
 
 def _masks(method: str) -> FlowMasks | None:
-    if method == "none":
+    if method != "flow":
         return None
     from training.ego_video.flow_masks import flow_masks
 

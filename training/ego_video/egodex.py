@@ -6,6 +6,7 @@ Only the words are read from the hdf5 file, never a pose: these clips are video 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,11 +46,10 @@ def _stem(root: Path, path: Path) -> str:
 
 
 def _read(video: Path, annotations: Path, form: PictureForm) -> ReadClip:
-    from training.ego_video.video_file import read_video
+    from training.ego_video.video_file import read_with_masks
 
     instruction = _instruction(annotations)
-    clip = read_video(video, form)
-    return ReadClip(frames=clip.frames, rate_hz=clip.rate_hz, instruction=instruction)
+    return replace(read_with_masks(video, form), instruction=instruction)
 
 
 def _instruction(path: Path) -> str:

@@ -62,6 +62,14 @@ def hand_part(masks: Pixels, hand: Pixels) -> Pixels:
     return np.minimum(masks, hand)
 
 
+def frame_flows(frames: Pixels) -> Iterator[Field]:
+    """From each frame of a clip [T, H, W, 3] but the last to the next: where its pixels go, x and y in pixels, the
+    camera's motion included, [H, W, 2]. Raises ImportError that names the extra without OpenCV.
+    """
+    clip = _ClipMotion(frames)
+    return (clip.flow(at, at + 1) for at in range(len(frames) - 1))
+
+
 class _ClipMotion:
     """The flow of one clip between any two of its frames, and what follows from it; fields are [H, W] of the frames."""
 

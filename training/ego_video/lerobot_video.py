@@ -16,16 +16,18 @@ import pyarrow as pa
 from training.data.lerobot.embodiment import camera_key, camera_name
 from training.data.lerobot.layout import DatasetError
 from training.data.lerobot.reader import Episode, LeRobotReader
-from training.ego_video.sources import FoundClip, PictureForm, ReadClip, UnusableClipError, refused
+from training.ego_video.sources import FoundClip, PictureForm, ReadClip, UnusableClipError, masks_of, refused
 
 # Bounds what is held at a camera's own size; a run of frames costs one seek.
 _FRAMES_AT_ONCE = 64
+_MASKS = "observation.masks."
 
 
 def lerobot_clips(root: Path, cameras: Sequence[str] | None = None, body: str = "") -> list[FoundClip]:
     """Every episode seen by every camera, or by those named. A data set that does not open is one unusable clip.
 
-    `body` is the data set's own where it is empty. Raises DatasetError for a camera that the data set does not have.
+    A camera's mask channel is the feature observation.masks.NAME, which is no camera. `body` is the data set's own
+    where it is empty. Raises DatasetError for a camera that the data set does not have.
     """
     from training.data.registration import open_reader
 
@@ -34,7 +36,8 @@ def lerobot_clips(root: Path, cameras: Sequence[str] | None = None, body: str = 
         reader = open_reader(root)
     except (ValueError, pa.ArrowException, OSError, KeyError) as error:
         return [refused(root.name, source, f"the data set does not open: {error}")]
-    keys = reader.camera_keys if cameras is None else [camera_key(reader, name) for name in cameras]
+    seen = [key for key in reader.camera_keys if not key.startswith(_MASKS)]
+    keys = seen if cameras is None else [camera_key(reader, name) for name in cameras]
     annotated = reader.annotations.get("embodiment") or {}
     body = body or annotated.get("name") or ("" if reader.robot_type == "unknown" else reader.robot_type)
     return [
@@ -59,11 +62,14 @@ def _read(reader: LeRobotReader, episode: Episode, key: str, form: PictureForm) 
         if abs(rate_hz / reader.fps - 1) > 0.05:
             raise UnusableClipError(f"its frames come at {rate_hz:.2f} Hz, the data set says {reader.fps:g}")
         kept = kept_frames(episode.length, reader.fps, form.max_rate_hz)
-        frames = _squares(reader, episode, key, kept, form.image_size)
+        frames, channel = _squares(reader, episode, key, kept, form.image_size), _MASKS + camera_name(key)
+        masks = None
+        if form.with_masks and channel in reader.camera_keys:
+            masks = masks_of(_squares(reader, episode, channel, kept, form.image_size))
         instruction = episode_instruction(reader, episode)
     except (DatasetError, pa.ArrowException, OSError, KeyError) as error:
         raise UnusableClipError(str(error)) from None
-    return ReadClip(frames=frames, rate_hz=reader.fps / kept.step, instruction=instruction)
+    return ReadClip(frames=frames, rate_hz=reader.fps / kept.step, instruction=instruction, masks=masks)
 
 
 def _squares(reader: LeRobotReader, episode: Episode, key: str, kept: range, size: int) -> np.ndarray:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from training.ego_video.sources import FoundClip, PictureForm, ReadClip, UnusableClipError, refused
+from training.ego_video.sources import MASK_ENDING, FoundClip, PictureForm, ReadClip, UnusableClipError, refused
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
 CAPTIONS = "captions.json"
@@ -36,27 +37,28 @@ def mp4_folder_clips(root: Path, body: str = "") -> list[FoundClip]:
 
 
 def video_files(root: Path) -> list[Path]:
-    """Hidden files are a downloader's or an operating system's, not the folder's."""
+    """Hidden files are a downloader's or an operating system's, not the folder's; NAME.mask.mp4 is no clip."""
     return [
         path
         for path in sorted(root.rglob("*"))
         if path.suffix.lower() in SUFFIXES
         and path.is_file()
+        and not path.name.endswith(MASK_ENDING)
         and not any(part.startswith(".") for part in path.relative_to(root).parts)
     ]
 
 
 def _read(path: Path, caption: str | None, form: PictureForm) -> ReadClip:
-    from training.ego_video.video_file import read_video
+    from training.ego_video.video_file import read_with_masks
 
-    clip = read_video(path, form)
+    clip = read_with_masks(path, form)
     words = path.with_suffix(".txt")
     if caption is None and words.is_file():
         try:
             caption = words.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UnusableClipError(f"{words.name} beside it cannot be read: {error}") from None
-    return ReadClip(frames=clip.frames, rate_hz=clip.rate_hz, instruction=(caption or "").strip())
+    return replace(clip, instruction=(caption or "").strip())
 
 
 def _captions(root: Path) -> Mapping[str, str]:

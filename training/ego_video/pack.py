@@ -2,7 +2,8 @@
 
 A pack is a directory with `clips.json` (the clips, what was skipped and why, the sha256 of each array) and
 `frames.npy` uint8 [total, S, S, 3], RGB and upright. Optional arrays run beside it: `masks.npy` and `truth.npy`
-uint8 [total, S, S], `effector.npy` and `scenery.npy` float32 [total, 2]. Owns the format, not where clips come from.
+uint8 [total, S, S], `flow_steps.npy` float32 [total, 4], `effector.npy` and `scenery.npy` float32 [total, 2]. Owns the
+format, not where clips come from.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from training.ego_video.motion_moments import NUM_MOMENTS, Moments
 from training.json_file import build, write_json
 
 FORMAT_VERSION = 1
@@ -29,7 +31,7 @@ Masks = npt.NDArray[np.uint8]
 Places = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
 
-_OPTIONAL = ("masks", "truth", "effector", "scenery")
+_OPTIONAL = ("masks", "flow_steps", "truth", "effector", "scenery")
 
 
 class ClipPackError(ValueError):
@@ -68,8 +70,9 @@ class SkippedClip:
 class ClipPack:
     """All clips' frames end to end. Arrays are memory maps, read-only.
 
-    `masks` says from 0 to 255 how much of a pixel moves by its own around that frame. `truth`, `effector` and `scenery`
-    are privileged, known to a simulator alone: for scores, probes and the arm that is trained on the truth, which is
+    `masks` says from 0 to 255 how much of a pixel moves by its own around that frame, and `flow_steps` how that goes on
+    to the next frame (motion_moments.py); both are made of the frames. `truth`, `effector` and `scenery` are
+    privileged, known to a simulator alone: for scores, probes and the arm that is trained on the truth, which is
     `replace(pack, masks=pack.truth)`.
     """
 
@@ -80,6 +83,7 @@ class ClipPack:
     sha256: Mapping[str, str]  # of each array file
     frames: Frames  # [total, S, S, 3]
     masks: Masks | None  # [total, S, S]
+    flow_steps: Moments | None  # [total, 4]
     truth: Masks | None  # [total, S, S], the hand and what it moves
     effector: Places | None  # [total, 2], x right and y down in [-1, 1]; NaN where unknown
     scenery: Places | None  # [total, 2], the background's shift against the clip's first frame, same units
@@ -171,13 +175,21 @@ class ClipPackWriter(AbstractContextManager["ClipPackWriter"]):
         truth: Masks | None = None,
         effector: Places | None = None,
         scenery: Places | None = None,
+        flow_steps: Moments | None = None,
     ) -> Clip:
         """The clip as stored. `frames` is uint8 [T, S, S, 3]; the others are as ClipPack says, [T, ...].
 
         Raises ValueError for a shape or dtype that does not fit, a second clip of a name, and optional arrays other
         than the first clip had; nothing of the clip is written then.
         """
-        given = {"frames": frames, "masks": masks, "truth": truth, "effector": effector, "scenery": scenery}
+        given = {
+            "frames": frames,
+            "masks": masks,
+            "flow_steps": flow_steps,
+            "truth": truth,
+            "effector": effector,
+            "scenery": scenery,
+        }
         arrays = {name: np.ascontiguousarray(array) for name, array in given.items() if array is not None}
         if clip.name in self._names:
             raise ValueError(f"two clips are named {clip.name!r}")
@@ -359,7 +371,7 @@ def _kind(name: str, size: int) -> tuple[np.dtype[Any], tuple[int, ...]]:
         return np.dtype(np.uint8), (size, size, 3)
     if name in ("masks", "truth"):
         return np.dtype(np.uint8), (size, size)
-    return np.dtype(np.float32), (2,)
+    return np.dtype(np.float32), (NUM_MOMENTS if name == "flow_steps" else 2,)
 
 
 def _mapped(path: Path, name: str, total: int, size: int) -> npt.NDArray[Any]:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from training.ego_video.motion_moments import Moments, flow_steps
 from training.ego_video.pack import Clip, ClipPack, ClipPackWriter, Frames, Masks
 from training.ego_video.sources import FoundClip, PictureForm, ReadClip, UnusableClipError
 
@@ -26,7 +27,9 @@ def pack_clips(
 ) -> ClipPack:
     """The pack of all clips that can be used and last two gaps of a pair or more.
 
-    `masks` makes a clip's masks of its frames and rate. `report` is told of each clip that is skipped. Raises
+    `masks` makes a clip's masks of its frames and rate; one of which it makes none (ValueError, OpenCV's error) cannot
+    be used. With form.with_masks they are the clip's own channel, or what of them lies in it where `masks` is given
+    too: the hand alone, if that is what the channel shows. `report` is told of each clip that is skipped. Raises
     ValueError for two clips of one name, before the first is read, and when none can be used.
     """
     if not gap_s > 0:
@@ -40,6 +43,7 @@ def pack_clips(
             try:
                 read = clip.read(form)
                 _check_length(read, gap_s)
+                made, steps = _masked(read, form, masks) if masks is not None or form.with_masks else (None, None)
             except UnusableClipError as error:
                 writer.skip(clip.name, str(error))
                 report(f"skipped {clip.name}: {error}")
@@ -47,7 +51,7 @@ def pack_clips(
             stored = Clip(
                 name=clip.name, source=clip.source, rate_hz=read.rate_hz, instruction=read.instruction, body=clip.body
             )
-            writer.add(stored, read.frames, masks=None if masks is None else masks(read.frames, read.rate_hz))
+            writer.add(stored, read.frames, masks=made, flow_steps=steps)
         return writer.close()
     except BaseException:
         writer.discard()
@@ -79,5 +83,31 @@ def _check_length(clip: ReadClip, gap_s: float) -> None:
     duration_s = len(clip.frames) / clip.rate_hz
     if duration_s < 2 * gap_s:
         raise UnusableClipError(f"too short: {duration_s:.2f} s, two gaps of {gap_s:g} s are needed")
-    if gap_s * clip.rate_hz < 0.5:
+    gap = round(gap_s * clip.rate_hz)
+    if gap < 1:
         raise UnusableClipError(f"too slow: {clip.rate_hz:g} Hz has no two frames {gap_s:g} s apart")
+    if len(clip.frames) <= gap:
+        raise UnusableClipError(f"too short: {len(clip.frames)} frames, two that are {gap} apart are needed")
+
+
+def _masked(clip: ReadClip, form: PictureForm, masks: FlowMasks | None) -> tuple[Masks, Moments]:
+    if form.with_masks and clip.masks is None:
+        raise UnusableClipError("it has no mask channel")
+    try:
+        made = clip.masks if masks is None else masks(clip.frames, clip.rate_hz)
+        assert made is not None
+        if masks is not None and clip.masks is not None:
+            from training.ego_video.flow_masks import hand_part
+
+            made = hand_part(made, clip.masks)
+        return made, flow_steps(clip.frames, made)
+    except (ValueError, *_opencv_errors()) as error:
+        raise UnusableClipError(f"no masks can be made of it: {error}") from None
+
+
+def _opencv_errors() -> tuple[type[Exception], ...]:
+    try:
+        import cv2
+    except ImportError:  # then masks do not come from it
+        return ()
+    return (cv2.error,)

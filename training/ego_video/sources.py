@@ -8,7 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from training.ego_video.pack import Frames
+import numpy as np
+
+from training.ego_video.pack import Frames, Masks
+
+# Beside NAME.mp4: a video of as many frames, bright where something is in the mask.
+MASK_ENDING = ".mask.mp4"
 
 
 class UnusableClipError(ValueError):
@@ -17,19 +22,28 @@ class UnusableClipError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class ReadClip:
-    """Upright square frames uint8 [T, S, S, 3] at a constant rate. `instruction` is empty when there is none."""
+    """Upright square frames uint8 [T, S, S, 3] at a constant rate. `instruction` is empty when there is none.
+
+    `masks` are those of a channel that came with the video, uint8 [T, S, S], 255 where it is bright; None where it has
+    none or none was asked for.
+    """
 
     frames: Frames
     rate_hz: float
     instruction: str = ""
+    masks: Masks | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class PictureForm:
-    """How frames are wanted: squares of `image_size` pixels, at the highest rate that is not above `max_rate_hz`."""
+    """How frames are wanted: squares of `image_size` pixels, at the highest rate that is not above `max_rate_hz`.
+
+    `with_masks` reads the mask channel as well, of a clip that has one.
+    """
 
     image_size: int
     max_rate_hz: float | None = None
+    with_masks: bool = False
 
     def __post_init__(self) -> None:
         if self.image_size < 1:
@@ -46,6 +60,11 @@ class FoundClip:
     source: str
     body: str
     read: Callable[[PictureForm], ReadClip]
+
+
+def masks_of(pictures: Frames) -> Masks:
+    """A channel that was stored as pictures [T, S, S, 3]: what is brighter than half is in the mask."""
+    return np.where(pictures.max(-1) >= 128, np.uint8(255), np.uint8(0))
 
 
 def refused(name: str, source: str, reason: str) -> FoundClip:

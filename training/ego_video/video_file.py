@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from av.error import FFmpegError
 from av.video.stream import VideoStream
 
 from training.ego_video.pack import Frames
-from training.ego_video.sources import PictureForm, ReadClip, UnusableClipError
+from training.ego_video.sources import MASK_ENDING, PictureForm, ReadClip, UnusableClipError, masks_of
 
 # Of the time between two frames: more than that is another rate, less is a clock that rounds.
 _MAX_IRREGULARITY = 0.05
@@ -36,6 +37,26 @@ def read_video(path: Path, form: PictureForm) -> ReadClip:
     except FFmpegError as error:
         raise UnusableClipError(f"does not decode: {error.strerror}") from None
     return ReadClip(frames=np.stack(frames), rate_hz=rate_hz / kept.step)
+
+
+def read_with_masks(path: Path, form: PictureForm) -> ReadClip:
+    """As read_video; where masks are wanted and NAME.mask.mp4 lies beside NAME.mp4, with those of it.
+
+    Raises UnusableClipError too when that has other frames.
+    """
+    clip, beside = read_video(path, form), path.with_name(path.stem + MASK_ENDING)
+    if not (form.with_masks and beside.is_file()):
+        return clip
+    try:
+        masks = read_video(beside, form)
+    except UnusableClipError as error:
+        raise UnusableClipError(f"{beside.name} beside it: {error}") from None
+    if len(masks.frames) != len(clip.frames) or abs(masks.rate_hz / clip.rate_hz - 1) > _MAX_IRREGULARITY:
+        raise UnusableClipError(
+            f"{beside.name} beside it has {len(masks.frames)} frames at {masks.rate_hz:g} Hz, it has "
+            f"{len(clip.frames)} at {clip.rate_hz:g} Hz"
+        )
+    return replace(clip, masks=masks_of(masks.frames))
 
 
 def regular_rate_hz(times_s: npt.NDArray[np.float64], tick_s: float = 0.0) -> float:

@@ -25,6 +25,9 @@ def add_latent_actions_verb(verbs: Any) -> None:
     verb.add_argument("--run", type=Path, default=Path("build/latent-actions"), help="default: %(default)s")
     verb.add_argument("--settings", type=Path, metavar="FILE", help='JSON: {"eyes": {...}, "latent_actions": {...}}')
     verb.add_argument("--eyes", type=Path, metavar="DIR", help="read these, trained here or a vision model's directory")
+    verb.add_argument(
+        "--eyes-image-size", type=int, metavar="PIXELS", help="that a model of --eyes reads (default: its own)"
+    )
     verb.add_argument("--masks", choices=["none", "flow", "truth"], help="default: the settings', or flow")
     verb.add_argument("--codes", type=int, metavar="N", help="of each codebook, 0 for continuous latents")
     verb.add_argument("--gap-s", type=float, metavar="SECONDS", help="between the two frames of a pair")
@@ -41,10 +44,12 @@ def perform(options: argparse.Namespace) -> int:
     from training.latent_actions.probes import format_figures, probe
     from training.latent_actions.train import EYES, LATENT_ACTIONS, read_eyes, train_eyes, train_latent_actions
 
+    if options.eyes_image_size is not None and not options.eyes:
+        raise ValueError("--eyes-image-size is of a model of --eyes; eyes that are trained have eyes.visual.image_size")
     eyes_settings, settings = _settings(options)
     packs = [ClipPack.open(path) for path in options.clips]
     if options.eyes:
-        eyes = read_eyes(options.eyes).to(options.device)
+        eyes = read_eyes(options.eyes, options.eyes_image_size).to(options.device)
     else:
         eyes = train_eyes(packs, eyes_settings, options.run / EYES, seed=options.seed, device=options.device)
     model = train_latent_actions(

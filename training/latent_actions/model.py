@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from policy.prior import normalize_latent
 from policy.trunk import Trunk
 from policy.visual_features import FrozenEyes, grid_position, small_trunk
+from training.latent_actions.moments import NUM_MOTIONS
 from training.latent_actions.quantizer import Codebook
 from training.latent_actions.settings import LatentActionSettings
 
@@ -29,6 +30,14 @@ class Latents:
 
     action: Float[Tensor, "batch num_tokens latent_dim"]
     background: Float[Tensor, "batch num_tokens latent_dim"]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """All that the encoder returns of two frames."""
+
+    latents: Latents
+    patches: Float[Tensor, "batch patches width"]
 
 
 class LatentActionModel(nn.Module):
@@ -59,8 +68,11 @@ class LatentActionModel(nn.Module):
         self.features_out = nn.Linear(width, eyes.width)
         nn.init.zeros_(self.features_out.weight)
         nn.init.zeros_(self.features_out.bias)
-        # Read in training alone, and there without any frame: what it needs must be in the codes.
-        self.motion_out = nn.Linear(num_tokens * settings.latent_dim, patches)
+        # Both are read in training alone. The first sees no frame: what it needs must be in the codes. The second says
+        # of each patch how much of it moves in the first and in the last frame.
+        num_motions = NUM_MOTIONS if settings.motion_target == "moments" else patches
+        self.motion_out = nn.Linear(num_tokens * settings.latent_dim, num_motions)
+        self.masks_out = nn.Linear(width, 2) if settings.mask_weight else None
         self.register_buffer("feature_mean", torch.zeros(patches, eyes.width))
         self.register_buffer("feature_scale", torch.ones(()))
         self.register_buffer("position", grid_position(round(patches**0.5), width), persistent=False)
@@ -79,13 +91,20 @@ class LatentActionModel(nn.Module):
         self, first: Float[Tensor, "batch patches features"], last: Float[Tensor, "batch patches features"]
     ) -> Latents:
         """From two frames as `see` gives them."""
+        return self.encode_all(first, last).latents
+
+    def encode_all(
+        self, first: Float[Tensor, "batch patches features"], last: Float[Tensor, "batch patches features"]
+    ) -> Encoded:
+        """The latents, and what was made of each patch on the way to them."""
         num_tokens = self.settings.num_tokens
         queries = torch.cat([self.action_query, self.background_query]).expand(len(first), -1, -1)
         seen = self.features_in(torch.cat([first, last], -1)) + self.position
-        h = self.encoder(torch.cat([seen, queries.to(seen.dtype)], 1))[:, -2 * num_tokens :]
+        read = self.encoder(torch.cat([seen, queries.to(seen.dtype)], 1))
+        patches, h = read[:, : -2 * num_tokens], read[:, -2 * num_tokens :]
         # On one sphere: without a bound latents outgrow codes that follow them by gradient.
         action, background = self.action_latent(h[:, :num_tokens]), self.background_latent(h[:, num_tokens:])
-        return Latents(normalize_latent(action), normalize_latent(background))
+        return Encoded(Latents(normalize_latent(action), normalize_latent(background)), patches)
 
     def decode(
         self,

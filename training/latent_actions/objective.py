@@ -1,10 +1,11 @@
 """What latent actions are trained to do: one decoder three times, each path answering for its part of the picture.
 
 Paper B's masked losses (arXiv 2606.18955) as its released code computes them: the action path's error where things move
-by their own, the background path's elsewhere, the full path's everywhere, weight 1 each. Two things are added, for
+by their own, the background path's elsewhere, the full path's everywhere, weight 1 each. Three things are added, for
 judged on the foreground alone the action path may show a hand everywhere, and then no code needs to say where the hand
 went. It may be held to the first frame's patches outside the foreground, which no motion of the camera has to be known
-for; and a linear map of the action codes alone may have to say where the foreground came and went.
+for; a linear map of the action codes alone may have to say how far what moves got; and the encoder may have to know
+both frames' masks patch by patch, for the other losses alone teach it late where things are that move.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ def latent_action_losses(
     first: Float[Tensor, "batch patches features"],
     last: Float[Tensor, "batch patches features"],
     foreground: Bool[Tensor, "batch patches"] | None,
-    motion: Float[Tensor, "batch patches"] | None = None,
+    motion: Float[Tensor, "batch motions"] | None = None,
+    coverage: Float[Tensor, "batch patches 2"] | None = None,
     *,
     read: tuple[Tensor, Tensor] | None = None,
     quantize: bool = True,
@@ -33,13 +35,15 @@ def latent_action_losses(
 ) -> Mapping[str, Float[Tensor, ""]]:
     """Of two frames as the model sees them. `foreground` None: both paths answer for all patches.
 
-    `motion` is what `motion_map` says of the masks; its error is a fraction of what saying nothing costs.
+    `motion` is what the model's motion_target names, NaN where that is not known, and `coverage` how much of each patch
+    moves in the first and in the last frame; their errors are fractions of what saying nothing, and the mean, costs.
     With `read` the codes come from this view of the two frames and must explain the other, first and last: what holds
     in both views is how things moved, and where they are is not.
     With `quantize` False latents stay as they are, as in a model without codebooks. With a generator dead codes of both
     codebooks revive.
     """
-    latents = model.encode(*(read or (first, last)))
+    encoded = model.encode_all(*(read or (first, last)))
+    latents = encoded.latents
     metrics: dict[str, Tensor] = {}
     action, background = latents.action, latents.background
     quantizing = first.new_zeros(())
@@ -69,8 +73,14 @@ def latent_action_losses(
         # Divided by the foreground's count: a patch that shows what is not there weighs as much as one that lacks it.
         errors["elsewhere"] = (moved - first).square().mean(-1)[staying].sum() / moving.sum().clamp(min=1)
     if motion is not None and model.settings.motion_weight:
-        missed = model.motion_out(action.flatten(1)) - motion
+        known = motion.isfinite()
+        motion = motion.where(known, 0)
+        missed = (model.motion_out(action.flatten(1)) - motion) * known
         errors["motion"] = model.settings.motion_weight * missed.square().sum() / motion.square().sum().clamp(min=1)
+    if coverage is not None and model.masks_out is not None:
+        missed = model.masks_out(encoded.patches) - coverage
+        varied = (coverage - coverage.mean()).square().sum().clamp(min=1)
+        errors["masks"] = model.settings.mask_weight * missed.square().sum() / varied
     return {"loss": sum(errors.values(), quantizing), **errors, "quantization": quantizing, **metrics}
 
 
@@ -102,11 +112,16 @@ def motion_map(
     first_mask: Float[Tensor, "batch size size"], last_mask: Float[Tensor, "batch size size"], side: int
 ) -> Float[Tensor, "batch patches"]:
     """How much more of each patch is foreground in the last frame than in the first, from -1 to 1."""
-    return F.adaptive_avg_pool2d((last_mask - first_mask)[:, None], side).flatten(1)
+    return covered(last_mask - first_mask, side)
+
+
+def covered(mask: Float[Tensor, "batch size size"], side: int) -> Float[Tensor, "batch patches"]:
+    """How much of each patch, `side` of them in a row, is in a mask in [0, 1]."""
+    return F.adaptive_avg_pool2d(mask[:, None], side).flatten(1)
 
 
 def foreground_patches(
     mask: Float[Tensor, "batch size size"], side: int, above: float
 ) -> Bool[Tensor, "batch patches"]:
     """Patches of which more than `above` moves; `mask` is in [0, 1], `side` the patches of a row."""
-    return F.adaptive_avg_pool2d(mask[:, None], side).flatten(1) > above
+    return covered(mask, side) > above

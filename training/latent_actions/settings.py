@@ -17,6 +17,8 @@ Masks = Literal["none", "flow", "truth"]
 MaskedFrames = Literal["last", "both"]
 # What the action path must show outside the foreground: whatever it likes, as in paper B, or the first frame's patch.
 Elsewhere = Literal["anything", "first"]
+# What a linear map of the action codes must give: a few moments of how masks and flow moved, or masks' change by patch.
+MotionTarget = Literal["moments", "map"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +56,10 @@ class LatentActionSettings:
     """Of train_latent_actions. `num_codes` 0 leaves the latents continuous. Paper B's code has 16 codes and 4 tokens.
 
     With `view_shift` codes are read from a pair as it is and must explain it shifted by up to so many pixels each way.
-    `motion_weight` is of the motion map that action codes alone must give (objective.py); paper B has none, 0.
+    `motion_weight` is of the motion that action codes alone must give, `mask_weight` of both frames' masks that the
+    encoder must know patch by patch (objective.py); paper B has neither, 0.
+    In the first `continuous_part` of training latents are not quantised, so that codes start where latents say
+    something; paper B quantises from the first step, 0.
     With `vary` a pair is mirrored or not and takes other colours each time that it is drawn.
     A patch is foreground where more of it than `foreground_above` moves: 0.47 is paper B's code's.
     """
@@ -67,16 +72,19 @@ class LatentActionSettings:
     foreground_above: float = 0.47
     view_shift: int = 0
     motion_weight: float = 2.0
+    motion_target: MotionTarget = "moments"
+    mask_weight: float = 1.0
+    continuous_part: float = 0.4
     vary: bool = True
     num_codes: int = 16
     num_tokens: int = 4
-    latent_dim: int = 8
+    latent_dim: int = 2
     width: int = 64
     encoder_layers: int = 2
     decoder_layers: int = 2
     beta: float = 0.25
     batch_size: int = 32
-    schedule: Schedule = field(default_factory=lambda: _schedule(3000, 2e-3))
+    schedule: Schedule = field(default_factory=lambda: _schedule(1500, 2e-3))
 
     def __post_init__(self) -> None:
         if self.masks not in ("none", "flow", "truth"):
@@ -87,8 +95,13 @@ class LatentActionSettings:
             raise ValueError(f"latent_actions.elsewhere is {self.elsewhere!r}, expected 'anything' or 'first'")
         if self.num_codes < 0 or self.num_codes == 1:
             raise ValueError(f"latent_actions.num_codes is {self.num_codes}, expected at least 2, or 0 for continuous")
-        if self.motion_weight < 0:
-            raise ValueError(f"latent_actions.motion_weight is {self.motion_weight}, expected 0 or more")
+        if self.motion_target not in ("moments", "map"):
+            raise ValueError(f"latent_actions.motion_target is {self.motion_target!r}, expected 'moments' or 'map'")
+        for name in ("motion_weight", "mask_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"latent_actions.{name} is {getattr(self, name)}, expected 0 or more")
+        if not 0 <= self.continuous_part < 1:
+            raise ValueError(f"latent_actions.continuous_part is {self.continuous_part}, expected 0 to below 1")
         if self.view_shift < 0:
             raise ValueError(f"latent_actions.view_shift is {self.view_shift}, expected 0 or more pixels")
         if not 0 <= self.foreground_above < 1:

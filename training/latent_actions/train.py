@@ -31,15 +31,16 @@ from training.ego_video.pack import ClipPack, FramePairs, PairBatch
 from training.json_file import write_json
 from training.latent_actions.eyes import MaskedAutoencoder
 from training.latent_actions.model import LatentActionModel
-from training.latent_actions.objective import foreground_patches, latent_action_losses, motion_map
+from training.latent_actions.moments import PairMotions, mirrored_motions, motion_scale
+from training.latent_actions.objective import covered, foreground_patches, latent_action_losses, motion_map
 from training.latent_actions.settings import EyesSettings, LatentActionSettings
 from training.latent_actions.variation import Variation, shifted
 from training.loop import run, step_seed
 
 EYES, LATENT_ACTIONS = "eyes", "latent_actions"
-# Parts of training: latents first find something to say, so that codes start where latents are; codes revive until the
-# last fifth, in which they settle, and so do their averages.
-_CONTINUOUS, _REVIVING = 0.1, 0.8
+_REVIVING = 0.8  # of training: in the rest codes settle, and so do their averages
+# What a file of settings meant that was written before these could be set.
+_BEFORE = {"motion_target": "map", "mask_weight": 0.0, "continuous_part": 0.1}
 _MEASURED_FRAMES = 1024
 _CODEBOOK_RATE = 5.0  # times the learning rate: codes keep up with the latents that they stand for
 
@@ -51,7 +52,8 @@ class _Rows:
     shown_first: Tensor  # the same pairs in the view that codes must explain; the same tensors where there is one view
     shown_last: Tensor
     foreground: Tensor | None  # bool [batch, patches], of that view
-    motion: Tensor | None  # [batch, patches], of the pairs as they are
+    motion: Tensor | None  # [batch, what codes must say], of the pairs as they are
+    coverage: Tensor | None  # [batch, patches, 2], of the pairs as they are
 
 
 def train_eyes(
@@ -113,22 +115,23 @@ def train_latent_actions(
         torch.manual_seed(seed)
         model = LatentActionModel(settings, eyes).to(device)
     pairs = [FramePairs(masked(pack, settings), settings.gap_s, settings.max_gap_s) for pack in packs]
+    motions = [PairMotions(each.pack) for each in pairs] if _needs_moments(settings) else []
+    scale = motion_scale(motions, pairs) if motions else None
     ends = np.cumsum([len(each) for each in pairs])
     side = round(eyes.num_tokens**0.5)
     frames = _Frames(packs)
     with torch.no_grad():
         some = frames.batch(_drawn(seed + 2, 0, frames.total, _MEASURED_FRAMES))
         model.measure(torch.cat([eyes(part.to(device)) for part in some.split(settings.batch_size)]))
-    first_quantized, last_revival = (part * settings.schedule.num_steps for part in (_CONTINUOUS, _REVIVING))
+    first_quantized, last_revival = (
+        part * settings.schedule.num_steps for part in (settings.continuous_part, _REVIVING)
+    )
 
     def batch(step: int) -> _Rows:
         index = _drawn(seed + 1, step, int(ends[-1]), settings.batch_size)
         source = np.searchsorted(ends, index, side="right")
-        parts = [
-            each.batch(index[source == number] - (ends[number] - len(each)))
-            for number, each in enumerate(pairs)
-            if (source == number).any()
-        ]
+        drawn = [number for number in range(len(pairs)) if (source == number).any()]
+        parts = [pairs[number].batch(index[source == number] - (ends[number] - len(pairs[number]))) for number in drawn]
         first, last = (torch.from_numpy(np.concatenate([getattr(part, name) for part in parts]))
                        for name in ("first", "last"))  # fmt: skip
         shifts = _shifts(seed + 3, step, settings)
@@ -137,7 +140,7 @@ def train_latent_actions(
             generator = torch.Generator().manual_seed(step_seed(seed + 4, step))
             variation = Variation.draw(settings.batch_size, generator)
             first, last = variation.of_frames(first), variation.of_frames(last)
-        foreground = motion = None
+        foreground = motion = coverage = None
         if settings.masks != "none":
             first_mask, last_mask = (
                 torch.from_numpy(np.concatenate([_mask(part, name) for part in parts]))
@@ -147,7 +150,15 @@ def train_latent_actions(
                 first_mask, last_mask = variation.of_masks(first_mask), variation.of_masks(last_mask)
             moving = last_mask if settings.masked_frames == "last" else torch.maximum(first_mask, last_mask)
             foreground = foreground_patches(shifted(moving, shifts), side, settings.foreground_above).to(device)
-            motion = motion_map(first_mask, last_mask, side).to(device)
+            coverage = torch.stack([covered(mask, side) for mask in (first_mask, last_mask)], -1).to(device)
+            if scale is None:
+                motion = motion_map(first_mask, last_mask, side).to(device)
+            else:
+                of_each = [motions[number].between(part.frame) for number, part in zip(drawn, parts, strict=True)]
+                motion = torch.from_numpy(np.concatenate(of_each) / scale)
+                if variation is not None:
+                    motion = mirrored_motions(motion, variation.mirrored)
+                motion = motion.to(device)
         return _Rows(
             first.to(device),
             last.to(device),
@@ -155,6 +166,7 @@ def train_latent_actions(
             shifted(last, shifts).to(device),
             foreground,
             motion,
+            coverage,
         )
 
     def loss(step: int, rows: _Rows, generator: torch.Generator) -> Mapping[str, Tensor]:
@@ -164,6 +176,7 @@ def train_latent_actions(
             model.see(rows.shown_last),
             rows.foreground,
             rows.motion,
+            rows.coverage,
             read=(model.see(rows.first), model.see(rows.last)) if settings.view_shift else None,
             quantize=step >= first_quantized,
             revive_with=generator if step < last_revival else None,
@@ -206,24 +219,31 @@ def masked(pack: ClipPack, settings: LatentActionSettings) -> ClipPack:
     return replace(pack, masks=masks)
 
 
+def _needs_moments(settings: LatentActionSettings) -> bool:
+    return settings.masks != "none" and settings.motion_weight > 0 and settings.motion_target == "moments"
+
+
 def save_eyes(eyes: FrozenEyes, directory: Path) -> None:
     _write_weights(directory / f"{EYES}.safetensors", eyes.model.state_dict())
     write_json(directory / f"{EYES}.json", eyes.settings.to_json())
 
 
-def read_eyes(directory: Path | str) -> FrozenEyes:
+def read_eyes(directory: Path | str, image_size: int | None = None) -> FrozenEyes:
     """Eyes that were trained here, or a vision model that Hugging Face's save_pretrained wrote.
 
-    Raises OSError for what is missing, ValueError for what is not supported.
+    `image_size` in pixels is of the pictures that such a model reads, its own by default: fewer cost less. Raises
+    OSError for what is missing, ValueError for what is not supported and another size of eyes that were trained here.
     """
     directory = Path(directory)
     path = directory / f"{EYES}.json"
     with torch.random.fork_rng(devices=[]):
         if not path.is_file():
-            eyes = build_eyes(read_visual_directory(directory))
+            eyes = build_eyes(read_visual_directory(directory, image_size))
             load_pretrained(eyes, directory)
             return eyes
         eyes = build_eyes(VisualSettings.from_json(json.loads(path.read_text())))
+    if image_size not in (None, eyes.settings.image_size):
+        raise ValueError(f"{directory} was trained on pictures of {eyes.settings.image_size} pixels, not {image_size}")
     eyes.model.load_state_dict(load_file(directory / f"{EYES}.safetensors"))
     return eyes
 
@@ -249,7 +269,7 @@ def read_latent_actions(directory: Path | str) -> LatentActionModel:
     path = directory / f"{LATENT_ACTIONS}.json"
     if not path.is_file():
         raise OSError(f"{directory} holds no {path.name}; train it first: python -m training latent-actions")
-    settings = LatentActionSettings.from_json(json.loads(path.read_text()), str(path))
+    settings = LatentActionSettings.from_json(_BEFORE | json.loads(path.read_text()), str(path))
     eyes = read_eyes(directory / EYES)
     with torch.random.fork_rng(devices=[]):
         model = LatentActionModel(settings, eyes)

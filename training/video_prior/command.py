@@ -33,6 +33,8 @@ def add_video_prior_verb(verbs: Any) -> None:
     verb.add_argument("--run", type=Path, metavar="DIR", help="the run's directory (default: build/runs/RECIPE)")
     verb.add_argument("--shared", type=Path, metavar="DIR", help="of parts that runs share (default: parts in --run)")
     verb.add_argument("--clips", nargs="+", metavar="DIR", help="clip packs in place of the recipe's")
+    verb.add_argument("--eyes", metavar="DIR", help="a vision model's directory in place of eyes that are trained here")
+    verb.add_argument("--eyes-image-size", type=int, metavar="PIXELS", help="that it reads (default: its own)")
     verb.add_argument("--seed", type=int, help="of pretraining and adaptation (default: the recipe's)")
     verb.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     verb.add_argument("--threads", type=int, default=2, help="torch threads (default: 2)")
@@ -55,6 +57,10 @@ def _perform(options: argparse.Namespace) -> int:
 def _as_asked(recipe: VideoPriorRecipe, options: argparse.Namespace) -> VideoPriorRecipe:
     if options.clips:
         recipe = replace(recipe, clips=tuple(options.clips))
+    if options.eyes:
+        recipe = replace(recipe, eyes_directory=options.eyes)
+    if options.eyes_image_size is not None:
+        recipe = replace(recipe, eyes_image_size=options.eyes_image_size)
     if options.seed is not None:
         recipe = replace(recipe, base=replace(recipe.base, seed=options.seed))
     return recipe

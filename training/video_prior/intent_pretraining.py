@@ -28,6 +28,7 @@ from training.ego_video.pack import ClipPack
 from training.latent_actions.label import UNLABELLED, Codes
 from training.loop import run, step_seed
 from training.objective import to_device
+from training.recipe import BackboneRecipe
 from training.video_prior.objective import code_losses
 from training.video_prior.recipe import PretrainingRecipe
 
@@ -174,10 +175,16 @@ def pretrain_intent(
         device=device,
         autocast=corpus.recipe.autocast,
         until=until,
-        rate_scales={"intent.backbone.vlm.": backbone.rate_scale} if backbone else {},
+        rate_scales={"intent.backbone.vlm.": _full_rate_scale(backbone)} if backbone else {},
     )
     averaged.copy_to(trained)
     return trained
+
+
+def _full_rate_scale(backbone: BackboneRecipe) -> float:
+    """Here the whole model learns, as in the paper, also where LoRA adapts it: LoRA's rate is none for it."""
+    own = backbone if backbone.tuning == "full" else replace(backbone, tuning="full", learning_rate_scale=None)
+    return own.rate_scale
 
 
 def _blind(config: ModelConfig) -> ModelConfig:

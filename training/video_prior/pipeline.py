@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from policy.checkpoint import verify_files
 from policy.config import IntentSettings
 from policy.models import Model
 from policy.prior import ActionPrior
@@ -29,7 +30,7 @@ from training.loop import seconds_spent
 from training.stage1 import train_stage1
 from training.video_prior.adaptation import Beginnings, adapt
 from training.video_prior.intent_pretraining import NEUTRAL, LabelledClips, pretrain_intent, pretraining_identity
-from training.video_prior.recipe import VideoPriorRecipe, VideoPriorRun
+from training.video_prior.recipe import VideoPriorRecipe, VideoPriorRun, check_made_of
 
 METHOD = "motion-focused latent actions (arXiv 2606.18955)"
 
@@ -50,25 +51,32 @@ class VideoPrior:
         return [ClipPack.open(directory) for directory in self.recipe.clips]
 
     @cached_property
+    def pictures(self) -> Sequence[ClipPack]:
+        """What eyes learn from: the clips, and those that only they do."""
+        return [*self.clips, *(ClipPack.open(directory) for directory in self.recipe.still_clips)]
+
+    @cached_property
     def eyes_directory(self) -> Path:
         if self.recipe.eyes_directory:
             return Path(self.recipe.eyes_directory)
         seed = self.recipe.video_seed
-        return self.run.part("eyes", {"eyes": self.recipe.eyes.to_json(), "clips": self._digests, "seed": seed})
+        return self.run.part(
+            "eyes", {"eyes": self.recipe.eyes.to_json(), "clips": _digests(self.pictures), "seed": seed}
+        )
 
     @cached_property
     def eyes(self) -> FrozenEyes:
         if self.recipe.eyes_directory:
-            return read_eyes(self.eyes_directory)
+            return read_eyes(self.eyes_directory, self.recipe.eyes_image_size)
         seed = self.recipe.video_seed
-        return train_eyes(self.clips, self.recipe.eyes, self.eyes_directory, seed=seed, device=self.device)
+        return train_eyes(self.pictures, self.recipe.eyes, self.eyes_directory, seed=seed, device=self.device)
 
     @cached_property
     def latent_actions_directory(self) -> Path:
         made_of = {
             "latent_actions": self.recipe.latent_actions.to_json(),
             "eyes": eyes_digest(self.eyes),
-            "clips": self._digests,
+            "clips": _digests(self.clips),
             "seed": self.recipe.video_seed,
         }
         return self.run.part("latent-actions", made_of)
@@ -187,10 +195,17 @@ class VideoPrior:
         )
 
     def export(self) -> Path:
-        """The checkpoint, and one for every snapshot of the recipe, those that are not there yet."""
+        """The checkpoint, and one for every snapshot of the recipe, those that are not there yet.
+
+        Raises ValueError, before anything is trained, when one is there that was made of something else.
+        """
         stage2, robots = self.recipe.base.stage2, self.run.robots
-        for step in (*stage2.snapshots, stage2.schedule.num_steps):
-            directory = robots.checkpoint if step == stage2.schedule.num_steps else robots.snapshot(step)
+        steps = (*stage2.snapshots, stage2.schedule.num_steps)
+        places = {step: robots.snapshot(step) for step in steps} | {stage2.schedule.num_steps: robots.checkpoint}
+        for directory in places.values():
+            if directory.exists():
+                check_made_of(verify_files(directory), self.recipe, _digests(self.pictures), directory)
+        for step, directory in places.items():
             if not directory.exists():
                 directory.parent.mkdir(parents=True, exist_ok=True)
                 vla, made_by = self.adapted(step), self._made_by
@@ -200,38 +215,26 @@ class VideoPrior:
         return robots.checkpoint
 
     @property
-    def _digests(self) -> list[str]:
-        return [pack.digest for pack in self.clips]
-
-    @property
     def _codes_made_by(self) -> dict[str, Any]:
         return {"latent_actions": model_digest(self.latent_actions), "gap_s": self.recipe.latent_actions.gap_s}
 
     @cached_property
     def _without_intent(self) -> Corpus:
         """What stage 1 knows: the same as in paper A's runs on this data and these words."""
-        words = {clip.instruction or NEUTRAL for pack in self.clips for clip in pack.clips}
+        words = {clip.instruction or NEUTRAL for pack in self.pictures for clip in pack.clips}
         return open_corpus(self.recipe.base, self.run.robots, sorted(words))
 
     @property
     def _made_by(self) -> dict[str, Any]:
         """The manifest's part that is not paper A's."""
         recipe = self.recipe
-        clips = [
-            {
-                "digest": pack.digest,
-                "num_clips": len(pack.clips),
-                "num_frames": pack.num_frames,
-                "bodies": sorted({clip.body for clip in pack.clips}),
-            }
-            for pack in self.clips
-        ]
         return {
             "method": METHOD,
             "variant": recipe.variant,
             "recipe": recipe.to_json(),
             "video": {
-                "clips": clips,
+                "clips": [_described(pack) for pack in self.clips],
+                "still_clips": [_described(pack) for pack in self.pictures[len(self.clips) :]],
                 "eyes_sha256": eyes_digest(self.eyes) if recipe.needs_eyes else None,
                 "latent_actions_sha256": model_digest(self.latent_actions) if recipe.needs_codes else None,
             },
@@ -260,3 +263,16 @@ class VideoPrior:
             "seed": recipe.base.seed,
             "threads": torch.get_num_threads(),
         }
+
+
+def _digests(packs: Sequence[ClipPack]) -> list[str]:
+    return [pack.digest for pack in packs]
+
+
+def _described(pack: ClipPack) -> dict[str, Any]:
+    return {
+        "digest": pack.digest,
+        "num_clips": len(pack.clips),
+        "num_frames": pack.num_frames,
+        "bodies": sorted({clip.body for clip in pack.clips}),
+    }

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -70,17 +71,21 @@ class VideoPriorRecipe:
     """`base` is the robots' side: data, size, seed, backbone; its stage 2 says how adaptation runs.
 
     A stage 1 in `base` starts the decoder and the encoder of history from paper A's prior. `clips` are directories of
-    clip packs. `eyes_directory` is a vision model as Hugging Face saves it, in place of training `eyes`. `video_seed`
-    is of eyes and codes, which runs of different seeds share. With `joint` the model is paper A's, and what is learned
-    from clips is its motion latent: pretraining, intent and adaptation then stay out of the recipe.
+    clip packs; of `still_clips` the eyes alone learn, picture by picture, and no code does. `eyes_directory` is a
+    vision model as Hugging Face saves it, in place of training `eyes`; it reads pictures of `eyes_image_size` pixels,
+    null is its own. `video_seed` is of eyes and codes, which runs of different seeds share. With `joint` the model is
+    paper A's, and what is learned from clips is its motion latent: pretraining, intent and adaptation then stay out of
+    the recipe.
     """
 
     name: str
     variant: str = "video-prior"
     clips: tuple[str, ...]
+    still_clips: tuple[str, ...] = ()
     video_seed: int = 0
     eyes: EyesSettings = field(default_factory=EyesSettings)
     eyes_directory: str = ""
+    eyes_image_size: int | None = None
     latent_actions: LatentActionSettings = field(default_factory=LatentActionSettings)
     intent: IntentRecipe = IntentRecipe()
     pretraining: PretrainingRecipe = PretrainingRecipe(schedule=Schedule(num_steps=0))
@@ -91,6 +96,11 @@ class VideoPriorRecipe:
     def __post_init__(self) -> None:
         if not self.clips:
             raise ValueError("clips are empty, expected the directories of one or more clip packs")
+        if self.eyes_image_size is not None and not (self.eyes_directory and self.eyes_image_size >= 1):
+            raise ValueError(
+                f"eyes_image_size is {self.eyes_image_size}, expected pixels and an eyes_directory; eyes that are "
+                "trained here have eyes.visual.image_size"
+            )
         if self.joint is not None:
             _check_joint(self)
             return
@@ -123,8 +133,9 @@ class VideoPriorRecipe:
         if not isinstance(values, Mapping):
             raise ValueError(f"recipe is {type(values).__name__}, expected an object")
         parts = dict(values)
-        if isinstance(parts.get("clips"), list):
-            parts["clips"] = tuple(parts["clips"])
+        for name in ("clips", "still_clips"):
+            if isinstance(parts.get(name), list):
+                parts[name] = tuple(parts[name])
         if "eyes" in parts:
             parts["eyes"] = EyesSettings.from_json(parts["eyes"])
         if "latent_actions" in parts:
@@ -170,12 +181,49 @@ class VideoPriorRun:
         path, values = self.robots.recipe, recipe.base.to_json()
         if not path.is_file():
             write_json(path, values)
-        elif json.loads(path.read_text()) != values:
-            raise ValueError(f"{path} is the recipe of another run; choose another directory for this one")
+        elif different := differences(json.loads(path.read_text()), values):
+            raise ValueError(
+                f"{path} is the recipe of another run: {', '.join(different)} differ; choose another directory for "
+                "this one"
+            )
 
     @property
     def adaptation(self) -> Path:
         return self.robots.root / "adaptation"
+
+
+def check_made_of(manifest: Mapping[str, Any], recipe: VideoPriorRecipe, clips: Sequence[str], where: Path) -> None:
+    """Raises ValueError that names what differs when a checkpoint's manifest is not of this recipe on these clips.
+
+    `clips` are digests of all packs: where they lie does not matter. Snapshots do: a step that is past cannot be had
+    again.
+    """
+    kept = dict(manifest.get("recipe") or {})
+    with suppress(ValueError):  # one of another kind, or of what is no longer known, stays as it is and differs
+        kept = VideoPriorRecipe.from_json(kept).to_json()  # what it did not know has its default
+    paths = ("clips", "still_clips")
+    different = [name for name in differences(kept, recipe.to_json()) if name not in paths]
+    video = manifest.get("video", {})
+    if [pack["digest"] for name in paths for pack in video.get(name, ())] != list(clips):
+        different.insert(0, "clips")
+    if different:
+        raise ValueError(
+            f"{where} is of another recipe: {', '.join(different)} differ; choose another directory for this one or "
+            "delete it"
+        )
+
+
+def differences(kept: Any, asked: Any, where: str = "") -> list[str]:
+    """The dotted names of what is not the same in two objects of JSON; a key that one of them lacks is among them."""
+    if not (isinstance(kept, Mapping) and isinstance(asked, Mapping)):
+        return [] if kept == asked else [where or "all"]
+    names = list(dict.fromkeys((*kept, *asked)))
+    missing = object()
+    return [
+        found
+        for name in names
+        for found in differences(kept.get(name, missing), asked.get(name, missing), f"{where}.{name}".lstrip("."))
+    ]
 
 
 def _check_joint(recipe: VideoPriorRecipe) -> None:

@@ -17,6 +17,7 @@ def arrays(num_frames: int, seed: int = 0) -> dict[str, np.ndarray]:
     return {
         "frames": rng.integers(0, 256, (num_frames, SIZE, SIZE, 3), np.uint8),
         "masks": rng.integers(0, 256, (num_frames, SIZE, SIZE), np.uint8),
+        "flow_steps": rng.normal(size=(num_frames, 4)).astype(np.float32),
         "truth": rng.integers(0, 256, (num_frames, SIZE, SIZE), np.uint8),
         "effector": rng.normal(size=(num_frames, 2)).astype(np.float32),
         "scenery": rng.normal(size=(num_frames, 2)).astype(np.float32),
@@ -60,7 +61,7 @@ def test_arrays_that_no_clip_has_are_absent(tmp_path: Path) -> None:
     with ClipPackWriter(tmp_path / "pack", SIZE) as writer:
         writer.add(clip(), arrays(4)["frames"])
     pack = ClipPack.open(tmp_path / "pack")
-    assert (pack.masks, pack.truth, pack.effector, pack.scenery) == (None, None, None, None)
+    assert (pack.masks, pack.flow_steps, pack.truth, pack.effector, pack.scenery) == (None,) * 5
     manifest = json.loads((tmp_path / "pack" / MANIFEST).read_text())
     assert (manifest["has_masks"], manifest["has_truth"], sorted(manifest["sha256"])) == (False, False, ["frames.npy"])
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from training.__main__ import main
+from training.data.lerobot import LeRobotWriter
 from training.ego_video.mp4_folder import mp4_folder_clips
 from training.ego_video.pack import ClipPack, FramePairs
 from training.ego_video.packing import format_pack, pack_clips
@@ -123,6 +125,87 @@ def test_masks_are_made_of_a_clips_kept_frames_and_rate(tmp_path: Path) -> None:
     assert asked == [((20, 32, 32, 3), 10), ((30, 32, 32, 3), 20)]
     assert packed.masks is not None
     assert packed.masks[:, 0, 0].tolist() == [4] * 20 + [6] * 30
+    assert packed.flow_steps is not None and packed.flow_steps.shape == (50, 4)
+
+
+def test_a_clip_of_which_no_masks_can_be_made_is_skipped_by_name(tmp_path: Path) -> None:
+    cv2 = pytest.importorskip("cv2")
+
+    def masks(frames: np.ndarray, rate_hz: float) -> np.ndarray:
+        if rate_hz == 10:
+            return frames[..., 0]
+        if rate_hz == 20:
+            raise ValueError("frames are odd")
+        raise cv2.error("the assertion of a flow failed")
+
+    packed = pack([found("a", 60, 30), found("b"), found("c", 40, 20)], tmp_path / "pack", masks=masks)
+    assert [clip.name for clip in packed.clips] == ["b"]
+    assert {clip.name: clip.reason for clip in packed.skipped} == {
+        "a": "no masks can be made of it: the assertion of a flow failed",
+        "c": "no masks can be made of it: frames are odd",
+    }
+
+
+def test_masks_of_a_channel_are_taken_and_tell_the_hand_in_those_of_flow(tmp_path: Path) -> None:
+    frames = np.full((20, 32, 32, 3), 7, np.uint8)
+    channel = np.zeros((20, 32, 32), np.uint8)
+    channel[:, :, :10] = 255
+    told = ReadClip(frames=frames, rate_hz=10, masks=channel)
+    clips = [found("a", read=lambda form: told), found("b")]
+    form = replace(FORM, with_masks=True)
+    packed = pack(clips, tmp_path / "channel", form=form)
+    assert packed.masks is not None and packed.flow_steps is not None
+    np.testing.assert_array_equal(packed.masks, channel)
+    assert [(clip.name, clip.reason) for clip in packed.skipped] == [("b", "it has no mask channel")]
+
+    def flow(frames: np.ndarray, rate_hz: float) -> np.ndarray:
+        masks = np.zeros(frames.shape[:3], np.uint8)
+        masks[:, :5] = 255
+        return masks
+
+    hand = pack(clips, tmp_path / "hand", form=form, masks=flow).masks
+    assert hand is not None
+    assert hand[:, :5, :10].min() == 255 and np.count_nonzero(hand) == 20 * 5 * 10
+
+
+def test_the_verb_reads_masks_that_lie_beside_videos_and_in_data_sets(
+    tmp_path: Path, make_video: Video, make_frames: Frames, capsys: pytest.CaptureFixture[str]
+) -> None:
+    masks = np.zeros((60, 48, 80, 3), np.uint8)
+    masks[:, :, 40:] = 255
+    root = tmp_path / "clips"
+    for name in ("told", "untold", "longer"):
+        make_video(root / f"{name}.mp4", make_frames(60))
+    make_video(root / "told.mask.mp4", masks)
+    make_video(root / "longer.mask.mp4", np.concatenate([masks, masks[:9]]))
+    features = {key: {"dtype": "video", "shape": [48, 80, 3], "names": ["height", "width", "channels"]}
+                for key in ("observation.images.front", "observation.masks.front")}  # fmt: skip
+    features["action"] = {"dtype": "float32", "shape": [1], "names": ["x"]}
+    with LeRobotWriter(tmp_path / "arm", fps=10.0, features=features, robot_type="arm") as writer:
+        episode = {"observation.images.front": make_frames(20), "observation.masks.front": masks[:20]}
+        writer.add_episode({**episode, "action": np.zeros((20, 1), np.float32)}, "push", seed=0)
+    sources = ["--folder", str(root), "--lerobot", str(tmp_path / "arm")]
+    asked = ["ego-pack", *sources, "--image-size", "32", "--masks", "channel", "--out", str(tmp_path / "pack")]
+    assert main(asked) == 0
+    packed = ClipPack.open(tmp_path / "pack")
+    assert [clip.name for clip in packed.clips] == ["clips/told.mp4", "arm/front/000000"]
+    assert {clip.name: clip.reason for clip in packed.skipped} == {
+        "clips/longer.mp4": "longer.mask.mp4 beside it has 23 frames at 10 Hz, it has 20 at 10 Hz",
+        "clips/untold.mp4": "it has no mask channel",
+    }
+    assert packed.masks is not None
+    # The right half of the picture, and so of the square at its centre.
+    assert packed.masks[:, :, 17:].min() == 255 and packed.masks[:, :, :15].max() == 0
+    with pytest.raises(SystemExit):
+        main([*asked, "--hand-only"])
+    assert "needs --masks flow" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("num_frames", "rate_hz"), [(1, 1.0), (2, 1.0), (1, 2.0)])
+def test_a_clip_without_two_frames_a_gap_apart_is_skipped(tmp_path: Path, num_frames: int, rate_hz: float) -> None:
+    packed = pack([found("a", num_frames, rate_hz), found("b")], tmp_path / "pack", gap_s=0.5)
+    assert [clip.name for clip in packed.skipped] == ["a"]
+    assert len(FramePairs(packed, 0.5)) == 15
 
 
 def test_the_verb_makes_masks_by_flow_when_it_is_asked_to(

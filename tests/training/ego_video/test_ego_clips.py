@@ -34,7 +34,8 @@ def test_a_pack_its_score_and_its_films_come_from_one_command(
     pack.verify()
     assert [clip.name for clip in pack.clips] == ["hand-1000000"]
     assert all(clip.instruction and clip.body == "hand" for clip in pack.clips)
-    assert set(pack.sha256) == {f"{name}.npy" for name in ("frames", "masks", "truth", "effector", "scenery")}
+    arrays = ("frames", "masks", "flow_steps", "truth", "effector", "scenery")
+    assert set(pack.sha256) == {f"{name}.npy" for name in arrays}
     assert json.loads(scores.read_text())["num_frames"] == pack.num_frames
     assert "mean IoU" in capsys.readouterr().out
     for found, clip in zip(mp4_folder_clips(films, "hand"), pack.clips, strict=True):

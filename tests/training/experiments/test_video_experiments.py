@@ -127,10 +127,11 @@ def test_a_part_is_made_once_for_all_policies_that_have_it(store: VideoStore) ->
     jobs = plan([VIDEO_EXPERIMENTS["adaptation"]], store, (0,)).jobs
     made = [job.kind for job in jobs if isinstance(job, PartJob)]
     # Pretraining knows no robot's data; a prior and labels are of as many demonstrations; an alignment of its loss too.
+    # Codes of hands alone have a pretraining and labels of their own.
     assert {kind: made.count(kind) for kind in set(made)} == {
-        "pretraining": 1,
+        "pretraining": 2,
         "prior": 2,
-        "labels": 2,
+        "labels": 3,
         "alignment": 3,
     }
 
@@ -232,5 +233,50 @@ def test_a_wrong_video_budget_is_refused_by_name(change: dict[str, Any], message
 def test_clips_for_two_things_and_tested_tasks_among_them_are_refused(budget: VideoBudget) -> None:
     with pytest.raises(ValueError, match="no scene may be for both"):
         replace(budget.clips, first_robot_testing=3)
-    with pytest.raises(ValueError, match=r"robot_tasks names \['pick-place'\], which policies are tested on"):
-        replace(budget, clips=replace(budget.clips, robot_tasks=("pick-place",)))
+    with pytest.raises(ValueError, match=r"robot_tasks names \['assembly'\], which policies are tested on"):
+        replace(budget, clips=replace(budget.clips, robot_tasks=("assembly",)))
+
+
+def test_no_policy_has_a_loss_that_another_cannot_have(budget: VideoBudget, store: VideoStore) -> None:
+    for name in ("adaptation", "decoupling"):
+        assert {run.recipe.base.stage2.landmark_weight for run in policies(store, name).values()} == {0.0}
+    base = budget.recipe.base
+    told = replace(base, stage2=replace(base.stage2, landmark_weight=1.0))
+    with pytest.raises(ValueError, match=r"landmark_weight is 1\.0, expected 0"):
+        replace(budget, recipe=replace(budget.recipe, base=told))
+
+
+def test_codes_with_the_papers_loss_have_nothing_of_ours(store: VideoStore) -> None:
+    ours, papers = (store.codes_run(CodesTraining(paper_loss=each), 0).settings for each in (False, True))
+    assert (papers.masked_frames, papers.elsewhere) == ("last", "anything")
+    assert (papers.motion_weight, papers.mask_weight, papers.continuous_part, papers.vary) == (0, 0, 0, False)
+    assert (ours.motion_weight, ours.vary) != (0, False)
+    names = ("masked_frames", "elsewhere", "motion_weight", "mask_weight", "continuous_part", "vary")
+    assert replace(papers, **{name: getattr(ours, name) for name in names}) == ours
+
+
+def test_from_hands_alone_no_code_and_no_pretraining_sees_a_robot_move(store: VideoStore) -> None:
+    found = policies(store, "adaptation")
+    hands, both = (
+        found[f"{name}, 10 demonstrations"] for name in ("latent pretraining from hands alone", "latent pretraining")
+    )
+    control = found["no pretraining, 10 demonstrations"]
+    assert hands.recipe.clips == (store.clips["hands-training"],)
+    assert hands.codes is not None and hands.codes.recipe.clips == hands.recipe.clips
+    assert both.codes is not None and hands.codes.digest != both.codes.digest
+    assert hands.pretraining_digest != both.pretraining_digest
+    # The eyes, which the control has too, are the same.
+    assert hands.eyes_digest == control.eyes_digest
+    assert (*hands.recipe.clips, *hands.recipe.still_clips) == control.recipe.clips
+    with pytest.raises(ValueError, match="hands_only is of pretraining"):
+        PolicyTraining(demonstrations=10, hands_only=True)
+
+
+def test_no_claim_compares_policies_of_different_heads() -> None:
+    for name in ("adaptation", "decoupling"):
+        experiment = VIDEO_EXPERIMENTS[name]
+        assert isinstance(experiment, PolicyExperiment)
+        heads = {arm.name: arm.training.joint is None for arm in experiment.arms}
+        for claim in experiment.claims:
+            for pair in ((claim.arm, claim.baseline), *((claim.than,) if claim.than else ())):
+                assert heads[pair[0]] == heads[pair[1]], claim.claim

@@ -10,6 +10,7 @@ import pytest
 
 from policy.visual_features import VisualSettings, build_eyes
 from tests.training.latent_actions.conftest import write_clips
+from training.ego_video.mask_scores import score_masks
 from training.ego_video.pack import ClipPack
 from training.experiments.video.figures import estimate, sample_of
 from training.experiments.video.probing import alignment_by_draw, probe_by_clip
@@ -64,6 +65,19 @@ def test_codes_carried_to_robots_are_counted_by_the_robots_clips(
     for name in ("own codes", "transferred codes", "no codes"):
         sample = sample_of(name, [found])
         assert sample is not None and sample.by_seed == pytest.approx(1.0)
+
+
+def test_masks_are_scored_by_clip(model: LatentActionModel, packs: tuple[ClipPack, ClipPack]) -> None:
+    hands, robots = packs
+    assert robots.truth is not None
+    found = probe_by_clip(model, hands, replace(robots, masks=np.roll(np.asarray(robots.truth), 2, axis=2)))
+    for name, pack in (("hands", hands), ("robots", robots)):
+        assert np.shape(found["sums"][f"masks.{name}"]) == (len(pack.clips), 2)
+    perfect, moved = (sample_of(name, [found]) for name in ("mask IoU", "mask IoU, robots"))
+    assert perfect is not None and moved is not None
+    assert estimate(perfect, num_draws=10).value == pytest.approx(score_masks(hands).mean_iou)
+    assert 0.1 < estimate(moved, num_draws=10).value < 0.9
+    assert "masks.robots" not in probe_by_clip(model, hands, replace(robots, truth=None))["sums"]
 
 
 def test_bodies_that_differ_by_an_offset_alone_are_alike_once_it_is_removed() -> None:

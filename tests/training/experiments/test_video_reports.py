@@ -14,10 +14,12 @@ from tests.training.experiments.fake_work import store_of
 from training.__main__ import main
 from training.experiments.budget import Budget
 from training.experiments.definitions import experiment
-from training.experiments.report import format_summary, write_reports
-from training.experiments.results import HOLDS, NOT_RUN, NOT_SHOWN
+from training.experiments.experiment import EULER_STEPS
+from training.experiments.report import write_reports
 from training.experiments.results import collect as collect_prior
 from training.experiments.results import write_results as write_prior
+from training.experiments.summary import format_summary
+from training.experiments.verdict import HOLDS, NOT_RUN, NOT_SHOWN
 from training.experiments.video.budget import VideoBudget
 from training.experiments.video.definitions import VIDEO_EXPERIMENTS
 from training.experiments.video.plan import plan
@@ -108,6 +110,18 @@ def test_verdicts_of_figures_follow_intervals_and_bounds(finished: Path) -> None
     assert "(paper B's figure lies outside our interval)" in report
 
 
+def test_masks_and_alignments_are_scored_in_the_reports(finished: Path) -> None:
+    text = (finished / "RESULTS.md").read_text()
+    assert "| IoU of flow masks of hands | 0.700 (0.700 to 0.700) |" in text
+    assert claim(finished, "latent-quality", "flow masks cover 0.6")["verdict"] == HOLDS
+    report = (finished / "results/adaptation/report.md").read_text()
+    table = report[report.index("## Alignment of video to trajectories") :]
+    for arm in ("joint-prior, 10 demonstrations", "joint-prior, 50", "joint-prior by contrast, 10 demonstrations"):
+        assert f"| {arm}" in table[: table.index("## Claims")]
+    assert "| 47.0 (chance 1.6) | 0.800 | 1.200 | 512 | 2 |" in table
+    assert "Alignment of video" not in (finished / "results/decoupling/report.md").read_text()
+
+
 def test_successes_are_those_of_scenes_and_differences_are_paired(finished: Path) -> None:
     found = values(finished, "adaptation")
     for arm in found["arms"]:
@@ -118,6 +132,29 @@ def test_successes_are_those_of_scenes_and_differences_are_paired(finished: Path
     for each in found["claims"]:
         if not each["than"]:
             assert each["estimate"]["value"] == pytest.approx(by_name[each["arm"]] - by_name[each["baseline"]])
+
+
+def test_what_stands_behind_a_claim_about_video_stands_beside_it(finished: Path) -> None:
+    policies, probes = ((finished / "results" / name / "report.md").read_text() for name in ("adaptation", "alignment"))
+    text = (finished / "RESULTS.md").read_text()
+    section = text[text.index("## Priors from video") :]
+    for page in (policies, section):
+        assert r"| 2 x 2 x 3 \* |" in page and r"\* fewer than the 3 seeds or 50 episodes" in page
+    for page in (probes, section):
+        assert r"| 2 seeds x bootstraps \* |" in page
+    assert "| arm | all, % | seeds |" in policies
+    assert f"Policies take {EULER_STEPS} Euler steps a chunk; " in policies and "Scenes are seeds 100000 to" in policies
+    assert "Euler" not in probes
+
+
+def test_intervals_of_figures_are_at_least_student_s_over_seeds(finished: Path) -> None:
+    found = values(finished, "alignment")
+    for arm in found["arms"]:
+        for name, (first, second) in arm["by_seed"].items():
+            estimate, spread = arm["figures"][name], 12.706 * abs(first - second) / 2
+            assert estimate["low"] <= (first + second) / 2 - spread + 0.002
+            assert estimate["high"] >= min(1.0, (first + second) / 2 + spread - 0.002)
+    assert any(abs(first - second) > 1e-3 for arm in found["arms"] for first, second in arm["by_seed"].values())
 
 
 def test_a_seed_that_is_not_done_enters_no_interval_and_is_said(finished: Path) -> None:
@@ -155,7 +192,7 @@ def test_the_plan_of_video_is_printed_without_any_data(
     monkeypatch.chdir(tmp_path)
     assert main(["experiment", "latent-quality", "--plan", "--seeds", "0,1"]) == 0
     out = capsys.readouterr().out
-    for line in ("clips             4      0      4", "codes            10      0     10", "26 jobs left"):
+    for line in ("clips             4      0      4", "codes            12      0     12", "30 jobs left"):
         assert line in out
     assert list(tmp_path.iterdir()) == []
 

@@ -79,7 +79,13 @@ def store(toy_run: RunDirectory, tmp_path_factory: pytest.TempPathFactory) -> Vi
                 "autocast": False,
                 "data": {"root": str(toy_run.root), "tasks": ["slide"], "episodes_per_task": 4},
                 "stage1": {"schedule": schedule(2), "batch_size": 4},
-                "stage2": {"schedule": schedule(2), "batch_size": 4, "decay_steps": 0, "history": False},
+                "stage2": {
+                    "schedule": schedule(2),
+                    "batch_size": 4,
+                    "decay_steps": 0,
+                    "history": False,
+                    "landmark_weight": 0.0,
+                },
             },
         }
     )
@@ -110,7 +116,13 @@ def trained(store: VideoStore, part: str) -> dict[str, bytes]:
 def test_codes_are_trained_by_their_job_and_probed_by_another(store: VideoStore) -> None:
     work = ChainWork(device="cpu")
     hands, robots = (Path(store.clips[f"{name}-testing"]) for name in ("hands", "robots"))
-    for training in (CodesTraining(), CodesTraining(num_codes=0), CodesTraining(masks="none")):
+    for training in (
+        CodesTraining(),
+        CodesTraining(num_codes=0),
+        CodesTraining(masks="none"),
+        CodesTraining(paper_loss=True),
+        CodesTraining(hands_only=True),
+    ):
         run = store.codes_run(training, 0)
         where = store.prior_run(run.recipe, "codes")
         work.train_eyes(run.recipe, where)
@@ -123,7 +135,7 @@ def test_codes_are_trained_by_their_job_and_probed_by_another(store: VideoStore)
         assert np.shape(found["sums"]["cka.as_is"]) == (2, 50)
         assert found["bodies"] == ["panda", "sawyer"]
     assert len(list(store.parts.glob("eyes-*"))) == 1
-    assert len(list(store.parts.glob("latent-actions-*"))) == 2
+    assert len(list(store.parts.glob("latent-actions-*"))) == 4
 
 
 @pytest.mark.parametrize("joint", [False, True])

@@ -16,7 +16,7 @@ from training.latent_actions.objective import (
     motion_map,
     reconstructions,
 )
-from training.latent_actions.settings import EyesSettings, LatentActionSettings
+from training.latent_actions.settings import EyesSettings, LatentActionSettings, MotionTarget
 
 
 @pytest.fixture
@@ -140,10 +140,13 @@ def test_a_motion_map_says_where_the_foreground_came_and_went() -> None:
     assert motion_map(first, last, 2)[0].tolist() == [-0.5, 0.5, 0, 0]
 
 
-def test_the_motion_map_is_asked_of_the_action_codes_alone(
-    model: LatentActionModel, settings: LatentActionSettings, eyes: FrozenEyes
+@pytest.mark.parametrize(("target", "num_motions"), [("map", 16), ("moments", 8)])
+def test_motion_is_asked_of_the_action_codes_alone(
+    target: MotionTarget, num_motions: int, settings: LatentActionSettings, eyes: FrozenEyes
 ) -> None:
-    motion = torch.randn(2, 16, generator=torch.Generator().manual_seed(5))
+    torch.manual_seed(0)
+    model = LatentActionModel(replace(settings, motion_target=target), eyes)
+    motion = torch.randn(2, num_motions, generator=torch.Generator().manual_seed(5))
     with torch.no_grad():
         model.motion_out.weight.zero_()
         model.motion_out.bias.zero_()
@@ -156,6 +159,51 @@ def test_the_motion_map_is_asked_of_the_action_codes_alone(
     assert model.decoder.norm.weight.grad is None
     paper = LatentActionModel(replace(settings, motion_weight=0), eyes)
     assert "motion" not in latent_action_losses(paper, features(2), features(2, 1), None, motion)
+
+
+def test_motion_that_is_not_known_is_not_asked_for(model: LatentActionModel) -> None:
+    motion = torch.randn(2, 8, generator=torch.Generator().manual_seed(5))
+    unknown = motion.clone()
+    unknown[0, :4] = torch.nan
+    losses = latent_action_losses(model, features(2), features(2, 1), None, unknown, quantize=False)
+    said = model.motion_out(model.encode(features(2), features(2, 1)).action.flatten(1))
+    known = motion.isfinite() & unknown.isfinite()
+    expected = (said - motion)[known].square().sum() / motion[known].square().sum()
+    torch.testing.assert_close(losses["motion"], expected)
+    losses["loss"].backward()
+    assert model.action_latent.weight.grad is not None and model.action_latent.weight.grad.isfinite().all()
+
+
+def test_masks_are_asked_of_the_encoders_patches_and_not_of_the_codes(
+    model: LatentActionModel, settings: LatentActionSettings, eyes: FrozenEyes
+) -> None:
+    coverage = torch.rand(2, 16, 2, generator=torch.Generator().manual_seed(5))
+    assert model.masks_out is not None
+    with torch.no_grad():
+        model.masks_out.weight.zero_()
+        model.masks_out.bias.fill_(coverage.mean())
+    masks = latent_action_losses(model, features(2), features(2, 1), None, None, coverage)["masks"]
+    assert masks.item() == pytest.approx(1)  # says the mean
+    torch.nn.init.normal_(model.masks_out.weight)
+    latent_action_losses(model, features(2), features(2, 1), None, None, coverage)["masks"].backward()
+    assert model.features_in.weight.grad is not None and model.features_in.weight.grad.any()
+    assert model.action_latent.weight.grad is None
+    assert model.decoder.norm.weight.grad is None
+    paper = LatentActionModel(replace(settings, mask_weight=0), eyes)
+    assert "masks" not in latent_action_losses(paper, features(2), features(2, 1), None, None, coverage)
+
+
+def test_with_all_that_is_added_turned_off_the_loss_is_the_papers(
+    settings: LatentActionSettings, eyes: FrozenEyes
+) -> None:
+    off = replace(settings, masked_frames="last", elsewhere="anything", motion_weight=0, mask_weight=0)
+    model = LatentActionModel(off, eyes)
+    losses = latent_action_losses(
+        model, features(2), features(2, 1), torch.rand(2, 16) > 0.5, torch.randn(2, 8), torch.rand(2, 16, 2)
+    )
+    parts = ("full", "foreground", "background", "quantization")
+    assert {name for name in losses if "_" not in name} == {"loss", *parts}
+    torch.testing.assert_close(losses["loss"], torch.stack([losses[name] for name in parts]).sum())
 
 
 def test_dead_codes_of_both_codebooks_revive(model: LatentActionModel) -> None:
@@ -193,6 +241,9 @@ def test_a_model_sees_features_of_mean_zero_at_each_patch_and_variance_one(model
         ({"num_codes": 1}, "num_codes is 1"),
         ({"codes": 16}, "unknown keys"),
         ({"masked_frames": "first"}, "masked_frames"),
+        ({"motion_target": "flow"}, "motion_target is 'flow'"),
+        ({"mask_weight": -1}, "mask_weight is -1"),
+        ({"continuous_part": 1}, "continuous_part is 1"),
         ({"schedule": {"steps": 3}}, "latent_actions.schedule"),
         ([], "expected an object"),
     ],

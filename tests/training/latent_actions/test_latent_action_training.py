@@ -65,6 +65,29 @@ def test_what_is_read_back_is_what_was_trained(trained: tuple[LatentActionModel,
     assert not any(parameter.requires_grad for parameter in read.parameters())
 
 
+def test_a_model_that_was_trained_before_codes_had_to_say_moments_is_read_as_it_was(
+    clips: ClipPack, eyes: FrozenEyes, settings: LatentActionSettings, tmp_path: Path
+) -> None:
+    short = replace(settings.schedule, num_steps=1)
+    old = replace(settings, motion_target="map", mask_weight=0.0, continuous_part=0.1, schedule=short)
+    model = train_latent_actions([clips], eyes, old, tmp_path, seed=0)
+    written = json.loads((tmp_path / "latent_actions.json").read_text())
+    for name in ("motion_target", "mask_weight", "continuous_part"):
+        del written[name]
+    (tmp_path / "latent_actions.json").write_text(json.dumps(written))
+    read = read_latent_actions(tmp_path)
+    assert read.settings == old
+    assert model_digest(read) == model_digest(model)
+
+
+def test_codes_begin_after_the_part_of_training_that_is_continuous(
+    clips: ClipPack, eyes: FrozenEyes, settings: LatentActionSettings, tmp_path: Path
+) -> None:
+    train_latent_actions([clips], eyes, replace(settings, continuous_part=0.4), tmp_path, seed=0)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["quantization"] > 0 for line in lines] == [False] * 4 + [True] * 6
+
+
 def test_another_seed_and_other_clips_give_another_model(
     clips: ClipPack,
     make_clips: MakeClips,

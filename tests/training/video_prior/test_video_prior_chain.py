@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,13 @@ from training.latent_actions.label import UNLABELLED
 from training.loop import Schedule
 from training.recipe import BackboneRecipe, Recipe, RunDirectory, Stage1Recipe
 from training.video_prior.adaptation import Beginnings, adapt
-from training.video_prior.intent_pretraining import NEUTRAL, LabelledClips, build_model, pretrain_intent
+from training.video_prior.intent_pretraining import (
+    NEUTRAL,
+    LabelledClips,
+    build_model,
+    intent_path,
+    pretrain_intent,
+)
 from training.video_prior.objective import adaptation_losses, code_losses
 from training.video_prior.pipeline import METHOD, VideoPrior
 from training.video_prior.recipe import (
@@ -105,6 +112,29 @@ def test_the_chain_ends_in_a_checkpoint_like_any_other(make_prior: MakePrior) ->
     assert not {"corpus", "eyes"} & vars(again).keys()
 
 
+def test_a_checkpoint_that_was_made_of_something_else_is_not_taken_for_this_recipes(
+    make_prior: MakePrior, clip_packs: tuple[str, str]
+) -> None:
+    hands, more = clip_packs
+    first = make_prior(clips=(hands,))
+    kept = first.export()
+    other_codes = replace(first.recipe.latent_actions, masks="none")
+    longer = replace(first.recipe.pretraining, schedule=replace(first.recipe.pretraining.schedule, num_steps=5))
+    for changes, named in (
+        ({"clips": (hands, more)}, "clips"),
+        ({"latent_actions": other_codes}, "latent_actions.masks"),
+        ({"eyes": replace(first.recipe.eyes, batch_size=2)}, "eyes.batch_size"),
+        ({"intent": IntentRecipe(use_eyes=False)}, "intent.use_eyes"),
+        ({"pretraining": longer}, "pretraining.schedule.num_steps"),
+        ({"adaptation": AdaptationRecipe(intent_weight=0.5)}, "adaptation.intent_weight"),
+    ):
+        with pytest.raises(ValueError, match=rf"{kept} is of another recipe: {named} differ") as refused:
+            make_prior(**{"clips": (hands,), **changes}).export()
+        assert refused.value.args[0].count(",") == 0, "only what differs is named"
+    moved = shutil.copytree(hands, Path(hands).with_name("moved"), dirs_exist_ok=True)
+    assert make_prior(clips=(str(moved),)).export() == kept, "where the same clips lie does not matter"
+
+
 def test_a_chain_killed_in_pretraining_and_in_adaptation_gives_the_losses_of_an_unbroken_one(
     make_prior: MakePrior, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,6 +165,22 @@ def test_a_chain_killed_in_pretraining_and_in_adaptation_gives_the_losses_of_an_
     assert losses(shared.adaptation) == losses(make_prior("unbroken").run.adaptation)
     for name, value in unbroken.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_clips_that_eyes_alone_learn_from_change_no_eyes_and_teach_no_code(
+    make_prior: MakePrior, clip_packs: tuple[str, str]
+) -> None:
+    hands, more = clip_packs
+    both, apart = make_prior("both"), make_prior("apart", clips=(hands,), still_clips=(more,))
+    assert apart.eyes_directory == both.eyes_directory
+    assert apart.latent_actions_directory != both.latent_actions_directory
+    assert [pack.digest for pack in apart.labelled_clips.packs] == [ClipPack.open(hands).digest]
+    assert apart.corpus.tokenizer.to_str() == both.corpus.tokenizer.to_str()
+    video = Policy.from_checkpoint(apart.export()).manifest["video"]
+    assert [len(video[name]) for name in ("clips", "still_clips")] == [1, 1]
+    assert apart.export().is_dir()
+    with pytest.raises(ValueError, match="is of another recipe: clips differ"):
+        make_prior("apart", clips=(hands,)).export()
 
 
 def test_arms_that_differ_in_what_the_decoder_reads_share_their_pretraining(make_prior: MakePrior) -> None:
@@ -225,6 +271,50 @@ def test_lora_trains_additions_that_the_checkpoint_does_not_know(
     assert vla.state_dict().keys() == before.keys()
     moved = {name for name, value in vla.state_dict().items() if not torch.equal(value, before[name])}
     assert any("text_model" in name for name in moved) and not any("vision_model" in name for name in moved)
+
+
+@pytest.mark.parametrize("scale", [None, 2.0])
+def test_with_lora_the_whole_model_is_pretrained_at_the_rate_of_full_tuning(
+    scale: float | None,
+    save_vlm: Callable[..., Path],
+    toy_run: RunDirectory,
+    recipe: VideoPriorRecipe,
+    clip_packs: tuple[str, str],
+    tmp_path: Path,
+) -> None:
+    """Paper B's stages: all of the model at 2e-5, then LoRA at the head's rate."""
+    model = save_vlm(tmp_path / "model", "smolvlm")
+    backbone = BackboneRecipe(directory=str(model), tuning="lora", lora_rank=2, learning_rate_scale=scale)
+    base = replace(recipe.base, backbone=backbone)
+    step = replace(base.stage2.schedule, num_steps=1, warmup_steps=0, learning_rate=1e-3, weight_decay=0.0)
+    base = replace(base, stage2=replace(base.stage2, schedule=replace(step, num_steps=4)))
+    corpus = open_corpus(base, toy_run)
+    corpus = replace(corpus, config=replace(corpus.config, intent=IntentSettings(num_codes=4, num_tokens=2)))
+    pack = ClipPack.open(clip_packs[0])
+    clips = LabelledClips(packs=[pack], codes=[np.ones((pack.num_frames, 2), np.int64)])
+    before = weights(intent_path(build_model(corpus, None)))
+    pretraining_recipe = PretrainingRecipe(schedule=step, batch_size=4)
+    intent = pretrain_intent(corpus, clips, pretraining_recipe, tmp_path / "intent", codes_made_by={})
+    moved = {name: float((value - before[name]).abs().max()) for name, value in intent.state_dict().items()}
+    of_model_names = [name for name in moved if name.startswith("backbone.vlm.")]
+    assert 3e-5 < max(moved[name] for name in of_model_names) < 1.2e-4
+    assert max(far for name, far in moved.items() if name.startswith("head.")) > 5e-4
+    start, vla = (
+        adapt(
+            corpus,
+            Beginnings(eyes=None, intent=intent, made_by={}),
+            None,
+            AdaptationRecipe(tuning="lora"),
+            tmp_path / f"adaptation-{until}",
+            until=until,
+        )
+        for until in (0, 4)
+    )
+    begun = intent_path(start).state_dict()
+    for name in of_model_names:
+        torch.testing.assert_close(begun[name], intent.state_dict()[name])
+    added = {name for name, value in vla.state_dict().items() if not torch.equal(value, start.state_dict()[name])}
+    assert any("text_model" in name for name in added) and not any("vision_model" in name for name in added)
 
 
 def test_intent_is_learned_from_frames_and_words(corpus: Corpus, clip_packs: tuple[str, str], tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ def arguments(recipe_values: dict[str, Any], tmp_path: Path) -> list[str]:
     return ["--recipe", str(path), "--threads", "1"]
 
 
-def test_parts_are_made_one_by_one_and_the_checkpoint_evaluates_as_any_other(
+def test_parts_are_made_one_by_one_and_leave_a_run_that_other_verbs_read(
     arguments: list[str], run_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = [*arguments, "--run", str(run_root)]
@@ -32,6 +32,31 @@ def test_parts_are_made_one_by_one_and_the_checkpoint_evaluates_as_any_other(
     assert Policy.from_checkpoint(run_root / "checkpoint").manifest["variant"] == "video-prior"
     assert main(["stats", "--run", str(run_root)]) == 0
     assert "slide: 4 episodes" in capsys.readouterr().out
+
+
+def test_other_clips_in_a_run_that_is_done_are_refused(
+    arguments: list[str], clip_packs: tuple[str, str], run_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = [*arguments, "--run", str(run_root)]
+    assert main(["video-prior", *run, "--clips", clip_packs[0]]) == 0
+    assert main(["video-prior", *run, "--clips", *clip_packs]) == 1
+    assert "checkpoint is of another recipe: clips differ" in capsys.readouterr().err
+
+
+def test_a_vision_model_of_a_directory_reads_pictures_of_the_size_that_is_asked(
+    arguments: list[str], run_root: Path, tmp_path: Path
+) -> None:
+    from transformers import Dinov2Config, Dinov2Model
+
+    config = Dinov2Config(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, mlp_ratio=2, image_size=32, patch_size=4
+    )
+    Dinov2Model(config).save_pretrained(tmp_path / "dino")
+    run = [*arguments, "--run", str(run_root), "--eyes", str(tmp_path / "dino"), "--eyes-image-size", "16"]
+    assert main(["video-prior", *run]) == 0
+    intent = Policy.from_checkpoint(run_root / "checkpoint").config.intent
+    assert intent is not None and intent.visual is not None
+    assert (intent.visual["kind"], intent.visual["image_size"]) == ("transformers", 16)
 
 
 def test_eyes_need_no_robot(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

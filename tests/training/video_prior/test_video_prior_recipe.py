@@ -33,6 +33,7 @@ def test_a_wrong_name_suggests_a_shipped_one() -> None:
     ("change", "message"),
     [
         ({"clips": []}, "clips are empty"),
+        ({"eyes_image_size": 32}, "eyes_image_size is 32, expected pixels and an eyes_directory"),
         ({"clip": []}, r"recipe has unknown keys \['clip'\]"),
         ({"latent_actions": {"num_codes": 0}}, "num_codes is 0"),
         ({"intent": {"use_intent": False, "use_eyes": False}}, "both false"),

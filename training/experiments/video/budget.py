@@ -24,6 +24,15 @@ from training.video_prior.recipe import AdaptationRecipe, IntentRecipe, VideoPri
 BUDGETS = Path(__file__).parent / "budgets"
 CLIPS = ("hands-training", "robots-training", "hands-testing", "robots-testing")
 TRAINING_CLIPS = CLIPS[:2]
+# Paper B's loss and nothing else: masked errors of three paths, and the codebooks'. Widths stay the budget's.
+PAPER_LOSS: Mapping[str, Any] = {
+    "masked_frames": "last",
+    "elsewhere": "anything",
+    "motion_weight": 0.0,
+    "mask_weight": 0.0,
+    "continuous_part": 0.0,
+    "vary": False,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +119,11 @@ class VideoBudget:
             raise ValueError(f"budget {self.name}: costs.episode_s says nothing of {missing}")
         if shared := sorted(set(tasks) & set(self.clips.robot_tasks)):
             raise ValueError(f"budget {self.name}: clips.robot_tasks names {shared}, which policies are tested on")
+        if weight := self.recipe.base.stage2.landmark_weight:
+            raise ValueError(
+                f"budget {self.name}: base.stage2.landmark_weight is {weight}, expected 0: a frozen model and one "
+                "without intent learn no landmarks, so arms would differ in them too"
+            )
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -117,17 +131,23 @@ class VideoBudget:
         return self.recipe.base.data.tasks
 
     def latent_actions(self, training: CodesTraining) -> LatentActionSettings:
-        return replace(self.recipe.latent_actions, masks=training.masks, num_codes=training.num_codes)
+        paper = PAPER_LOSS if training.paper_loss else {}
+        return replace(self.recipe.latent_actions, masks=training.masks, num_codes=training.num_codes, **paper)
 
-    def codes_recipe(self, seed: int, clips: Mapping[str, str]) -> VideoPriorRecipe:
+    def codes_recipe(self, seed: int, clips: Mapping[str, str], *, hands_only: bool = False) -> VideoPriorRecipe:
         """Of eyes and of the codes that policies learn: no policy is trained by it. `clips` has directories by name."""
+        hands, robots = (clips[name] for name in TRAINING_CLIPS)
         return replace(
-            self.recipe, clips=tuple(clips[name] for name in TRAINING_CLIPS), video_seed=seed, base=self._base(seed)
+            self.recipe,
+            clips=(hands,) if hands_only else (hands, robots),
+            still_clips=(robots,) if hands_only else (),
+            video_seed=seed,
+            base=self._base(seed),
         )
 
     def policy_recipe(self, training: PolicyTraining, seed: int, clips: Mapping[str, str]) -> VideoPriorRecipe:
         """The exact recipe of a policy."""
-        whole = self.codes_recipe(seed, clips)
+        whole = self.codes_recipe(seed, clips, hands_only=training.hands_only)
         base = whole.base
         num_steps = base.stage2.schedule.num_steps
         stage1 = base.stage1
@@ -204,6 +224,7 @@ class VideoBudget:
 def _words(training: PolicyTraining) -> str:
     words = [f"{training.demonstrations}-demonstrations"]
     words += ["pretraining"] if training.pretraining else []
+    words += ["hands-only"] if training.hands_only else []
     words += ["codes"] if training.learns_codes else []
     words += ["state-prior"] if training.state_prior else []
     words += [] if training.use_intent else ["no-intent"]

@@ -6,6 +6,7 @@ import argparse
 import multiprocessing
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,11 +26,11 @@ def is_about_video(name: str) -> bool:
 
 def run(options: argparse.Namespace, results: Path) -> int:
     from training.experiments.video.budget import VideoBudget
-    from training.experiments.video.plan import format_plan, plan
+    from training.experiments.video.plan import PartJob, PolicyJob, format_plan, plan
     from training.experiments.video.runner import carry_out
     from training.experiments.video.store import VideoStore
     from training.experiments.video.work import ChainWork
-    from training.experiments.work import Recordings, start_worker
+    from training.experiments.work import Recordings, check_recorded, start_worker
 
     everything = options.name == EVERYTHING
     asked = tuple(VIDEO_EXPERIMENTS.values()) if everything else (VIDEO_EXPERIMENTS[options.name],)
@@ -46,6 +47,8 @@ def run(options: argparse.Namespace, results: Path) -> int:
     if options.collect:
         _report(asked, store, seeds, options.json, results)
         return 0
+    # Clips are filmed first, for hours: what policies read must be there before.
+    check_recorded((job.run.recipe.base for job in planned.left if isinstance(job, PartJob | PolicyJob)), budget.suite)
     with store.locked():
         try:
             if planned.left:
@@ -66,13 +69,15 @@ def run(options: argparse.Namespace, results: Path) -> int:
 def _report(
     asked: Sequence[VideoExperiment], store: VideoStore, seeds: Sequence[int], json_file: Path | None, results: Path
 ) -> None:
-    from training.experiments.report import write_reports
+    from training.experiments.kept_results import keep, remake_reports
     from training.experiments.video.results import collect, write_results
     from training.json_file import write_json
 
     collected = [collect(each, store, seeds) for each in asked]
-    for each, values in zip(asked, collected, strict=True):
-        print(write_results(each, values, results, store, seeds))
-    write_reports(results)
+    kept = [
+        keep(values, results, partial(write_results, each, values, store=store, seeds=seeds))
+        for each, values in zip(asked, collected, strict=True)
+    ]
+    remake_reports(results, some_kept=any(kept))
     if json_file:
         write_json(json_file, collected)

@@ -20,10 +20,16 @@ PolicyFigure = Literal["families", "arms"]
 
 @dataclass(frozen=True, kw_only=True)
 class CodesTraining:
-    """Eyes and latent actions on the training clips; `num_codes` 0 leaves the latents continuous."""
+    """Eyes and latent actions on the training clips; `num_codes` 0 leaves the latents continuous.
+
+    `paper_loss` leaves out of the budget's settings all that paper B's loss has not. With `hands_only` robots' clips
+    are seen by the eyes alone, picture by picture: the codes never saw one move.
+    """
 
     masks: Masks = "flow"
     num_codes: int = 16
+    paper_loss: bool = False
+    hands_only: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +37,9 @@ class PolicyTraining:
     """A policy on `demonstrations` of each task, as what it changes in the budget's recipe.
 
     `pretraining` on the clips' codes comes before, `learns_codes` of the robots' own frames beside the actions.
-    `state_prior` starts the decoder from paper A's stage 1. `joint` trains paper A's model in place of the head that
-    reads intent and eyes, from stage 1 and aligned so; `sees_clips` False is then that model without any clip.
+    `hands_only` takes codes and pretraining from the clips of hands. `state_prior` starts the decoder from paper A's
+    stage 1. `joint` trains paper A's model in place of the head that reads intent and eyes, from stage 1 and aligned
+    so; `sees_clips` False is then that model without any clip.
     """
 
     demonstrations: int
@@ -41,6 +48,7 @@ class PolicyTraining:
     use_intent: bool = True
     use_eyes: bool = True
     frozen: bool = False
+    hands_only: bool = False
     state_prior: bool = False
     joint: AlignmentLoss | None = None
     sees_clips: bool = True
@@ -50,6 +58,8 @@ class PolicyTraining:
             raise ValueError("joint starts from state_prior and learns no codes")
         if self.joint is None and not self.sees_clips:
             raise ValueError("sees_clips is of joint; without it pretraining and learns_codes say what clips are for")
+        if self.hands_only and not self.pretraining:
+            raise ValueError("hands_only is of pretraining: without it no clip teaches any motion")
         if self.frozen and (self.learns_codes or not self.pretraining):
             raise ValueError("frozen needs pretraining and learns no codes: nothing of it would move")
 

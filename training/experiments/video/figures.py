@@ -15,7 +15,7 @@ import numpy.typing as npt
 from training.experiments.statistics import NUM_DRAWS, Estimate
 
 Array = npt.NDArray[np.float64]
-Kind = Literal["R2", "error", "usage", "perplexity", "CKA"]
+Kind = Literal["R2", "error", "usage", "perplexity", "CKA", "IoU"]
 _DRAWS_AT_ONCE = 250
 
 
@@ -45,6 +45,8 @@ FIGURES: Mapping[str, Figure] = {
     "transferred codes": Figure(title="error with a hand's codes", kind="error", part="transfer.transferred"),
     "shuffled codes": Figure(title="error with any codes", kind="error", part="transfer.shuffled"),
     "no codes": Figure(title="error without codes", kind="error", part="transfer.none"),
+    "mask IoU": Figure(title="IoU of flow masks of hands", kind="IoU", part="masks.hands"),
+    "mask IoU, robots": Figure(title="IoU of flow masks of robots", kind="IoU", part="masks.robots"),
     "CKA": Figure(title="CKA as it is", kind="CKA", part="cka.as_is"),
     "CKA without body": Figure(title="CKA without the body subspace", kind="CKA", part="cka.without_body"),
 }
@@ -118,6 +120,7 @@ def _perplexity(counts: Array) -> Array:
 _BY_KIND: Mapping[Kind, Callable[[Array], Array]] = {
     "R2": lambda sums: 1 - sums[..., 0] / np.maximum(sums[..., 1], 1e-12),
     "error": lambda sums: sums[..., 0] / np.maximum(sums[..., 1], 1e-12),
+    "IoU": lambda sums: sums[..., 0] / np.maximum(sums[..., 1], 1e-12),
     "usage": lambda counts: (counts > 0).mean(-1),
     "perplexity": _perplexity,
 }

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from training.ego_video.mask_scores import score_masks
 from training.ego_video.pack import ClipPack, FramePairs
 from training.latent_actions.label import LatentActionLabels, label_frames
 from training.latent_actions.model import LatentActionModel
@@ -29,6 +30,8 @@ Vectors = npt.NDArray[np.float32]
 
 def probe_by_clip(model: LatentActionModel, hands: ClipPack, robots: ClipPack) -> dict[str, Any]:
     """Read-outs and codes of the hands' clips; codes carried from hands to robots, and how alike both are, by body.
+
+    How well the packs' own masks fit the simulator's is among them, though no model has a part in it.
 
     A read-out from `action` is from what the decoder hears: one-hot codes, or the latents of a model without codebooks.
     Raises ValueError for a pack without `effector`, and for fewer clips than a read-out needs.
@@ -48,7 +51,14 @@ def probe_by_clip(model: LatentActionModel, hands: ClipPack, robots: ClipPack) -
         "num_pairs": len(own.clip),
         "num_clips": len(hands.clips),
         "bodies": bodies,
-        "sums": {**_readouts(model, own), **_codes(model, own), **together, **cka},
+        "sums": {
+            **_readouts(model, own),
+            **_codes(model, own),
+            **together,
+            **cka,
+            **_mask_scores("hands", hands),
+            **_mask_scores("robots", robots),
+        },
     }
 
 
@@ -108,6 +118,15 @@ def _codes(model: LatentActionModel, seen: _Seen) -> dict[str, Any]:
         name: _by_clip(each.reshape(len(each), -1, num_codes).sum(1), seen.clip, len(seen.pack.clips)).tolist()
         for name, each in counts.items()
     }
+
+
+def _mask_scores(name: str, pack: ClipPack) -> dict[str, Any]:
+    """Of each clip its masks' mean IoU over the frames that move, and 1; zeros where none does."""
+    if pack.masks is None or pack.truth is None or pack.scenery is None:
+        return {}
+    found = score_masks(pack).clips
+    rows = [[found[clip.name], 1.0] if clip.name in found else [0.0, 0.0] for clip in pack.clips]
+    return {f"masks.{name}": rows}
 
 
 @torch.inference_mode()

@@ -9,22 +9,41 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from training.experiments.markdown import count, percent_cell, table, task_cell
-from training.experiments.named_run import command, is_partial, label, results_directory
-from training.experiments.results import HOLDS, NOT_RUN, NOT_SHOWN, OPPOSITE
+from training.experiments.claim_cells import points
+from training.experiments.markdown import (
+    ASKED_EPISODES,
+    ASKED_SEEDS,
+    SAMPLE,
+    SAMPLE_LEGEND,
+    count,
+    percent_cell,
+    sample_cell,
+    seeds_cell,
+    table,
+    task_cell,
+)
+from training.experiments.named_run import (
+    command,
+    how_tested,
+    is_partial,
+    label,
+    recipes_line,
+    results_directory,
+)
+from training.experiments.verdict import HOLDS, INTERVALS, NOT_RUN, NOT_SHOWN, OPPOSITE, what_held
 from training.experiments.video.definitions import VIDEO_EXPERIMENTS
 from training.experiments.video.figures import FIGURES
 from training.experiments.video.plots import draw
 from training.experiments.video.results import PROBES
 from training.json_file import write_text
 
-_ASKED_SEEDS, _ASKED_EPISODES = 3, 50
 _RULE = (
-    "Intervals are 95 %: of success Wilson's for one task, else a bootstrap over seeds of training, then tasks, then "
-    "episodes; of what codes know a bootstrap over seeds of training and held-out clips. Differences are paired by "
-    "seed and by scene or clip. A claim holds when its interval excludes no effect, or the bound that it names, on the "
-    "claimed side; else it is not shown."
+    f"{INTERVALS} Of what codes know they are the wider of a bootstrap over seeds of training and held-out clips, by "
+    "which differences are paired, and Student's over the seeds. A claim holds when its interval excludes no effect, "
+    "or the bound that it names, on the claimed side; one whose interval contains it, or that has one seed of "
+    "training behind it, is not shown."
 )
+_SAMPLE = f"{SAMPLE}, or clips"
 _WHAT = {
     "clips": "sets of clips",
     "eyes": "eyes",
@@ -50,7 +69,9 @@ def write_report(values: Values, directory: Path) -> list[Path]:
 
 def format_report(values: Values, figures: Sequence[str]) -> str:
     """One experiment on one page."""
-    claims = [[claim["claim"], _ours(claim), _papers(claim), claim["verdict"]] for claim in values["claims"]]
+    claims = [
+        [claim["claim"], _ours(claim), _sample(claim), _papers(claim), claim["verdict"]] for claim in values["claims"]
+    ]
     parts = [
         f"# {values['experiment']}: {values['title']}",
         values["question"],
@@ -59,7 +80,8 @@ def format_report(values: Values, figures: Sequence[str]) -> str:
         *(f"![{values['title']}]({name})" for name in figures if name.endswith(".png")),
         *(_figures_table(values) if values["of"] == PROBES else _success_tables(values)),
         "## Claims",
-        table(["claim", "ours (95 % interval)", "paper B", "verdict"], claims),
+        table(["claim", "ours (95 % interval)", _SAMPLE, "paper B", "verdict"], claims),
+        SAMPLE_LEGEND,
         _what_held(values),
         f"Paper B: {values['paper']}",
         "## How it was done",
@@ -82,6 +104,7 @@ def format_section(all_values: Sequence[Values]) -> str:
             f"[{label(values)}]({results_directory(values)}/report.md)",
             claim["claim"],
             _ours(claim),
+            _sample(claim),
             _papers(claim),
             claim["verdict"],
             f"`{command(values)}`",
@@ -103,7 +126,8 @@ def format_section(all_values: Sequence[Values]) -> str:
         _control(known),
         f"Of {sum(counts.values())} claims {counts[HOLDS]} hold, {counts[NOT_SHOWN]} are not shown, for "
         f"{counts[OPPOSITE]} the opposite was found, {counts[NOT_RUN]} were not run. {_RULE}",
-        table(["experiment", "claim", "ours (95 % interval)", "paper B", "verdict", "command"], rows),
+        table(["experiment", "claim", "ours (95 % interval)", _SAMPLE, "paper B", "verdict", "command"], rows),
+        SAMPLE_LEGEND,
         *_tables(known),
         "What several of these share is counted in each; planned hours are wall clock with the budget's worker "
         "processes, spent ones of one worker.",
@@ -123,12 +147,11 @@ def progress(values: Values) -> str:
 def shortfalls(values: Values) -> list[str]:
     """Where there is less than three seeds, fifty episodes, or all of the jobs."""
     lines = []
-    if len(values["seeds"]) < _ASKED_SEEDS:
-        lines.append(f"Shortfall: {count(len(values['seeds']), 'seed')} of training, {_ASKED_SEEDS} were asked for.")
-    if values["of"] != PROBES and values["budget"]["episodes"] < _ASKED_EPISODES:
+    if len(values["seeds"]) < ASKED_SEEDS:
+        lines.append(f"Shortfall: {count(len(values['seeds']), 'seed')} of training, {ASKED_SEEDS} were asked for.")
+    if values["of"] != PROBES and values["budget"]["episodes"] < ASKED_EPISODES:
         lines.append(
-            f"Shortfall: {values['budget']['episodes']} test episodes a task and seed, {_ASKED_EPISODES} were asked "
-            "for."
+            f"Shortfall: {values['budget']['episodes']} test episodes a task and seed, {ASKED_EPISODES} were asked for."
         )
     if is_partial(values):
         lines.append(f"Shortfall: {progress(values)}.")
@@ -182,7 +205,38 @@ def _number(figure: str, value: float) -> str:
 
 
 def _success_tables(values: Values) -> list[str]:
-    return ["## Success", *_success(values)]
+    return ["## Success", *_success(values), *_alignment_tables(values)]
+
+
+def _alignment_tables(values: Values) -> list[str]:
+    """How well V says what E says on episodes that it never saw: means over seeds, of the arms that have a V."""
+    rows = []
+    for arm in values["arms"]:
+        scores = arm["alignment"]
+        if scores:
+            retrieval, distance, constant, candidates, pairs = (
+                sum(each[name] for each in scores) / len(scores)
+                for name in ("retrieval", "distance", "constant_distance", "num_candidates", "num_pairs")
+            )
+            rows.append(
+                [
+                    arm["name"],
+                    f"{100 * retrieval:.1f} (chance {100 / candidates:.1f})",
+                    f"{distance:.3f}",
+                    f"{constant:.3f}",
+                    f"{pairs:.0f}",
+                    str(len(scores)),
+                ]
+            )
+    if not rows:
+        return []
+    columns = ["arm", "retrieval, %", "distance", "of one answer for all", "pairs", "seeds"]
+    return [
+        "## Alignment of video to trajectories",
+        "A pair of frames' z_v against E's z of the same span, on robots' held-out episodes: how often its own z is "
+        "the nearest among the candidates, and the mean squared distance to it.",
+        table(columns, rows),
+    ]
 
 
 def _success(values: Values) -> list[str]:
@@ -191,20 +245,16 @@ def _success(values: Values) -> list[str]:
         [
             arm["name"],
             percent_cell(arm["success"]),
+            seeds_cell(arm["success"]),
             *(task_cell(arm["tasks"][task]) if arm["tasks"][task]["episodes"] else "-" for task in tasks),
         ]
         for arm in values["arms"]
     ]
-    return [table(["arm", "all, %", *(f"{task}, %" for task in tasks)], rows)]
+    return [table(["arm", "all, %", "seeds", *(f"{task}, %" for task in tasks)], rows)]
 
 
 def _what_held(values: Values) -> str:
-    titles = {HOLDS: "Held", NOT_SHOWN: "Not shown", OPPOSITE: "The opposite was found", NOT_RUN: "Not run"}
-    lines = []
-    for each, title in titles.items():
-        named = [claim["claim"] + _beside_paper(claim) for claim in values["claims"] if claim["verdict"] == each]
-        if named:
-            lines.append(f"{title}: {'; '.join(named)}.")
+    lines = what_held([(claim["claim"], claim["verdict"], _beside_paper(claim)) for claim in values["claims"]])
     caveats = sorted(
         {found["caveat"] for claim in values["claims"] if (found := claim["estimate"]) and found["caveat"]}
     )
@@ -230,11 +280,11 @@ def _method(values: Values) -> list[str]:
     else:
         lines.append(
             f"Size {budget['size']}, {count(len(values['tasks']), 'task')}, {budget['episodes']} test episodes a task "
-            "and seed."
+            f"and seed. {how_tested(values)}"
         )
     lines.append(
-        f"{_hours(values):.2f} hours of one worker, on {hardware['num_cpus']} cores of {hardware['processor']}; exact "
-        "recipes in [recipes](recipes), which differ from seed to seed in the seed alone."
+        f"{_hours(values):.2f} hours of one worker, on {hardware['num_cpus']} cores of {hardware['processor']}; "
+        f"{recipes_line(values)}."
     )
     return lines
 
@@ -250,13 +300,19 @@ def _ours(claim: Values) -> str:
     if found is None:
         return "-"
     if claim["kind"] == "success":
-        value, low, high = (100 * found[name] for name in ("value", "low", "high"))
-        return f"{value:+.1f} points ({low:+.1f} to {high:+.1f})"
+        return points(found)
     if claim["second"] is None:
         figure = claim["first"]["figure"]
         value, low, high = (_number(figure, found[name]) for name in ("value", "low", "high"))
         return f"{value} ({low} to {high})"
     return f"{found['value']:+.3f} of {claim['kind']} ({found['low']:+.3f} to {found['high']:+.3f})"
+
+
+def _sample(claim: Values) -> str:
+    found = claim["estimate"]
+    if claim["kind"] == "success" or found is None:
+        return sample_cell(found)
+    return seeds_cell(found, "bootstraps" if claim["kind"] == "CKA" else f"{found['num_tasks']} clips")
 
 
 def _papers(claim: Values) -> str:

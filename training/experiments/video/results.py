@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from training.experiments.results import file_name, results_name, verdict, versions
+from training.experiments.results import file_name, results_name, testing, versions
 from training.experiments.statistics import (
     Estimate,
     Outcomes,
+    at_least_students,
     difference_of_differences,
     mean_success,
     paired_difference,
 )
+from training.experiments.verdict import verdict
 from training.experiments.video.experiment import (
     FigureClaim,
     PolicyArm,
@@ -31,7 +34,7 @@ from training.experiments.video.experiment import (
     ProbeExperiment,
     VideoExperiment,
 )
-from training.experiments.video.figures import FIGURES, estimate, sample_of
+from training.experiments.video.figures import FIGURES, Sample, estimate, sample_of
 from training.experiments.video.plan import KINDS, Plan, ProbeJob, from_nothing, measured, plan
 from training.experiments.video.store import VideoStore
 from training.json_file import write_json
@@ -132,7 +135,7 @@ def _probed_arm(
     for name in shown:
         sample = sample_of(name, list(probes.values()))
         if sample is not None:
-            figures[name] = estimate(sample).to_json()
+            figures[name] = _estimate(sample).to_json()
             by_seed[name] = [float(f"{value:.4g}") for value in sample.by_seed]
     return {
         "name": arm.name,
@@ -151,7 +154,7 @@ def _figure_claim(
     found: Estimate | None = None
     first, *second = samples
     if first is not None and all(sample is not None for sample in second):
-        found = estimate(first, second[0] if second else None)
+        found = _estimate(first, second[0] if second else None)
     return {
         "claim": claim.claim,
         "first": {"arm": claim.first.arm, "figure": claim.first.figure},
@@ -163,6 +166,14 @@ def _figure_claim(
         "estimate": found.to_json() if found else None,
         "verdict": verdict(found, claim.expected, neutral=claim.than),
     }
+
+
+def _estimate(first: Sample, second: Sample | None = None) -> Estimate:
+    """Of a figure or a difference; three seeds that are drawn from three vary too little, as in statistics.py."""
+    by_seed = first.by_seed - (second.by_seed if second is not None else 0.0)
+    found = at_least_students(estimate(first, second), by_seed)
+    at_most_1 = second is None and first.kind in ("usage", "R2", "CKA", "IoU")
+    return replace(found, high=min(found.high, 1.0)) if at_most_1 else found
 
 
 def _tested(experiment: PolicyExperiment, store: VideoStore, seeds: Sequence[int]) -> dict[str, Any]:
@@ -181,6 +192,10 @@ def _tested(experiment: PolicyExperiment, store: VideoStore, seeds: Sequence[int
         "of": POLICIES,
         "figure": experiment.figure,
         "axis": experiment.axis,
+        "testing": testing(
+            (store.checkpoint(store.policy_run(arm.training, seeds[0])) for arm in experiment.arms),
+            budget.recipe.base.evaluation.first_seed,
+        ),
         "tasks": {task: {"body": budget.suite.tasks[task].body} for task in budget.tasks},
         "arms": [_tested_arm(arm, solved[arm.name], store) for arm in experiment.arms],
         "claims": [_policy_claim(claim, solved, budget.episodes) for claim in experiment.claims],
@@ -189,10 +204,13 @@ def _tested(experiment: PolicyExperiment, store: VideoStore, seeds: Sequence[int
 
 def _tested_arm(arm: PolicyArm, solved: Mapping[int, Sequence[Sequence[bool]]], store: VideoStore) -> dict[str, Any]:
     seeds = _complete(solved, store.budget.episodes)
-    runs = []
+    runs, scores = [], []
     for seed in solved:
         run = store.policy_run(arm.training, seed)
         outcome = store.outcome(f"policy {run.digest}") or {}
+        if arm.training.joint is not None and arm.training.sees_clips:
+            aligned = store.outcome(f"alignment {run.alignment_digest}") or {}
+            scores += [aligned["scores"]] if aligned.get("scores", {}).get("num_pairs") else []
         runs.append({"seed": seed, "digest": run.digest, "revision": outcome.get("revision", "")})
     return {
         "name": arm.name,
@@ -203,6 +221,7 @@ def _tested_arm(arm: PolicyArm, solved: Mapping[int, Sequence[Sequence[bool]]], 
             task: _task({seed: of[index] for seed, of in solved.items()})
             for index, task in enumerate(store.budget.tasks)
         },
+        "alignment": [dict(each) for each in scores],
         "runs": runs,
     }
 

@@ -73,19 +73,20 @@ class VideoStore:
         return digest_of({"name": name, **filmed})
 
     def codes_run(self, training: CodesTraining, seed: int) -> CodesRun:
-        recipe, settings = self.budget.codes_recipe(seed, self.clips), self.budget.latent_actions(training)
-        eyes = self._eyes_digest(recipe)
+        recipe = self.budget.codes_recipe(seed, self.clips, hands_only=training.hands_only)
+        settings, eyes = self.budget.latent_actions(training), self._eyes_digest(recipe)
+        clips = {"clips": [self.clips_digest(TRAINING_CLIPS[0])]} if training.hands_only else {}
         return CodesRun(
             recipe=recipe,
             settings=settings,
             eyes_digest=eyes,
-            digest=digest_of({"eyes": eyes, "latent_actions": explicit(settings)}),
+            digest=digest_of({"eyes": eyes, "latent_actions": explicit(settings), **clips}),
         )
 
     def policy_run(self, training: PolicyTraining, seed: int) -> PolicyRun:
         recipe = self.budget.policy_recipe(training, seed, self.clips)
         base, joint = recipe.base, recipe.joint
-        codes = self.codes_run(CodesTraining(), seed) if recipe.needs_codes else None
+        codes = self.codes_run(CodesTraining(hands_only=training.hands_only), seed) if recipe.needs_codes else None
         data = {
             "size": base.size,
             "seed": base.seed,

@@ -172,6 +172,7 @@ def opening(shared: Path) -> Iterator[None]:
 
 def _film_hands(name: str, clips: ClipBudget, writer: ClipPackWriter) -> None:
     from training.ego_video.flow_masks import flow_masks
+    from training.ego_video.motion_moments import flow_steps
     from training.simulation.hand_clips import (
         TESTING_SEEDS,
         TRAINING_SEEDS,
@@ -190,11 +191,13 @@ def _film_hands(name: str, clips: ClipBudget, writer: ClipPackWriter) -> None:
             writer.skip(clip_name(seed), str(error))
             continue
         masks = flow_masks(filmed.frames, clips.rate_hz)
-        writer.add(filmed.clip, filmed.frames, masks, filmed.truth, filmed.effector, filmed.scenery)
+        steps = flow_steps(filmed.frames, masks)
+        writer.add(filmed.clip, filmed.frames, masks, filmed.truth, filmed.effector, filmed.scenery, steps)
 
 
 def _film_robots(name: str, clips: ClipBudget, writer: ClipPackWriter) -> None:
     from training.ego_video.flow_masks import flow_masks
+    from training.ego_video.motion_moments import flow_steps
     from training.simulation.robot_clips import film_robot
 
     training = name.endswith("training")
@@ -210,4 +213,5 @@ def _film_robots(name: str, clips: ClipBudget, writer: ClipPackWriter) -> None:
         )
         for clip in filmed:
             masks = flow_masks(clip.frames, clips.rate_hz)
-            writer.add(clip.clip, clip.frames, masks, clip.truth, clip.effector, clip.scenery)
+            steps = flow_steps(clip.frames, masks)
+            writer.add(clip.clip, clip.frames, masks, clip.truth, clip.effector, clip.scenery, steps)

@@ -1,0 +1,56 @@
+"""The verb over the experiments on video: recordings are asked for before hours of filming, and more is kept."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.training.experiments.fake_video_work import FakeVideoWork
+from training.__main__ import main
+from training.experiments.video.budget import VideoBudget
+from training.experiments.video.definitions import VIDEO_EXPERIMENTS
+from training.experiments.video.plan import plan
+from training.experiments.video.runner import carry_out
+from training.experiments.video.store import VideoStore
+from training.experiments.work import Recordings
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """With the results of latent-quality of one seed."""
+    monkeypatch.chdir(tmp_path)
+    store = VideoStore(root=Path("build/one"), budget=VideoBudget.load("cpu"), data_identity=Recordings())
+    with ThreadPoolExecutor(1) as executor:
+        planned = plan([VIDEO_EXPERIMENTS["latent-quality"]], store, (0,))
+        carry_out(planned, store, FakeVideoWork(), executor, num_workers=1)
+    assert main(["experiment", "latent-quality", "--collect", "--store", "build/one", "--seeds", "0"]) == 0
+    return tmp_path
+
+
+def committed(root: Path) -> dict[str, bytes]:
+    found = [*(root / "results").rglob("*"), root / "RESULTS.md"]
+    return {str(path): path.read_bytes() for path in found if path.is_file()}
+
+
+def test_policies_without_recordings_are_refused_before_any_clip_is_filmed(
+    checkout: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = committed(checkout)
+    assert main(["experiment", "adaptation"]) == 1
+    said = capsys.readouterr().err
+    assert "experiment: no demonstrations of " in said
+    assert "record them with `python -m training bench-data --suite cross13`" in said
+    assert not Path("build/experiments").exists()
+    assert committed(checkout) == before
+
+
+def test_results_on_video_are_not_replaced_by_less(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = committed(checkout)
+    capsys.readouterr()
+    assert main(["experiment", "latent-quality", "--collect"]) == 0
+    out = capsys.readouterr().out
+    assert "build/partial/results/latent-quality: partial. results/latent-quality stays until it is deleted, for" in out
+    assert committed(checkout) == before
+    assert "**Partial.**" in Path("build/partial/results/latent-quality/report.md").read_text()
