@@ -84,8 +84,8 @@ def test_a_gateway_that_forgets_deadlines_is_reported(toy_checkpoint, tmp_path, 
 
     answer = ChunkAnswerer.answer
 
-    def forgetful(self, request, *, timeout_s, caller=""):
-        return answer(self, request, timeout_s=None, caller=caller)
+    def forgetful(self, request, *, timeout_s, **others):
+        return answer(self, request, timeout_s=None, **others)
 
     monkeypatch.setattr(ChunkAnswerer, "answer", forgetful)
     result = chaos(toy_checkpoint, tmp_path, "deadline", "--rounds", "1", "--deadline-s", "0.3", backend="")
