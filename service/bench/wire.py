@@ -214,7 +214,12 @@ class _Answered:
     draining: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def answer(
-        self, request: policy_pb2.PredictChunkRequest | None, *, timeout_s: float | None, caller: str = ""
+        self,
+        request: policy_pb2.PredictChunkRequest | None,
+        *,
+        timeout_s: float | None,
+        caller: str = "",
+        num_bytes: int = 0,
     ) -> policy_pb2.PredictChunkResponse:
         return self.response
 

@@ -60,7 +60,7 @@ def test_the_cpu_time_of_a_process_includes_what_it_started() -> None:
         assert process.stdout.readline() == b"done\n"
         found = tree_cpu_s(process.pid)
         process.stdin.close()
-    assert found is None or found >= 0.2
+    assert found is None or found >= 0.15  # clocks tick every 10 ms
 
 
 def test_a_machine_is_described_without_its_name() -> None:
