@@ -17,7 +17,7 @@ demo: $(VENV)/.ready ## serve the shipped checkpoint and let simulated robots us
 	$(BIN)/python scripts/demo.py --episodes $(EPISODES)
 
 test: $(VENV)/.ready-dev ## run all tests
-	OMP_NUM_THREADS=1 MUJOCO_GL=egl $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 MUJOCO_GL=egl $(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(VENV)/.ready-dev ## ruff, pyright, and generated code up to date
 	$(BIN)/ruff check .
