@@ -89,15 +89,16 @@ class Tending:
             await self._set(record, RevisionState.UNLOADED, only_idle=True)
 
     async def _end_orphans(self) -> None:
-        alive = {gateway.gateway_id for gateway in await self._gateways.alive()}
-        for operation in await self._follower.ask(partial(self._registry.operations, running=True)):
-            if operation.gateway_id in alive:
-                continue
-            error = "the process that carried it out ended"
-            await self._follower.ask(partial(self._registry.end_operation, operation.operation_id, error=error))
-        running = {each.policy for each in await self._follower.ask(partial(self._registry.operations, running=True))}
-        fleet = await self._follower.ask(self._registry.fleet)
-        for policy in fleet.policies.values():
+        operations = await self._follower.ask(partial(self._registry.operations, running=True))
+        alive = {gateway.gateway_id for gateway in await self._gateways.alive()} if operations else set()
+        for operation in operations:
+            if operation.gateway_id not in alive:
+                error = "the process that carried it out ended"
+                await self._follower.ask(partial(self._registry.end_operation, operation.operation_id, error=error))
+        running = {operation.policy for operation in operations if operation.gateway_id in alive}
+        # What this process goes by, no more than a moment old: `_set` looks again, and asking costs every gateway.
+        fleet = self._follower.fleet
+        for policy in fleet.policies.values() if fleet is not None else ():
             if policy.name in running:
                 continue
             if policy.route is not None and policy.route.switching:

@@ -40,8 +40,10 @@ def draw(values: Values, directory: Path) -> list[Path]:
             _task(axes, [row for row in rows if row["task"] == task])
         for axes in panels[-1]:
             axes.set_xlabel(values["axis"])
-        handles, labels = panels[0, 0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper right", ncols=len(labels))
+        # A rule that one task's body cannot play may be another's.
+        named = [zip(*axes.get_legend_handles_labels(), strict=True) for axes in panels[:, 0]]
+        shown = {label: handle for each in named for handle, label in each}
+        figure.legend(list(shown.values()), list(shown), loc="outside upper right", ncols=len(shown))
         figure.suptitle(_title(values), x=0.01, ha="left", fontweight="bold")
         paths = save(figure, directory)
         pyplot.close(figure)
