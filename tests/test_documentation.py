@@ -74,13 +74,16 @@ def unknown_words(module: str, arguments: list[str]) -> list[str]:
 
 
 def named_paths(text: str) -> Iterator[str]:
-    """Paths that a page names in code or links to, without the test in a file that may follow."""
-    yield from re.findall(r"\]\((?!https?:)([^)#]+)\)", text)
+    """Paths that a page names in code, without the test in a file that may follow."""
     prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
     for code in re.findall(r"`([^`\s]+)`", prose):
         path = code.partition("::")[0]
         if path.startswith(SOURCE_FOLDERS) or path.endswith(SOURCE_SUFFIXES):
             yield path
+
+
+def linked_paths(text: str) -> list[str]:
+    return re.findall(r"\]\((?!https?:)([^)#]+)\)", text)
 
 
 def named_tests(text: str) -> list[tuple[str, str]]:
@@ -102,6 +105,8 @@ def test_every_command_of_a_page_is_one_that_its_program_knows(name: str) -> Non
 @pytest.mark.parametrize("name", PAGES)
 def test_every_file_that_a_page_names_exists(name: str) -> None:
     assert [path for path in named_paths(page(name)) if not (ROOT / path).exists()] == []
+    beside = (ROOT / name).parent
+    assert [path for path in linked_paths(page(name)) if not (beside / path).exists()] == []
 
 
 @pytest.mark.parametrize("name", PAGES)
