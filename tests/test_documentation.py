@@ -193,7 +193,7 @@ def test_an_unknown_verb_or_flag_would_be_found(text: str, unknown: list[str]) -
     ],
 )
 def test_a_path_would_be_checked(text: str, paths: list[str]) -> None:
-    assert list(named_paths(text)) == paths
+    assert [*linked_paths(text), *named_paths(text)] == paths
 
 
 def test_a_cited_test_would_be_checked() -> None:
