@@ -20,7 +20,7 @@ from training import bench_data, inspect_command
 from training.ego_video.clips_command import add_ego_clips_verb
 from training.ego_video.command import add_ego_pack_verb
 from training.latent_actions.command import add_latent_actions_verb
-from training.names import UnknownNameError
+from training.names import UnknownNameError, WrongCallError
 from training.playback import command as playback
 from training.video_prior.command import add_video_prior_verb
 
@@ -53,10 +53,6 @@ VERBS = {
 }
 
 
-class WrongCallError(ValueError):
-    """Arguments that are each right and together wrong."""
-
-
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     # Both must be set before the first import of a simulator or of torch's OpenMP.
@@ -64,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", str(options.threads))
     try:
         return _run(options)
-    except (UnknownNameError, WrongCallError, inspect_command.WrongInspectionError) as error:
+    except (UnknownNameError, WrongCallError) as error:
         print(f"{options.verb}: {error}", file=sys.stderr)
         return 2
     except (ValueError, OSError, RuntimeError, ImportError, ArithmeticError) as error:
@@ -382,7 +378,7 @@ def _evaluate(recipe: Recipe, run: RunDirectory, options: argparse.Namespace) ->
         raise WrongCallError("--seeds needs --suite, whose scenes it chooses; a recipe's are chosen with --first-seed")
     first_seed = recipe.evaluation.first_seed if options.first_seed is None else options.first_seed
     try:
-        replace(recipe, evaluation=replace(recipe.evaluation, first_seed=first_seed))
+        recipe = replace(recipe, evaluation=replace(recipe.evaluation, first_seed=first_seed))
     except ValueError as error:
         raise WrongCallError(f"--first-seed: {error}") from None
     return _evaluate_on(
@@ -390,7 +386,7 @@ def _evaluate(recipe: Recipe, run: RunDirectory, options: argparse.Namespace) ->
         run,
         options,
         tasks=options.tasks or recipe.data.tasks,
-        first_seed=first_seed,
+        first_seed=recipe.evaluation.first_seed,
         name="results",
     )
 

@@ -12,15 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from training.names import WrongCallError
+
 if TYPE_CHECKING:
     from policy.checkpoint import CheckpointParts
     from policy.models import Model
     from training.corpus import Corpus
     from training.recipe import Recipe, RunDirectory
-
-
-class WrongInspectionError(ValueError):
-    """Arguments that are each right and together wrong."""
 
 
 def add_arguments(verb: argparse.ArgumentParser) -> None:
@@ -64,9 +62,7 @@ def inspect_checkpoint(recipe: Recipe | None, options: argparse.Namespace) -> No
 
     _check(options)
     if (options.backbone, options.tuning, options.lora_rank) != (None, None, None):
-        raise WrongInspectionError(
-            "--backbone, --tuning and --lora-rank are a run's; a checkpoint has its own backbone"
-        )
+        raise WrongCallError("--backbone, --tuning and --lora-rank are a run's; a checkpoint has its own backbone")
     checkpoint = read_checkpoint(options.checkpoint)
     recipe = recipe or _own_recipe(checkpoint)
     run = RunDirectory.of(recipe, options.run or Path("build/runs") / recipe.name)
@@ -92,7 +88,7 @@ def _own_recipe(checkpoint: CheckpointParts) -> Recipe:
 
 def _check(options: argparse.Namespace) -> None:
     if options.frames is not None and options.frames < 2:
-        raise WrongInspectionError(f"--frames is {options.frames}, expected at least 2: one alone cannot be shuffled")
+        raise WrongCallError(f"--frames is {options.frames}, expected at least 2: one alone cannot be shuffled")
 
 
 def _look(

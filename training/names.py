@@ -1,10 +1,14 @@
-"""Names that a person types: what is shipped under them, and the nearest one when there is nothing."""
+"""What a person types: names of what is shipped, the nearest one when there is nothing, and calls that are wrong."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Collection
 from pathlib import Path
+
+
+class WrongCallError(ValueError):
+    """Arguments of a command line that are each right and together wrong."""
 
 
 class UnknownNameError(ValueError):

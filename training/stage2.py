@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -72,21 +72,14 @@ def train_stage2(
             processes=processes,
         )
 
-    later = ("history_pass", "image_shift", "max_inference_delay", "landmark_delay_steps")
+    # What came later is named where it is not the default, so that runs from before it resume.
+    later = {"history_pass", "image_shift", "max_inference_delay", "landmark_delay_steps"}
+    unnamed = {field.name for field in fields(recipe) if getattr(recipe, field.name) == field.default} & later
     settings: dict[str, Any] = {
         name: value
         for name, value in asdict(recipe).items()
-        if name not in ("schedule", "start_from", "tasks", "snapshots", *later)
+        if name not in {"schedule", "start_from", "tasks", "snapshots", *unnamed}
     }
-    # What came later is named where it differs, so that runs from before it resume.
-    if recipe.history_pass != "both":
-        settings["history_pass"] = recipe.history_pass
-    if recipe.image_shift:
-        settings["image_shift"] = recipe.image_shift
-    if recipe.landmark_delay_steps:
-        settings["landmark_delay_steps"] = recipe.landmark_delay_steps
-    if recipe.max_inference_delay:
-        settings["max_inference_delay"] = recipe.max_inference_delay
     averaged = run(
         directory=directory,
         modules=nn.ModuleDict(modules),

@@ -7,9 +7,7 @@ from what is there, and needs no run.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,14 +18,14 @@ from training.experiments.video.definitions import VIDEO_EXPERIMENTS
 
 if TYPE_CHECKING:
     from training.experiments.experiment import Experiment
-    from training.experiments.plan import Plan
+    from training.experiments.plan import Job
+    from training.experiments.plan_of_jobs import Plan
     from training.experiments.runner import Work
     from training.experiments.store import Store
 
 RESULTS = Path("results")
 EVERYTHING = "all"
 REPORT = "report"
-_JOBS_PER_PROCESS = 25  # simulators leak a little
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from training.experiments.budget import Budget
-    from training.experiments.plan import format_plan, plan
+    from training.experiments.plan import plan
+    from training.experiments.plan_of_jobs import format_plan
     from training.experiments.store import Store
     from training.experiments.work import Recordings, TrainingWork, check_recorded
 
@@ -88,37 +87,28 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _report(asked: Sequence[Experiment], store: Store, seeds: Sequence[int], json_file: Path | None) -> None:
-    from training.experiments.kept_results import keep, remake_reports
+    from training.experiments.kept_results import keep_all
     from training.experiments.results import collect, write_results
-    from training.json_file import write_json
 
-    results = [collect(each, store, seeds) for each in asked]
-    kept = [
-        keep(values, RESULTS, partial(write_results, each, values, store=store, seeds=seeds))
-        for each, values in zip(asked, results, strict=True)
+    collected = [collect(each, store, seeds) for each in asked]
+    writes = [
+        partial(write_results, each, values, store=store, seeds=seeds)
+        for each, values in zip(asked, collected, strict=True)
     ]
-    remake_reports(RESULTS, some_kept=any(kept))
-    if json_file:
-        write_json(json_file, results)
+    keep_all(collected, writes, RESULTS, json_file)
 
 
-def _carry_out(planned: Plan, store: Store, work: Work, num_workers: int) -> None:
+def _carry_out(planned: Plan[Job], store: Store, work: Work, num_workers: int) -> None:
     from training.experiments.runner import carry_out
-    from training.experiments.work import start_worker
+    from training.experiments.work import worker_processes
 
     if not planned.left:
         return
-    # Spawned, not forked: a forked GL context is broken.
-    with ProcessPoolExecutor(
-        num_workers,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=start_worker,
-        max_tasks_per_child=_JOBS_PER_PROCESS,
-    ) as executor:
+    with worker_processes(num_workers) as executor:
         carry_out(planned, store, work, executor, num_workers)
 
 
-def _pack(planned: Plan, directory: Path) -> None:
+def _pack(planned: Plan[Job], directory: Path) -> None:
     """Packs are made here, once: two processes must not both make them. Statistics of it go to `directory`."""
     from training.corpus import open_corpus
     from training.recipe import RunDirectory

@@ -6,18 +6,29 @@ Owns the comparison and both places. Collects nothing and phrases no report: `wr
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from training.experiments.report import write_reports
 from training.experiments.results import results_name
 from training.experiments.store import read_json
+from training.json_file import write_json
 
 # As results/ beside RESULTS.md, but not committed: pages of it link as those do.
 PARTIAL = Path("build/partial/results")
 
 Values = Mapping[str, Any]
+
+
+def keep_all(
+    collected: Sequence[Values], writes: Sequence[Callable[[Path], Path]], results: Path, json_file: Path | None
+) -> None:
+    """`keep` each result, make the reports again, and write all to `json_file` too."""
+    kept = [keep(values, results, write) for values, write in zip(collected, writes, strict=True)]
+    remake_reports(results, some_kept=any(kept))
+    if json_file:
+        write_json(json_file, collected)
 
 
 def keep(values: Values, results: Path, write: Callable[[Path], Path]) -> bool:

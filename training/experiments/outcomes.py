@@ -182,16 +182,7 @@ class ArmsFound:
         }
 
     def _task(self, arm: Arm, step: int, task: str, episodes: int) -> dict[str, Any]:
-        solved = {seed: self._solved(arm, seed, step, task)[:episodes] for seed in self._seeds}
-        successes, tried = sum(map(sum, solved.values())), sum(map(len, solved.values()))
-        low, high = wilson_interval(successes, tried)
-        return {
-            "successes": successes,
-            "episodes": tried,
-            "low": low,
-            "high": high,
-            "outcomes": {str(seed): "".join("1" if each else "0" for each in of) for seed, of in solved.items()},
-        }
+        return task_figures({seed: self._solved(arm, seed, step, task)[:episodes] for seed in self._seeds})
 
     def _seconds(self, arm: Arm, seed: int, step: int) -> float:
         """Of all tests of a checkpoint with one seed of training."""
@@ -265,3 +256,16 @@ class ArmsFound:
 
 def _log_rows(store: Store, run: Run, until: int) -> list[Mapping[str, Any]]:
     return [row for row in read_log(store.run_directory(run).stage2)[:until] if row["step"] < until]
+
+
+def task_figures(solved: Mapping[int, Sequence[bool]]) -> dict[str, Any]:
+    """What results.json says of one task, of the outcomes of each seed of training."""
+    successes, tried = sum(map(sum, solved.values())), sum(map(len, solved.values()))
+    low, high = wilson_interval(successes, tried)
+    return {
+        "successes": successes,
+        "episodes": tried,
+        "low": low,
+        "high": high,
+        "outcomes": {str(seed): "".join("1" if each else "0" for each in of) for seed, of in solved.items()},
+    }

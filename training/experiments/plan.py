@@ -5,29 +5,18 @@ Owns what a job is, what it waits for and its estimated seconds. Carries nothing
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Literal
 
 from training.experiments.budget import Budget
 from training.experiments.experiment import Arm, BaseName, Condition, Experiment
+from training.experiments.plan_of_jobs import Plan, measured_factor
 from training.experiments.store import Run, Store
 
 Kind = Literal["stage 1", "stage 2", "evaluation"]
 Part = Literal["all", "done", "left"]
 KINDS: tuple[Kind, ...] = ("stage 1", "stage 2", "evaluation")
-_MINIMUM_MEASURED = 3
-
-
-class JobOfPlan(Protocol):
-    """What the order of work knows of a job."""
-
-    @property
-    def key(self) -> str: ...
-
-    @property
-    def needs(self) -> tuple[str, ...]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,19 +82,6 @@ class EvaluationJob:
 Job = Stage1Job | Stage2Job | EvaluationJob
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """Jobs in the order in which they are to be carried out; `left` are those not done."""
-
-    jobs: tuple[Job, ...]
-    left: tuple[Job, ...]
-    seconds: Mapping[str, float]  # key of a job -> what is left of it, of one worker
-
-    def hours(self, num_workers: int) -> float:
-        """Until the last of the jobs left ends, each worker taking the next one whose needs are done."""
-        return makespan(self.left, self.seconds, num_workers) / 3600
-
-
 def checkpoint_steps(arm: Arm, run: Run) -> tuple[int, ...]:
     """The steps at which an arm is tested: its snapshots, then its end; none when it stops early."""
     return () if arm.until else (*run.recipe.stage2.snapshots, run.recipe.stage2.schedule.num_steps)
@@ -116,7 +92,7 @@ def tested_steps(experiment: Experiment, arm: Arm, run: Run) -> tuple[int, ...]:
     return checkpoint_steps(arm, run) if experiment.figure == "curve" else checkpoint_steps(arm, run)[-1:]
 
 
-def plan(experiments: Sequence[Experiment], store: Store, seeds: Sequence[int]) -> Plan:
+def plan(experiments: Sequence[Experiment], store: Store, seeds: Sequence[int]) -> Plan[Job]:
     """Seed by seed, so that what there is after any time has all arms."""
     jobs: dict[str, Job] = {}
     for seed in seeds:
@@ -127,10 +103,10 @@ def plan(experiments: Sequence[Experiment], store: Store, seeds: Sequence[int]) 
     left = [job for job in jobs.values() if not is_done(job, store)]
     factors = _measured_factors(list(jobs.values()), store)
     seconds = {job.key: factors[job.kind] * _estimate(job, store, "left") for job in left}
-    return Plan(jobs=tuple(jobs.values()), left=tuple(left), seconds=seconds)
+    return Plan(kinds=KINDS, jobs=tuple(jobs.values()), left=tuple(left), seconds=seconds)
 
 
-def from_nothing(planned: Plan, store: Store) -> Plan:
+def from_nothing(planned: Plan[Job], store: Store) -> Plan[Job]:
     """The same jobs as if none was done, at the budget's own costs."""
     return replace(planned, left=planned.jobs, seconds={job.key: _estimate(job, store, "all") for job in planned.jobs})
 
@@ -141,20 +117,6 @@ def is_done(job: Job, store: Store) -> bool:
     if isinstance(job, Stage2Job):
         return store.trained_steps(job.run) >= job.until
     return len(store.evaluation(job.run, job.step, job.condition, job.task).seeds) >= job.num_episodes
-
-
-def format_plan(plan: Plan, num_workers: int) -> str:
-    """What is left, by kind, and how long it takes."""
-    lines = [f"{'':<12} {'jobs':>6} {'done':>6} {'left':>6} {'hours of one worker':>20}"]
-    for kind in KINDS:
-        jobs = [job for job in plan.jobs if job.kind == kind]
-        left = [job for job in plan.left if job.kind == kind]
-        hours = sum(plan.seconds[job.key] for job in left) / 3600
-        lines.append(f"{kind:<12} {len(jobs):>6} {len(jobs) - len(left):>6} {len(left):>6} {hours:>20.2f}")
-    lines.append(
-        f"{len(plan.left)} jobs left, about {plan.hours(num_workers):.2f} hours with {num_workers} worker processes"
-    )
-    return "\n".join(lines)
 
 
 def _jobs_of(experiment: Experiment, arm: Arm, store: Store, seed: int) -> list[Job]:
@@ -207,15 +169,14 @@ def _base(run: Run, budget: Budget) -> BaseName:
 
 
 def _measured_factors(jobs: Sequence[Job], store: Store) -> dict[Kind, float]:
-    """How much longer than estimated the jobs that are done took; 1 where too few are."""
-    factors: dict[Kind, float] = {}
     test_step_s = store.test_step_s()
-    for kind in KINDS:
-        done = [job for job in jobs if job.kind == kind and is_done(job, store)]
-        estimated = sum(_estimate(job, store, "done") for job in done)
-        measured = sum(_measured(job, store, test_step_s) for job in done)
-        factors[kind] = measured / estimated if len(done) >= _MINIMUM_MEASURED else 1.0
-    return factors
+    done = [job for job in jobs if is_done(job, store)]
+    return {
+        kind: measured_factor(
+            [(_estimate(job, store, "done"), _measured(job, store, test_step_s)) for job in done if job.kind == kind]
+        )
+        for kind in KINDS
+    }
 
 
 def _measured(job: Job, store: Store, test_step_s: Mapping[str, float]) -> float:
@@ -225,19 +186,3 @@ def _measured(job: Job, store: Store, test_step_s: Mapping[str, float]) -> float
         return (store.run_outcome(job.run) or {"seconds": 0.0})["seconds"]
     evaluation = store.evaluation(job.run, job.step, job.condition, job.task)
     return evaluation.spent(test_step_s.get(job.task, 0.0)).seconds
-
-
-def makespan(jobs: Sequence[JobOfPlan], seconds: Mapping[str, float], num_workers: int) -> float:
-    """Seconds until the last of the jobs ends, each worker taking the next one whose needs are done."""
-    waiting, now = list(jobs), 0.0
-    open_keys = {job.key for job in jobs}
-    running: list[tuple[float, str]] = []
-    while waiting or running:
-        ready = next((job for job in waiting if not open_keys.intersection(job.needs)), None)
-        if ready is not None and len(running) < num_workers:
-            waiting.remove(ready)
-            heapq.heappush(running, (now + seconds[ready.key], ready.key))
-        else:
-            now, key = heapq.heappop(running)
-            open_keys.remove(key)
-    return now

@@ -14,7 +14,7 @@ from typing import Any
 
 from training.experiments.experiment import EULER_STEPS, Experiment
 from training.experiments.outcomes import ArmsFound
-from training.experiments.plan import EvaluationJob, Stage1Job, Stage2Job, from_nothing, is_done, plan
+from training.experiments.plan import EvaluationJob, Stage1Job, from_nothing, is_done, plan
 from training.experiments.store import Run, Store, read_json
 from training.json_file import write_json
 from training.recipe import Recipe
@@ -29,7 +29,6 @@ def collect(experiment: Experiment, store: Store, seeds: Sequence[int]) -> dict[
     budget = store.budget
     found = ArmsFound(experiment, store, seeds)
     jobs = plan([experiment], store, seeds)
-    left = {job.key for job in jobs.left}
     return {
         "experiment": experiment.name,
         "title": experiment.title,
@@ -53,13 +52,7 @@ def collect(experiment: Experiment, store: Store, seeds: Sequence[int]) -> dict[
             budget.bases["all"].evaluation.first_seed,
         ),
         "seeds": list(seeds),
-        "jobs": {
-            name: {
-                "all": sum(isinstance(job, kind) for job in jobs.jobs),
-                "left": sum(isinstance(job, kind) and job.key in left for job in jobs.jobs),
-            }
-            for name, kind in (("stage 1", Stage1Job), ("stage 2", Stage2Job), ("evaluation", EvaluationJob))
-        },
+        "jobs": jobs.counts(),
         "tasks": {
             task: {
                 "body": budget.suite.tasks[task].body,

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from training.experiments.experiment import Condition
-from training.experiments.plan import EvaluationJob, Job, JobOfPlan, Plan, Stage1Job, Stage2Job, is_done
+from training.experiments.plan import EvaluationJob, Job, Stage1Job, Stage2Job, is_done
+from training.experiments.plan_of_jobs import JobOfPlan, Plan
 from training.experiments.store import Evaluation, Store
 from training.recipe import Recipe, RunDirectory
 
@@ -104,7 +105,7 @@ def try_scenes(
         keep(evaluation)
 
 
-def carry_out(plan: Plan, store: Store, work: Work, executor: Executor, num_workers: int) -> None:
+def carry_out(plan: Plan[Job], store: Store, work: Work, executor: Executor, num_workers: int) -> None:
     """Do what is left of a plan. Raises ExperimentError when jobs failed, after the others are done."""
 
     def submit(job: Job) -> Future[None]:

@@ -5,11 +5,13 @@ Owns what `runner.Work` asks for and which recordings a recipe reads. Trains not
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
 from multiprocessing import parent_process
@@ -22,6 +24,7 @@ from training.suite import Suite
 from training.time_spent import time_of_log
 
 UNRECORDED = "not recorded"
+_JOBS_PER_PROCESS = 25  # simulators leak a little
 _WITHOUT_IMAGES = " without images"
 
 
@@ -125,7 +128,17 @@ def _datasets(recipe: Recipe) -> dict[str, Path]:
     return datasets
 
 
-def start_worker() -> None:
+def worker_processes(num_workers: int) -> ProcessPoolExecutor:
+    # Spawned, not forked: a forked GL context is broken.
+    return ProcessPoolExecutor(
+        num_workers,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_start_worker,
+        max_tasks_per_child=_JOBS_PER_PROCESS,
+    )
+
+
+def _start_worker() -> None:
     """One thread, and an end with the process that started it: a killed parent leaves no orphan."""
     import torch
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.training.experiments.fake_work import recorded
+from tests.training.experiments.fake_work import recorded, run_part, uniform
 from training.experiments.experiment import Condition
 from training.experiments.video.budget import ClipBudget, VideoBudget
 from training.experiments.video.plan import PartKind
@@ -62,7 +61,7 @@ class FakeVideoWork:
     ) -> Mapping[str, Any]:
         self._note("test", str(checkpoint), task, str(first_seed), str(num_episodes))
         seeds = range(first_seed, first_seed + num_episodes)
-        solved = [seed for seed in seeds if _uniform(f"{checkpoint} {task} {seed}") < 0.5]
+        solved = [seed for seed in seeds if uniform(f"{run_part(checkpoint)} {task} {seed}") < 0.5]
         return {"seeds": list(seeds), "solved_seeds": solved, "mean_steps": 10.0, "revision": f"of-{checkpoint}"}
 
     def _note(self, *call: str) -> None:
@@ -104,7 +103,3 @@ def fake_probe(settings: LatentActionSettings, seed: int) -> dict[str, Any]:
 
 def video_store_of(budget: VideoBudget, root: Path) -> VideoStore:
     return VideoStore(root=root, budget=budget, data_identity=recorded)
-
-
-def _uniform(text: str) -> float:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64

@@ -63,7 +63,7 @@ class FakeWork:
     ) -> Mapping[str, Any]:
         self._note("evaluation", str(checkpoint), condition.name, task, str(first_seed), str(num_episodes))
         seeds = range(first_seed, first_seed + num_episodes)
-        solved = [seed for seed in seeds if _uniform(f"{checkpoint} {condition.name} {task} {seed}") < 0.5]
+        solved = [seed for seed in seeds if uniform(f"{run_part(checkpoint)} {condition.name} {task} {seed}") < 0.5]
         return {"seeds": list(seeds), "solved_seeds": solved, "mean_steps": 10.0, "revision": f"of-{checkpoint}"}
 
     def _note(self, *call: str) -> None:
@@ -91,5 +91,11 @@ def _log(directory: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     (directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def _uniform(text: str) -> float:
+def run_part(checkpoint: Path) -> str:
+    """The part of the path that does not change with the temporary folder: `RUN/...`."""
+    return checkpoint.as_posix().rpartition("/runs/")[2]
+
+
+def uniform(text: str) -> float:
+    """A number in [0, 1) that is a function of the text."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64

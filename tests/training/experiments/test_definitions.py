@@ -15,7 +15,8 @@ from tests.training.experiments.fake_work import store_of
 from training.experiments.budget import BUDGETS, Budget
 from training.experiments.definitions import EXPERIMENTS, experiment
 from training.experiments.experiment import Arm, Comparison, Condition, Experiment, Training
-from training.experiments.plan import format_plan, plan
+from training.experiments.plan import plan
+from training.experiments.plan_of_jobs import format_plan
 from training.experiments.store import Run
 from training.names import UnknownNameError
 from training.recipe import Recipe

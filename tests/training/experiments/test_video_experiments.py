@@ -11,6 +11,7 @@ import pytest
 
 from tests.training.experiments.fake_video_work import video_store_of
 from training.experiments.definitions import EXPERIMENTS
+from training.experiments.plan_of_jobs import format_plan
 from training.experiments.video.budget import BUDGETS, VideoBudget
 from training.experiments.video.definitions import DEMONSTRATIONS, VIDEO_EXPERIMENTS
 from training.experiments.video.experiment import (
@@ -24,7 +25,7 @@ from training.experiments.video.experiment import (
     Term,
 )
 from training.experiments.video.figures import FIGURES
-from training.experiments.video.plan import PartJob, PolicyJob, format_plan, plan
+from training.experiments.video.plan import PartJob, PolicyJob, plan
 from training.experiments.video.store import VideoStore
 from training.video_prior.recipe import VideoPriorRecipe
 

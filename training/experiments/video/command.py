@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +15,6 @@ if TYPE_CHECKING:
     from training.experiments.video.store import VideoStore
 
 EVERYTHING = "video"
-_JOBS_PER_PROCESS = 25  # simulators leak a little
 
 
 def is_about_video(name: str) -> bool:
@@ -25,12 +22,13 @@ def is_about_video(name: str) -> bool:
 
 
 def run(options: argparse.Namespace, results: Path) -> int:
+    from training.experiments.plan_of_jobs import format_plan
     from training.experiments.video.budget import VideoBudget
-    from training.experiments.video.plan import PartJob, PolicyJob, format_plan, plan
+    from training.experiments.video.plan import PartJob, PolicyJob, plan
     from training.experiments.video.runner import carry_out
     from training.experiments.video.store import VideoStore
     from training.experiments.video.work import ChainWork
-    from training.experiments.work import Recordings, check_recorded, start_worker
+    from training.experiments.work import Recordings, check_recorded, worker_processes
 
     everything = options.name == EVERYTHING
     asked = tuple(VIDEO_EXPERIMENTS.values()) if everything else (VIDEO_EXPERIMENTS[options.name],)
@@ -52,13 +50,7 @@ def run(options: argparse.Namespace, results: Path) -> int:
     with store.locked():
         try:
             if planned.left:
-                # Spawned, not forked: a forked GL context is broken.
-                with ProcessPoolExecutor(
-                    num_workers,
-                    mp_context=multiprocessing.get_context("spawn"),
-                    initializer=start_worker,
-                    max_tasks_per_child=_JOBS_PER_PROCESS,
-                ) as executor:
+                with worker_processes(num_workers) as executor:
                     carry_out(planned, store, ChainWork(device=budget.device), executor, num_workers)
         finally:
             # What there is when a job fails or the keyboard interrupts is a partial result, and says so.
@@ -69,15 +61,12 @@ def run(options: argparse.Namespace, results: Path) -> int:
 def _report(
     asked: Sequence[VideoExperiment], store: VideoStore, seeds: Sequence[int], json_file: Path | None, results: Path
 ) -> None:
-    from training.experiments.kept_results import keep, remake_reports
+    from training.experiments.kept_results import keep_all
     from training.experiments.video.results import collect, write_results
-    from training.json_file import write_json
 
     collected = [collect(each, store, seeds) for each in asked]
-    kept = [
-        keep(values, results, partial(write_results, each, values, store=store, seeds=seeds))
+    writes = [
+        partial(write_results, each, values, store=store, seeds=seeds)
         for each, values in zip(asked, collected, strict=True)
     ]
-    remake_reports(results, some_kept=any(kept))
-    if json_file:
-        write_json(json_file, collected)
+    keep_all(collected, writes, results, json_file)

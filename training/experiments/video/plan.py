@@ -5,11 +5,11 @@ Owns what a job is, what it waits for and its estimated seconds. Carries nothing
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from training.experiments.plan import makespan
+from training.experiments.plan_of_jobs import Plan, measured_factor
 from training.experiments.video.budget import TRAINING_CLIPS
 from training.experiments.video.experiment import CodesTraining, PolicyTraining, VideoExperiment
 from training.experiments.video.store import CodesRun, PolicyRun, VideoStore
@@ -19,7 +19,6 @@ PartKind = Literal["pretraining", "prior", "labels", "alignment"]
 KINDS: tuple[Kind, ...] = (
     "clips", "eyes", "codes", "probe", "pretraining", "prior", "labels", "alignment", "policy", "test"
 )  # fmt: skip
-_MINIMUM_MEASURED = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,19 +137,7 @@ class TestJob:
 Job = ClipsJob | EyesJob | CodesJob | ProbeJob | PartJob | PolicyJob | TestJob
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """Jobs in the order in which they are to be carried out; `left` are those not done."""
-
-    jobs: tuple[Job, ...]
-    left: tuple[Job, ...]
-    seconds: Mapping[str, float]  # key of a job -> what is left of it, of one worker
-
-    def hours(self, num_workers: int) -> float:
-        return makespan(self.left, self.seconds, num_workers) / 3600
-
-
-def plan(experiments: Sequence[VideoExperiment], store: VideoStore, seeds: Sequence[int]) -> Plan:
+def plan(experiments: Sequence[VideoExperiment], store: VideoStore, seeds: Sequence[int]) -> Plan[Job]:
     """Seed by seed, so that what there is after any time has all arms."""
     jobs: dict[str, Job] = {}
     for seed in seeds:
@@ -166,17 +153,17 @@ def plan(experiments: Sequence[VideoExperiment], store: VideoStore, seeds: Seque
     left = tuple(job for job in jobs.values() if not is_done(job, store))
     factors = _measured_factors(list(jobs.values()), store)
     return Plan(
+        kinds=tuple(kind for kind in KINDS if any(job.kind == kind for job in jobs.values())),
         jobs=tuple(jobs.values()),
         left=left,
         seconds={job.key: factors[job.kind] * estimate(job, store, done=_tried(job, store)) for job in left},
     )
 
 
-def from_nothing(planned: Plan, store: VideoStore) -> Plan:
+def from_nothing(planned: Plan[Job], store: VideoStore) -> Plan[Job]:
     """The same jobs as if none was done, at the budget's own costs."""
-    return Plan(
-        jobs=planned.jobs, left=planned.jobs, seconds={job.key: estimate(job, store, done=0) for job in planned.jobs}
-    )
+    seconds = {job.key: estimate(job, store, done=0) for job in planned.jobs}
+    return replace(planned, left=planned.jobs, seconds=seconds)
 
 
 def is_done(job: Job, store: VideoStore) -> bool:
@@ -190,21 +177,6 @@ def measured(job: Job, store: VideoStore) -> float:
     if isinstance(job, TestJob):
         return store.evaluation(job.run, job.task).seconds
     return float((store.outcome(job.key) or {"seconds": 0.0})["seconds"])
-
-
-def format_plan(plan: Plan, num_workers: int) -> str:
-    """What is left, by kind, and how long it takes."""
-    lines = [f"{'':<12} {'jobs':>6} {'done':>6} {'left':>6} {'hours of one worker':>20}"]
-    for kind in KINDS:
-        jobs = [job for job in plan.jobs if job.kind == kind]
-        left = [job for job in plan.left if job.kind == kind]
-        hours = sum(plan.seconds[job.key] for job in left) / 3600
-        if jobs:
-            lines.append(f"{kind:<12} {len(jobs):>6} {len(jobs) - len(left):>6} {len(left):>6} {hours:>20.2f}")
-    lines.append(
-        f"{len(plan.left)} jobs left, about {plan.hours(num_workers):.2f} hours with {num_workers} worker processes"
-    )
-    return "\n".join(lines)
 
 
 def parts_of(run: PolicyRun) -> list[tuple[PartKind, str]]:
@@ -285,11 +257,10 @@ def _tried(job: Job, store: VideoStore) -> int:
 
 
 def _measured_factors(jobs: Sequence[Job], store: VideoStore) -> dict[Kind, float]:
-    """How much longer than estimated the jobs that are done took; 1 where too few are."""
-    factors: dict[Kind, float] = {}
-    for kind in KINDS:
-        done = [job for job in jobs if job.kind == kind and is_done(job, store)]
-        estimated = sum(estimate(job, store, done=0) for job in done)
-        spent = sum(measured(job, store) for job in done)
-        factors[kind] = spent / estimated if len(done) >= _MINIMUM_MEASURED and estimated else 1.0
-    return factors
+    done = [job for job in jobs if is_done(job, store)]
+    return {
+        kind: measured_factor(
+            [(estimate(job, store, done=0), measured(job, store)) for job in done if job.kind == kind]
+        )
+        for kind in KINDS
+    }

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from training.experiments.outcomes import task_figures
+from training.experiments.plan_of_jobs import Plan
 from training.experiments.results import file_name, results_name, testing, versions
 from training.experiments.statistics import (
     Estimate,
@@ -35,10 +37,9 @@ from training.experiments.video.experiment import (
     VideoExperiment,
 )
 from training.experiments.video.figures import FIGURES, Sample, estimate, sample_of
-from training.experiments.video.plan import KINDS, Plan, ProbeJob, from_nothing, measured, plan
+from training.experiments.video.plan import Job, ProbeJob, from_nothing, measured, plan
 from training.experiments.video.store import VideoStore
 from training.json_file import write_json
-from training.rollout import wilson_interval
 
 PROBES, POLICIES = "probes", "policies"
 
@@ -48,7 +49,6 @@ def collect(experiment: VideoExperiment, store: VideoStore, seeds: Sequence[int]
     from training.export import git_commit, hardware
 
     budget, jobs = store.budget, plan([experiment], store, seeds)
-    left = {job.key for job in jobs.left}
     found = (
         _probed(experiment, store, seeds, jobs)
         if isinstance(experiment, ProbeExperiment)
@@ -70,14 +70,7 @@ def collect(experiment: VideoExperiment, store: VideoStore, seeds: Sequence[int]
             "clips": {name: budget.clips.number(name) for name in store.clips},
         },
         "seeds": list(seeds),
-        "jobs": {
-            kind: {
-                "all": sum(job.kind == kind for job in jobs.jobs),
-                "left": sum(job.kind == kind and job.key in left for job in jobs.jobs),
-            }
-            for kind in KINDS
-            if any(job.kind == kind for job in jobs.jobs)
-        },
+        "jobs": jobs.counts(),
         **found,
         "planned_hours": round(from_nothing(jobs, store).hours(budget.num_workers), 2),
         "seconds": {job.key: round(measured(job, store), 1) for job in jobs.jobs},
@@ -106,7 +99,7 @@ def write_results(
     return directory
 
 
-def _probed(experiment: ProbeExperiment, store: VideoStore, seeds: Sequence[int], jobs: Plan) -> dict[str, Any]:
+def _probed(experiment: ProbeExperiment, store: VideoStore, seeds: Sequence[int], jobs: Plan[Job]) -> dict[str, Any]:
     by_digest = {job.run.digest: job.key for job in jobs.jobs if isinstance(job, ProbeJob)}
     probes: dict[str, dict[int, Mapping[str, Any]]] = {}
     for arm in experiment.arms:
@@ -218,23 +211,11 @@ def _tested_arm(arm: PolicyArm, solved: Mapping[int, Sequence[Sequence[bool]]], 
         "position": arm.position,
         "success": mean_success(_stacked(solved, seeds)).to_json() if seeds else None,
         "tasks": {
-            task: _task({seed: of[index] for seed, of in solved.items()})
+            task: task_figures({seed: of[index] for seed, of in solved.items()})
             for index, task in enumerate(store.budget.tasks)
         },
         "alignment": [dict(each) for each in scores],
         "runs": runs,
-    }
-
-
-def _task(solved: Mapping[int, Sequence[bool]]) -> dict[str, Any]:
-    successes, tried = sum(map(sum, solved.values())), sum(map(len, solved.values()))
-    low, high = wilson_interval(successes, tried)
-    return {
-        "successes": successes,
-        "episodes": tried,
-        "low": low,
-        "high": high,
-        "outcomes": {str(seed): "".join("1" if each else "0" for each in of) for seed, of in solved.items()},
     }
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from training.experiments.experiment import Condition
+from training.experiments.plan_of_jobs import Plan
 from training.experiments.runner import carry_out_jobs, try_scenes
 from training.experiments.video.budget import ClipBudget
 from training.experiments.video.plan import (
@@ -22,7 +23,6 @@ from training.experiments.video.plan import (
     Job,
     PartJob,
     PartKind,
-    Plan,
     PolicyJob,
     ProbeJob,
     TestJob,
@@ -70,7 +70,7 @@ class VideoWork(Protocol):
         ...
 
 
-def carry_out(plan: Plan, store: VideoStore, work: VideoWork, executor: Executor, num_workers: int) -> None:
+def carry_out(plan: Plan[Job], store: VideoStore, work: VideoWork, executor: Executor, num_workers: int) -> None:
     """Do what is left of a plan. Raises ExperimentError when jobs failed, after the others are done."""
 
     def submit(job: Job) -> Future[None]:
