@@ -28,8 +28,8 @@ check: $(VENV)/.ready-dev ## ruff, pyright, and generated code up to date
 protos: $(VENV)/.ready-dev ## regenerate the code of protos/
 	$(BIN)/python protos/generate.py
 
-train-demo: $(VENV)/.ready ## train the shipped recipe from nothing (resumable)
-	$(BIN)/python -m training demo --recipe cross13-history
+train-demo: $(VENV)/.ready ## train from nothing, by the shipped recipe with fewer steps (resumable)
+	$(BIN)/python -m training demo --recipe cross13-short
 
 peers: $(VENV)/.ready-dev ## environments of openpi's and LeRobot's servers, for the comparison, in build/peers
 	PYTHON=$(BIN)/python scripts/make_peers.sh
