@@ -23,9 +23,9 @@ from policy.embodiment import EmbodimentSpec
 from policy.policy import Policy
 from policy.request import ChunkRequest, RealTimeChunking
 from service.collection import exempt_what_is_there
-from service.inference import load_policy, predict_batch
+from service.inference import BatchAnswer, load_policy, predict_batch
 from service.triton.background import in_background
-from service.triton.tensors import ACTIONS, FLOATS, INSTRUCTION, META, META_FIELDS, METHODS, PIXELS, TIMING
+from service.triton.tensors import CHUNK, INT64_BYTES, METHODS, REQUEST_HEAD
 
 
 class TritonPythonModel:
@@ -54,8 +54,7 @@ class TritonPythonModel:
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         answer = predict_batch(self._policy, [partial(_read, request, self._specs) for request in requests])
-        timing = torch.tensor([[answer.inference_ns, answer.batch_size]], dtype=torch.int64)
-        return [_failure(chunk) if isinstance(chunk, Exception) else _answer(chunk, timing) for chunk in answer.chunks]
+        return [_failure(chunk) if isinstance(chunk, Exception) else _answer(chunk, answer) for chunk in answer.chunks]
 
 
 def _on_threads(num_threads: int, load: Callable[[], Policy]) -> Policy:
@@ -64,15 +63,20 @@ def _on_threads(num_threads: int, load: Callable[[], Policy]) -> Policy:
 
 
 def _read(request: Any, specs: Sequence[EmbodimentSpec]) -> ChunkRequest:
-    tensors = {tensor.name(): from_dlpack(tensor.to_dlpack())[0] for tensor in request.inputs()}
-    meta = tensors[META].tolist()
-    embodiment_index, seed, num_inference_steps, num_history_steps, *chunking = meta[: len(META_FIELDS)]
-    sizes = meta[len(META_FIELDS) :]
+    (tensor,) = request.inputs()
+    content = from_dlpack(tensor.to_dlpack())[0]
+    head = _int64(content, 0, len(REQUEST_HEAD))
+    embodiment_index, seed, num_inference_steps, num_history_steps, num_instruction_bytes, *chunking = head
     spec = specs[embodiment_index]
+    num_head = len(head) + 2 * len(spec.camera_names)
+    sizes = _int64(content, len(head), num_head)
     heights, widths = sizes[::2], sizes[1::2]
-    pixels = tensors[PIXELS].split([height * width * 3 for height, width in zip(heights, widths, strict=True)])
+    num_pixels = [height * width * 3 for height, width in zip(heights, widths, strict=True)]
+    end = len(content) - sum(num_pixels)
+    pixels = content[end:].split(num_pixels)
+    instruction = content[end - num_instruction_bytes : end]
+    floats = content[INT64_BYTES * num_head : end - num_instruction_bytes].view(torch.float32)
     lengths = [spec.state_dim, num_history_steps * spec.state_dim, num_history_steps * spec.action_dim]
-    floats = tensors[FLOATS]
     state, history_states, history_actions, of_chunking = floats.split([*lengths, len(floats) - sum(lengths)])
     return ChunkRequest(
         embodiment=spec.name,
@@ -81,13 +85,17 @@ def _read(request: Any, specs: Sequence[EmbodimentSpec]) -> ChunkRequest:
             for name, frame, height, width in zip(spec.camera_names, pixels, heights, widths, strict=True)
         },
         state=state,
-        instruction=bytes(tensors[INSTRUCTION].tolist()).decode(),
+        instruction=bytes(instruction.tolist()).decode(),
         history_states=history_states.view(num_history_steps, spec.state_dim),
         history_actions=history_actions.view(num_history_steps, spec.action_dim),
         seed=seed,
         num_inference_steps=num_inference_steps,
         real_time_chunking=_chunking(chunking, of_chunking, spec),
     )
+
+
+def _int64(content: Tensor, start: int, stop: int) -> list[int]:
+    return content[INT64_BYTES * start : INT64_BYTES * stop].view(torch.int64).tolist()
 
 
 def _chunking(meta: Sequence[int], floats: Tensor, spec: EmbodimentSpec) -> RealTimeChunking | None:
@@ -104,14 +112,11 @@ def _chunking(meta: Sequence[int], floats: Tensor, spec: EmbodimentSpec) -> Real
     )
 
 
-def _answer(chunk: Tensor, timing: Tensor) -> Any:
-    actions = chunk.float().contiguous()[None]
-    return pb_utils.InferenceResponse(
-        [
-            pb_utils.Tensor.from_dlpack(ACTIONS, to_dlpack(actions)),
-            pb_utils.Tensor.from_dlpack(TIMING, to_dlpack(timing)),
-        ]
-    )
+def _answer(chunk: Tensor, answer: BatchAnswer) -> Any:
+    actions = chunk.float().contiguous()
+    head = torch.tensor([answer.inference_ns, answer.batch_size, *actions.shape])
+    content = torch.cat((head.view(torch.uint8), actions.view(-1).view(torch.uint8)))
+    return pb_utils.InferenceResponse([pb_utils.Tensor.from_dlpack(CHUNK, to_dlpack(content[None]))])
 
 
 def _failure(error: Exception) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import struct
 import time
 from http import HTTPStatus
 
@@ -25,11 +26,12 @@ from service.observability.request_trace import current_trace
 from service.revision import RevisionError
 from service.triton.control import LoadRefusedError, TritonControl
 from service.triton.http import HttpAnswer, TritonConnectionError, TritonConnections
-from service.triton.tensors import ACTIONS, FLOATS, INSTRUCTION, META, METHODS, PIXELS, TIMING
+from service.triton.tensors import CHUNK, CHUNK_HEAD, METHODS, REQUEST
 
 # How long the JSON at the front of a body is; binary tensors follow it.
 _JSON_LENGTH = "Inference-Header-Content-Length"
-_ELEMENT_TYPES = {ACTIONS: ("FP32", np.dtype("<f4")), TIMING: ("INT64", np.dtype("<i8"))}
+_DATA_TYPE = "UINT8"
+_CHUNK_HEAD = f"<{len(CHUNK_HEAD)}q"
 # What Triton says, with status 500 and until the model is loaded again, when a stub has died.
 _DEAD_STUB = "is not healthy"
 
@@ -111,31 +113,38 @@ class TritonClient:
 
 
 def encode_request(request: BackendRequest) -> tuple[bytes, bytes]:
-    """The JSON and the binary tensors of one request, laid out as tensors.py says."""
-    meta = [request.embodiment_index, request.seed, request.num_inference_steps, len(request.history_states)]
+    """The JSON and the binary tensor of one request, laid out as tensors.py says."""
+    instruction = request.instruction.encode()
+    head = [
+        request.embodiment_index,
+        request.seed,
+        request.num_inference_steps,
+        len(request.history_states),
+        len(instruction),
+    ]
     floats = [request.state, request.history_states, request.history_actions]
     if (chunking := request.real_time_chunking) is None:
-        meta += [0, 0, 0, 0]
+        head += [0, 0, 0, 0]
     else:
         method = METHODS.index(chunking.method)
-        meta += [len(chunking.previous_actions), chunking.inference_delay, chunking.execution_horizon, method]
+        head += [len(chunking.previous_actions), chunking.inference_delay, chunking.execution_horizon, method]
         floats += [chunking.previous_actions, np.array([chunking.max_guidance_weight])]
     for frame in request.images:
-        meta += frame.shape[:2]
-    tensors = (
-        (PIXELS, "UINT8", 1, b"".join(np.ascontiguousarray(frame).data for frame in request.images)),
-        (INSTRUCTION, "UINT8", 1, request.instruction.encode()),
-        (FLOATS, "FP32", 4, b"".join(np.ascontiguousarray(array, "<f4").data for array in floats)),
-        (META, "INT64", 8, np.array(meta, "<i8").tobytes()),
+        head += frame.shape[:2]
+    content = b"".join(
+        (
+            struct.pack(f"<{len(head)}q", *head),
+            *(np.ascontiguousarray(array, "<f4").data for array in floats),
+            instruction,
+            *(np.ascontiguousarray(frame).data for frame in request.images),
+        )
     )
     # Written by hand: nothing in it needs escaping, and it is made for every request.
-    inputs = ",".join(
-        f'{{"name":"{name}","datatype":"{data_type}","shape":[1,{len(content) // element_bytes}],'
-        f'"parameters":{{"binary_data_size":{len(content)}}}}}'
-        for name, data_type, element_bytes, content in tensors
+    description = (
+        f'{{"inputs":[{{"name":"{REQUEST}","datatype":"{_DATA_TYPE}","shape":[1,{len(content)}],'
+        f'"parameters":{{"binary_data_size":{len(content)}}}}}],"parameters":{{"binary_data_output":true}}}}'
     )
-    description = f'{{"inputs":[{inputs}],"parameters":{{"binary_data_output":true}}}}'
-    return description.encode(), b"".join(content for *_, content in tensors)
+    return description.encode(), content
 
 
 def decode_response(answer: HttpAnswer) -> tuple[np.ndarray, float, int]:
@@ -144,26 +153,19 @@ def decode_response(answer: HttpAnswer) -> tuple[np.ndarray, float, int]:
     Raises BackendFailedError.
     """
     try:
-        tensors = _tensors(answer)
-        _, horizon, action_dim = tensors[ACTIONS].shape
-        inference_ns, batch_size = tensors[TIMING][0].tolist()
-        return tensors[ACTIONS].reshape(horizon, action_dim), inference_ns / 1e9, batch_size
-    except (KeyError, ValueError, IndexError, TypeError) as error:
+        start = int(answer.headers[_JSON_LENGTH.lower().encode()])
+        (output,) = json.loads(answer.content[:start])["outputs"]
+        if (output["name"], output["datatype"]) != (CHUNK, _DATA_TYPE):
+            raise ValueError(f"{output['name']} came as {output['datatype']}")
+        if (num_bytes := output["parameters"]["binary_data_size"]) != len(answer.content) - start:
+            raise ValueError(f"{len(answer.content) - start} of {num_bytes} bytes came")
+        inference_ns, batch_size, horizon, action_dim = struct.unpack_from(_CHUNK_HEAD, answer.content, start)
+        actions = np.frombuffer(answer.content, "<f4", offset=start + struct.calcsize(_CHUNK_HEAD))
+        if min(horizon, action_dim) < 0:
+            raise ValueError(f"actions of shape {[horizon, action_dim]} came")
+        return actions.reshape(horizon, action_dim), inference_ns / 1e9, batch_size
+    except (KeyError, ValueError, IndexError, TypeError, struct.error) as error:
         raise BackendFailedError(f"Triton's answer is not a chunk: {error!r}") from None
-
-
-def _tensors(answer: HttpAnswer) -> dict[str, np.ndarray]:
-    offset = int(answer.headers[_JSON_LENGTH.lower().encode()])
-    tensors = {}
-    for output in json.loads(answer.content[:offset])["outputs"]:
-        data_type, element_type = _ELEMENT_TYPES[output["name"]]
-        num_bytes = output["parameters"]["binary_data_size"]
-        content = answer.content[offset : offset + num_bytes]
-        if output["datatype"] != data_type or len(content) != num_bytes:
-            raise ValueError(f"{output['name']} came as {output['datatype']} of {len(content)} bytes")
-        tensors[output["name"]] = np.frombuffer(content, element_type).reshape(output["shape"])
-        offset += num_bytes
-    return tensors
 
 
 def _require_ok(answer: HttpAnswer) -> None:

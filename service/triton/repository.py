@@ -11,11 +11,10 @@ import shutil
 from pathlib import Path
 
 from service.model_settings import ModelSettings
-from service.triton.tensors import ACTIONS, FLOATS, INSTRUCTION, META, PIXELS, TIMING
+from service.triton.tensors import CHUNK, REQUEST
 
 # `service` and `policy` are importable here, so they are from this directory; Triton's stub ignores PYTHONPATH.
 _SOURCE_ROOT = Path(__file__).resolve().parents[2]
-_INPUTS = ((PIXELS, "TYPE_UINT8"), (INSTRUCTION, "TYPE_UINT8"), (FLOATS, "TYPE_FP32"), (META, "TYPE_INT64"))
 
 
 def model_name(revision: str, owner: str = "") -> str:
@@ -37,10 +36,6 @@ def remove_model(repository: Path, model: str) -> None:
 
 def model_config(model: str, checkpoint: Path, settings: ModelSettings) -> str:
     """Its config.pbtxt."""
-    inputs = ",\n".join(
-        f'  {{ name: "{name}" data_type: {data_type} dims: [ -1 ] allow_ragged_batch: true }}'
-        for name, data_type in _INPUTS
-    )
     parameters = "\n".join(
         f"parameters {{ key: {json.dumps(key)} value {{ string_value: {json.dumps(value, ensure_ascii=False)} }} }}"
         for key, value in (
@@ -57,11 +52,8 @@ def model_config(model: str, checkpoint: Path, settings: ModelSettings) -> str:
         f"name: {json.dumps(model)}\n"
         'backend: "python"\n'
         f"max_batch_size: {settings.largest_batch}\n"
-        f"input [\n{inputs}\n]\n"
-        "output [\n"
-        f'  {{ name: "{ACTIONS}" data_type: TYPE_FP32 dims: [ -1, -1 ] }},\n'
-        f'  {{ name: "{TIMING}" data_type: TYPE_INT64 dims: [ 2 ] }}\n'
-        "]\n"
+        f'input [ {{ name: "{REQUEST}" data_type: TYPE_UINT8 dims: [ -1 ] allow_ragged_batch: true }} ]\n'
+        f'output [ {{ name: "{CHUNK}" data_type: TYPE_UINT8 dims: [ -1 ] }} ]\n'
         f"instance_group [ {{ kind: {'KIND_GPU' if settings.device == 'cuda' else 'KIND_CPU'} count: 1 }} ]\n"
         f"{batching if settings.batching else ''}"
         f"{parameters}\n"

@@ -371,18 +371,15 @@ async def triton_server(answers: list[bytes]) -> tuple[asyncio.Server, str, list
 
 
 def triton_answer(actions: np.ndarray, inference_ns: int) -> bytes:
-    timing = np.array([inference_ns, 1], "<i8").tobytes()
-    outputs = [
-        {
-            "name": "ACTIONS",
-            "datatype": "FP32",
-            "shape": [1, *actions.shape],
-            "parameters": {"binary_data_size": actions.nbytes},
-        },
-        {"name": "TIMING", "datatype": "INT64", "shape": [1, 2], "parameters": {"binary_data_size": len(timing)}},
-    ]
-    described = json.dumps({"outputs": outputs}).encode()
-    body = described + actions.astype("<f4").tobytes() + timing
+    chunk = np.array([inference_ns, 1, *actions.shape], "<i8").tobytes() + actions.astype("<f4").tobytes()
+    output = {
+        "name": "CHUNK",
+        "datatype": "UINT8",
+        "shape": [1, len(chunk)],
+        "parameters": {"binary_data_size": len(chunk)},
+    }
+    described = json.dumps({"outputs": [output]}).encode()
+    body = described + chunk
     head = (
         f"HTTP/1.1 200 OK\r\nInference-Header-Content-Length: {len(described)}\r\nContent-Length: {len(body)}\r\n\r\n"
     )

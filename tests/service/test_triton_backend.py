@@ -23,7 +23,7 @@ from service.triton.backend import SupervisionSettings, TritonBackend
 from service.triton.models import AnothersModels, TritonModels
 from service.triton.repository import model_name
 from service.triton.server import ExternalTriton, TritonStartError
-from service.triton.tensors import ACTIONS, META, TIMING
+from service.triton.tensors import CHUNK, REQUEST
 
 QUICK = SupervisionSettings(
     load_timeout_s=5.0, probe_timeout_s=5.0, heartbeat_interval_s=60.0, first_backoff_s=0.01, last_backoff_s=0.02
@@ -127,22 +127,22 @@ class FakeTriton:
             return self._failure((404, f"Request for unknown model: '{model}' has no available versions"))
         if (error := self.broken.get(model) or self.infer_error) is not None:
             return self._failure(error)
-        sizes = {tensor["name"]: tensor["parameters"]["binary_data_size"] for tensor in inputs}
-        assert list(sizes)[-1] == META
-        embodiment_index, seed = np.frombuffer(content[-sizes[META] :], np.int64)[:2]
+        assert [tensor["name"] for tensor in inputs] == [REQUEST]
+        embodiment_index, seed = np.frombuffer(content, np.int64, count=2)
         expected = next(
             case.expected
             for case in self.cases
             if (case.request.embodiment_index, case.request.seed) == (embodiment_index, seed)
         )
-        actions, timing = expected[None] + np.float32(self.offset), np.array([[1_000, 1]], np.int64)
-        outputs = [
-            {"name": name, "datatype": kind, "shape": array.shape, "parameters": {"binary_data_size": array.nbytes}}
-            for name, kind, array in ((ACTIONS, "FP32", actions), (TIMING, "INT64", timing))
-        ]
-        description = json.dumps({"outputs": outputs}).encode()
-        header = f"Inference-Header-Content-Length: {len(description)}\r\n"
-        return 200, description + actions.tobytes() + timing.tobytes(), header
+        chunk = np.array([1_000, 1, *expected.shape]).tobytes() + (expected + np.float32(self.offset)).tobytes()
+        output = {
+            "name": CHUNK,
+            "datatype": "UINT8",
+            "shape": [1, len(chunk)],
+            "parameters": {"binary_data_size": len(chunk)},
+        }
+        description = json.dumps({"outputs": [output]}).encode()
+        return 200, description + chunk, f"Inference-Header-Content-Length: {len(description)}\r\n"
 
     @staticmethod
     def _failure(error: tuple[int, str]) -> tuple[int, bytes, str]:

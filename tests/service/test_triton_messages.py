@@ -11,9 +11,7 @@ import pytest
 from service.backend import BackendFailedError, BackendRequest, RealTimeChunking
 from service.triton.client import decode_response, encode_request
 from service.triton.http import HttpAnswer
-from service.triton.tensors import ACTIONS, FLOATS, INSTRUCTION, META, METHODS, PIXELS, TIMING
-
-DTYPES = {"UINT8": np.uint8, "FP32": np.float32, "INT64": np.int64}
+from service.triton.tensors import CHUNK, METHODS, REQUEST, REQUEST_HEAD
 
 
 def backend_request(*, history: int = 2) -> BackendRequest:
@@ -30,30 +28,41 @@ def backend_request(*, history: int = 2) -> BackendRequest:
     )
 
 
-def contents(request: BackendRequest) -> dict[str, np.ndarray]:
-    """The tensors of an encoded request, read as KServe v2 says."""
-    description, binary = encode_request(request)
-    tensors, offset = {}, 0
-    for tensor in json.loads(description)["inputs"]:
-        num_bytes = tensor["parameters"]["binary_data_size"]
-        array = np.frombuffer(binary[offset : offset + num_bytes], DTYPES[tensor["datatype"]])
-        tensors[tensor["name"]] = array.reshape(tensor["shape"])
-        offset += num_bytes
-    assert offset == len(binary)
-    return tensors
+def tensor(request: BackendRequest) -> bytes:
+    """The one tensor of an encoded request, read as KServe v2 says."""
+    description, content = encode_request(request)
+    (described,) = json.loads(description)["inputs"]
+    assert described == {
+        "name": REQUEST,
+        "datatype": "UINT8",
+        "shape": [1, len(content)],
+        "parameters": {"binary_data_size": len(content)},
+    }
+    return content
+
+
+def parts(request: BackendRequest) -> tuple[list[int], np.ndarray, str, np.ndarray]:
+    """Integers, floats, instruction and pixels of two cameras, cut where the layout says."""
+    content = tensor(request)
+    end_of_integers = 8 * (len(REQUEST_HEAD) + 2 * 2)
+    integers = np.frombuffer(content[:end_of_integers], "<i8").tolist()
+    heights_and_widths = np.reshape(integers[-4:], (2, 2))
+    pixels = len(content) - 3 * heights_and_widths.prod(axis=1).sum()
+    text = pixels - integers[REQUEST_HEAD.index("num_instruction_bytes")]
+    floats = np.frombuffer(content[end_of_integers:text], "<f4")
+    return integers, floats, content[text:pixels].decode(), np.frombuffer(content[pixels:], np.uint8)
 
 
 def test_every_number_of_a_request_is_where_the_layout_says() -> None:
     request = backend_request()
-    tensors = contents(request)
-    assert tensors[META].tolist() == [[1, 2**63 - 1, 4, 2, 0, 0, 0, 0, 4, 5, 7, 5]]
-    assert bytes(tensors[INSTRUCTION]).decode() == request.instruction
-    first, second = np.split(tensors[PIXELS][0], [4 * 5 * 3])
+    integers, floats, instruction, pixels = parts(request)
+    assert integers == [1, 2**63 - 1, 4, 2, 25, 0, 0, 0, 0, 4, 5, 7, 5]
+    assert instruction == request.instruction
+    first, second = np.split(pixels, [4 * 5 * 3])
     np.testing.assert_array_equal(first.reshape(4, 5, 3), request.images[0])
     np.testing.assert_array_equal(second.reshape(7, 5, 3), request.images[1])
     np.testing.assert_array_equal(
-        tensors[FLOATS][0],
-        np.concatenate([request.state, request.history_states.ravel(), request.history_actions.ravel()]),
+        floats, np.concatenate([request.state, request.history_states.ravel(), request.history_actions.ravel()])
     )
 
 
@@ -66,16 +75,15 @@ def test_what_a_chunk_must_continue_comes_after_the_history() -> None:
         method="prefix",
         max_guidance_weight=2.5,
     )
-    tensors = contents(replace(plain, real_time_chunking=chunking))
-    assert tensors[META].tolist() == [[1, 2**63 - 1, 4, 2, 3, 2, 8, METHODS.index("prefix"), 4, 5, 7, 5]]
-    floats = contents(plain)[FLOATS][0]
-    np.testing.assert_array_equal(tensors[FLOATS][0], [*floats, 0, 3, 1, 4, 2, 5, 2.5])
+    integers, floats, *_ = parts(replace(plain, real_time_chunking=chunking))
+    assert integers == [1, 2**63 - 1, 4, 2, 25, 3, 2, 8, METHODS.index("prefix"), 4, 5, 7, 5]
+    np.testing.assert_array_equal(floats, [*parts(plain)[1], 0, 3, 1, 4, 2, 5, 2.5])
 
 
 def test_no_history_is_a_length_of_zero() -> None:
-    tensors = contents(backend_request(history=0))
-    assert tensors[META][0, 3] == 0
-    assert tensors[FLOATS].shape == (1, 3)
+    integers, floats, *_ = parts(backend_request(history=0))
+    assert integers[REQUEST_HEAD.index("num_history_steps")] == 0
+    assert floats.shape == (3,)
 
 
 def test_arrays_that_are_views_are_sent_as_what_they_show() -> None:
@@ -86,24 +94,22 @@ def test_arrays_that_are_views_are_sent_as_what_they_show() -> None:
         state=np.repeat(request.state, 2)[::2],
         history_states=np.asfortranarray(request.history_states),
     )
-    for name, tensor in contents(strided).items():
-        np.testing.assert_array_equal(tensor, contents(request)[name])
+    assert tensor(strided) == tensor(request)
 
 
-def answer(**tensors: np.ndarray) -> HttpAnswer:
+def answer(*chunks: bytes, name: str = CHUNK, datatype: str = "UINT8") -> HttpAnswer:
+    """Of a model with as many outputs."""
     outputs = [
-        {
-            "name": name,
-            "datatype": {"float32": "FP32", "int64": "INT64"}[tensor.dtype.name],
-            "shape": tensor.shape,
-            "parameters": {"binary_data_size": tensor.nbytes},
-        }
-        for name, tensor in tensors.items()
+        {"name": name, "datatype": datatype, "shape": [1, len(chunk)], "parameters": {"binary_data_size": len(chunk)}}
+        for chunk in chunks
     ]
     description = json.dumps({"model_name": "model", "outputs": outputs}).encode()
-    content = description + b"".join(tensor.tobytes() for tensor in tensors.values())
     headers = {b"inference-header-content-length": str(len(description)).encode()}
-    return HttpAnswer(status=200, headers=headers, content=content)
+    return HttpAnswer(status=200, headers=headers, content=description + b"".join(chunks))
+
+
+def chunk(horizon: int, action_dim: int, actions: np.ndarray) -> bytes:
+    return np.array([1_500_000, 3, horizon, action_dim], "<i8").tobytes() + actions.astype("<f4").tobytes()
 
 
 def with_bytes_lost(whole: HttpAnswer) -> HttpAnswer:
@@ -111,34 +117,34 @@ def with_bytes_lost(whole: HttpAnswer) -> HttpAnswer:
     return replace(whole, content=whole.content[:-8])
 
 
-def test_an_answer_is_read_by_name_and_shape() -> None:
-    actions = np.arange(6, dtype=np.float32).reshape(1, 3, 2)
-    timing = np.array([[1_500_000, 3]], np.int64)
-    decoded, inference_s, batch_size = decode_response(answer(**{TIMING: timing, ACTIONS: actions}))
-    np.testing.assert_array_equal(decoded, actions[0])
+def test_an_answer_is_actions_and_what_they_took() -> None:
+    actions = np.arange(6, dtype=np.float32).reshape(3, 2)
+    decoded, inference_s, batch_size = decode_response(answer(chunk(3, 2, actions)))
+    np.testing.assert_array_equal(decoded, actions)
     assert (inference_s, batch_size) == (0.0015, 3)
 
 
-ACTIONS_ANSWER = {ACTIONS: np.zeros((1, 3, 2), np.float32)}
-TIMING_ANSWER = {TIMING: np.zeros((1, 2), np.int64)}
+SIX = np.zeros(6)
 
 
 @pytest.mark.parametrize(
     "wrong",
     [
         answer(),
-        answer(**ACTIONS_ANSWER),
-        answer(**{ACTIONS: np.zeros((3, 2), np.float32)}, **TIMING_ANSWER),
-        answer(**{ACTIONS: np.zeros((1, 3, 2), np.int64)}, **TIMING_ANSWER),
-        answer(**ACTIONS_ANSWER, **{TIMING: np.zeros((1, 0), np.int64)}),
-        answer(**ACTIONS_ANSWER, **TIMING_ANSWER, OTHER=np.zeros(1, np.float32)),
-        with_bytes_lost(answer(**ACTIONS_ANSWER, **TIMING_ANSWER)),
+        answer(chunk(3, 2, SIX), chunk(3, 2, SIX)),
+        answer(chunk(3, 2, SIX), name="ACTIONS"),
+        answer(chunk(3, 2, SIX), datatype="FP32"),
+        answer(chunk(3, 2, SIX)[:20]),
+        answer(chunk(3, 2, SIX)[:-1]),
+        answer(chunk(3, 3, SIX)),
+        answer(chunk(-1, 2, SIX)),
+        with_bytes_lost(answer(chunk(3, 2, SIX))),
         HttpAnswer(status=200, headers={}, content=b"{}"),
         HttpAnswer(status=200, headers={b"inference-header-content-length": b"2"}, content=b"[]"),
     ],
     ids=[
-        "nothing", "no timing", "no batch dimension", "another type", "empty timing", "an unknown tensor", "bytes lost",
-        "no JSON length", "a list",
+        "nothing", "two", "another name", "another type", "half a head", "half a number", "too few", "a negative shape",
+        "bytes lost", "no JSON length", "a list",
     ],
 )  # fmt: skip
 def test_an_answer_that_is_no_chunk_is_a_failure(wrong: HttpAnswer) -> None:

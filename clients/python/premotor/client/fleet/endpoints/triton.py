@@ -21,6 +21,8 @@ from premotor.client.fleet.questions import Question
 
 _JSON_LENGTH = "inference-header-content-length"
 _HEADERS_BYTES = 64 * 1024
+# Nanoseconds of inference, size of the batch, and the shape of the actions.
+_CHUNK_HEAD_NUMBERS = 4
 _Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
@@ -117,31 +119,25 @@ class TritonEndpoint:
     def _content(self, question: Question) -> bytes:
         """The whole HTTP request."""
         frames = [question.images[camera.name] for camera in self._embodiment.cameras]
+        instruction = question.instruction.encode()
         # No step of history, nothing of real-time chunking.
-        meta = [self._embodiment_index, question.seed, self._num_inference_steps, 0, 0, 0, 0, 0]
+        numbers = [self._embodiment_index, question.seed, self._num_inference_steps, 0, len(instruction), 0, 0, 0, 0]
         pixels = []
         for frame in frames:
             if isinstance(frame, bytes):
                 raise AskError("ProtocolError", "this way takes raw frames only: --image-encoding raw")
-            meta += frame.shape[:2]
+            numbers += frame.shape[:2]
             pixels.append(np.ascontiguousarray(frame).tobytes())
-        tensors = (
-            ("PIXELS", "UINT8", 1, b"".join(pixels)),
-            ("INSTRUCTION", "UINT8", 1, question.instruction.encode()),
-            ("FLOATS", "FP32", 4, np.asarray(question.state, "<f4").tobytes()),
-            ("META", "INT64", 8, np.array(meta, "<i8").tobytes()),
-        )
-        inputs = [
-            {
-                "name": name,
-                "datatype": datatype,
-                "shape": [1, len(data) // item_bytes],
-                "parameters": {"binary_data_size": len(data)},
-            }
-            for name, datatype, item_bytes, data in tensors
-        ]
-        description = json.dumps({"inputs": inputs, "parameters": {"binary_data_output": True}}).encode()
-        body = description + b"".join(data for *_, data in tensors)
+        state = np.asarray(question.state, "<f4").tobytes()
+        request = b"".join((np.array(numbers, "<i8").tobytes(), state, instruction, *pixels))
+        tensor = {
+            "name": "REQUEST",
+            "datatype": "UINT8",
+            "shape": [1, len(request)],
+            "parameters": {"binary_data_size": len(request)},
+        }
+        description = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
+        body = description + request
         head = (
             f"POST /v2/models/{self._model}/infer HTTP/1.1\r\nHost: triton\r\n{_JSON_LENGTH}: {len(description)}\r\n"
             f"Content-Length: {len(body)}\r\n\r\n"
@@ -158,17 +154,12 @@ def _headers(head: bytes) -> tuple[int, dict[str, str]]:
 def _read(content: bytes, header_bytes: int) -> tuple[np.ndarray, float]:
     """float32 [action_horizon, action_dim] and the seconds of inference. Raises AskError."""
     try:
-        offset, actions, inference_s = header_bytes, None, 0.0
-        for output in json.loads(content[:header_bytes])["outputs"]:
-            num_bytes = output["parameters"]["binary_data_size"]
-            data = content[offset : offset + num_bytes]
-            offset += num_bytes
-            if output["name"] == "ACTIONS":
-                actions = np.frombuffer(data, "<f4").reshape(output["shape"][1:]).astype(np.float32)
-            elif output["name"] == "TIMING":
-                inference_s = float(np.frombuffer(data, "<i8")[0]) / 1e9
-        if actions is None:
-            raise ValueError("no ACTIONS")
+        (output,) = json.loads(content[:header_bytes])["outputs"]
+        if output["name"] != "CHUNK":
+            raise ValueError(f"{output['name']} came, expected CHUNK")
+        chunk = content[header_bytes : header_bytes + output["parameters"]["binary_data_size"]]
+        inference_ns, _, *shape = np.frombuffer(chunk, "<i8", count=_CHUNK_HEAD_NUMBERS).tolist()
+        actions = np.frombuffer(chunk, "<f4", offset=8 * _CHUNK_HEAD_NUMBERS).reshape(shape)
+        return actions.astype(np.float32), inference_ns / 1e9
     except (KeyError, ValueError, IndexError, TypeError) as error:
         raise AskError("ProtocolError", f"Triton's answer is no chunk: {error!r}") from None
-    return actions, inference_s
