@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -205,6 +206,18 @@ def test_sigterm_while_loading_ends_well_too(toy_checkpoint: Path) -> None:
         output, _ = process.communicate(timeout=WAIT_S)
     assert process.returncode == 0
     assert output == ""
+    assert not psutil.wait_procs(children, timeout=WAIT_S)[1]
+
+
+def test_a_bench_that_is_told_to_end_takes_its_service_along(toy_checkpoint: Path) -> None:
+    command = [sys.executable, "-m", "service", "bench", "overhead", "--policy", str(toy_checkpoint)]
+    with subprocess.Popen([*command, "--backend", "local", "--iterations", "1000000"]) as process:
+        deadline_s = time.monotonic() + WAIT_S
+        while not (children := psutil.Process(process.pid).children(recursive=True)):
+            assert process.poll() is None and time.monotonic() < deadline_s
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(WAIT_S) == 128 + signal.SIGTERM
     assert not psutil.wait_procs(children, timeout=WAIT_S)[1]
 
 
