@@ -285,6 +285,7 @@ class Service:
             triton_control_address=triton.control_address,
             triton_repository=triton.repository,
             triton_owner=triton.owner,
+            triton_shares_memory=triton.shares_memory,
             tls=config.tls.files if config.tls is not None else None,
             otlp_endpoint=config.tracing.endpoint if config.tracing is not None else "",
             drain_s=config.drain_s,

@@ -105,6 +105,7 @@ class FurtherGateway:
                 config.triton_control_address,
                 config.triton_repository,
                 owner=config.triton_owner,
+                shares_memory=config.triton_shares_memory,
             ),
             config.model,
             # As long as the first process may take, which says when it failed.

@@ -53,6 +53,7 @@ class FurtherGatewayConfig:
     triton_repository: Path
     # Whose the models are that the first process loads.
     triton_owner: str
+    triton_shares_memory: bool
     tls: TlsFiles | None
     # Of the collector that gets traces; empty for none.
     otlp_endpoint: str

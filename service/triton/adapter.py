@@ -9,6 +9,8 @@ it.
 from __future__ import annotations
 
 import json
+import mmap
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -25,7 +27,7 @@ from policy.request import ChunkRequest, RealTimeChunking
 from service.collection import exempt_what_is_there
 from service.inference import BatchAnswer, load_policy, predict_batch
 from service.triton.background import in_background
-from service.triton.tensors import CHUNK, INT64_BYTES, METHODS, REQUEST_HEAD
+from service.triton.tensors import CHUNK, ELSEWHERE, ELSEWHERE_HEAD, INT64_BYTES, METHODS, REQUEST_HEAD, UNREADABLE
 
 
 class TritonPythonModel:
@@ -64,7 +66,7 @@ def _on_threads(num_threads: int, load: Callable[[], Policy]) -> Policy:
 
 def _read(request: Any, specs: Sequence[EmbodimentSpec]) -> ChunkRequest:
     (tensor,) = request.inputs()
-    content = from_dlpack(tensor.to_dlpack())[0]
+    content = _content(from_dlpack(tensor.to_dlpack())[0])
     head = _int64(content, 0, len(REQUEST_HEAD))
     embodiment_index, seed, num_inference_steps, num_history_steps, num_instruction_bytes, *chunking = head
     spec = specs[embodiment_index]
@@ -92,6 +94,31 @@ def _read(request: Any, specs: Sequence[EmbodimentSpec]) -> ChunkRequest:
         num_inference_steps=num_inference_steps,
         real_time_chunking=_chunking(chunking, of_chunking, spec),
     )
+
+
+def _content(tensor: Tensor) -> Tensor:
+    """The request itself, uint8 [num_bytes], wherever it lies. Raises RuntimeError when it is not there."""
+    if _int64(tensor, 0, 1) != [ELSEWHERE]:
+        return tensor
+    _, process_id, file_descriptor, token, num_bytes = _int64(tensor, 0, len(ELSEWHERE_HEAD))
+    try:
+        content = torch.frombuffer(
+            _memory(f"/proc/{process_id}/fd/{file_descriptor}", INT64_BYTES + num_bytes), dtype=torch.uint8
+        )
+    except (OSError, ValueError) as error:
+        raise RuntimeError(f"{UNREADABLE}: {error}") from None
+    if _int64(content, 0, 1) != [token]:
+        raise RuntimeError(f"{UNREADABLE}: the request was given up before the model came to it")
+    return content[INT64_BYTES:]
+
+
+def _memory(path: str, num_bytes: int) -> mmap.mmap:
+    # The number may be something else's by now: that must not be waited for.
+    fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        return mmap.mmap(fd, num_bytes, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
+    finally:
+        os.close(fd)
 
 
 def _int64(content: Tensor, start: int, stop: int) -> list[int]:

@@ -90,7 +90,7 @@ class TritonBackend:
     async def start(self) -> None:
         """Starts Triton and its supervision. Raises TritonStartError."""
         await self._server.start()
-        self._client = TritonClient(self._server.address, self._server.control_address)
+        self._client = self._new_client()
         self._run(self._supervise(), "triton supervision")
         self._run(self._heartbeat(), "triton heartbeat")
 
@@ -230,7 +230,7 @@ class TritonBackend:
         except (TritonStartError, OSError) as error:
             _logger.error("triton restart failed", extra={"fields": {"error": str(error)}})
             return False
-        self._client = client = TritonClient(self._server.address, self._server.control_address)
+        self._client = client = self._new_client()
         for model in self._models.values():
             # Whoever loads one for the first time is told that it failed.
             if model.state is not RevisionState.LOADING:
@@ -323,6 +323,10 @@ class TritonBackend:
         client, self._client = self._client, None
         if client is not None:
             client.close()
+
+    def _new_client(self) -> TritonClient:
+        server = self._server
+        return TritonClient(server.address, server.control_address, shares_memory=server.shares_memory)
 
     def _connected(self) -> TritonClient:
         if self._client is None:

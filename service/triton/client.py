@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import struct
 import time
+from collections.abc import Sequence
 from http import HTTPStatus
 
 import numpy as np
@@ -26,8 +28,10 @@ from service.observability.request_trace import current_trace
 from service.revision import RevisionError
 from service.triton.control import LoadRefusedError, TritonControl
 from service.triton.http import HttpAnswer, TritonConnectionError, TritonConnections
-from service.triton.tensors import CHUNK, CHUNK_HEAD, METHODS, REQUEST
+from service.triton.shared_requests import SharedRequests
+from service.triton.tensors import CHUNK, CHUNK_HEAD, METHODS, REQUEST, UNREADABLE
 
+_logger = logging.getLogger(__name__)
 # How long the JSON at the front of a body is; binary tensors follow it.
 _JSON_LENGTH = "Inference-Header-Content-Length"
 _DATA_TYPE = "UINT8"
@@ -46,8 +50,10 @@ class ModelGoneError(BackendUnavailableError):
 class TritonClient:
     """Addresses are "host:port" or "unix:path": of Triton's HTTP service, and of its gRPC one, which loads models."""
 
-    def __init__(self, address: str, control_address: str) -> None:
+    def __init__(self, address: str, control_address: str, *, shares_memory: bool = False) -> None:
+        """`shares_memory`: whether its model processes can read what this one has in memory."""
         self._connections = TritonConnections(address)
+        self._shared = SharedRequests(enabled=shares_memory)
         self._control = TritonControl(control_address)
         self.is_closed = False
 
@@ -55,6 +61,7 @@ class TritonClient:
         """Ends calls in progress with BackendUnavailableError."""
         self.is_closed = True
         self._connections.close()
+        self._shared.close()
 
     async def is_live(self, *, timeout_s: float) -> bool:
         try:
@@ -85,20 +92,30 @@ class TritonClient:
     async def infer(self, model: str, request: BackendRequest, *, timeout_s: float) -> BackendChunk:
         """Raises a BackendError; ModelGoneError when the model has to be loaded again."""
         started_s = time.perf_counter()
-        description, content = encode_request(request)
-        trace = current_trace()
-        traceparent = f"traceparent: {trace.traceparent}\r\n" if trace is not None else ""
-        answer = await self._ask(
-            "POST",
-            f"/v2/models/{model}/infer",
-            description + content,
-            headers=f"{_JSON_LENGTH}: {len(description)}\r\n{traceparent}",
-            timeout_s=timeout_s,
-        )
+        parts = request_parts(request)
+        answer = await self._infer(model, parts, timeout_s=timeout_s)
+        if answer.status != HTTPStatus.OK and UNREADABLE in (text := _error_text(answer)):
+            # Whoever waits for an answer has not given its request up: these processes may not see each other's files.
+            _logger.warning("requests are sent whole", extra={"fields": {"error": text}})
+            self._shared.enabled = False
+            answer = await self._infer(model, parts, timeout_s=timeout_s - (time.perf_counter() - started_s))
         _require_ok(answer)
         actions, inference_s, batch_size = decode_response(answer)
         queue_s = max(0.0, time.perf_counter() - started_s - inference_s)
         return BackendChunk(actions=actions, inference_s=inference_s, queue_s=queue_s, batch_size=batch_size)
+
+    async def _infer(self, model: str, parts: Sequence[bytes | memoryview], *, timeout_s: float) -> HttpAnswer:
+        trace = current_trace()
+        traceparent = f"traceparent: {trace.traceparent}\r\n" if trace is not None else ""
+        with self._shared.sent(parts) as content:
+            description = describe_request(content)
+            return await self._ask(
+                "POST",
+                f"/v2/models/{model}/infer",
+                description + content,
+                headers=f"{_JSON_LENGTH}: {len(description)}\r\n{traceparent}",
+                timeout_s=timeout_s,
+            )
 
     async def _ask(
         self, method: str, path: str, content: bytes = b"", *, headers: str = "", timeout_s: float
@@ -112,8 +129,8 @@ class TritonClient:
             raise BackendUnavailableError(str(error)) from None
 
 
-def encode_request(request: BackendRequest) -> tuple[bytes, bytes]:
-    """The JSON and the binary tensor of one request, laid out as tensors.py says."""
+def request_parts(request: BackendRequest) -> list[bytes | memoryview]:
+    """What REQUEST holds, one after the other, as tensors.py says."""
     instruction = request.instruction.encode()
     head = [
         request.embodiment_index,
@@ -131,20 +148,24 @@ def encode_request(request: BackendRequest) -> tuple[bytes, bytes]:
         floats += [chunking.previous_actions, np.array([chunking.max_guidance_weight])]
     for frame in request.images:
         head += frame.shape[:2]
-    content = b"".join(
-        (
-            struct.pack(f"<{len(head)}q", *head),
-            *(np.ascontiguousarray(array, "<f4").data for array in floats),
-            instruction,
-            *(np.ascontiguousarray(frame).data for frame in request.images),
-        )
-    )
-    # Written by hand: nothing in it needs escaping, and it is made for every request.
-    description = (
+    return [
+        struct.pack(f"<{len(head)}q", *head),
+        *(_bytes(np.ascontiguousarray(array, "<f4")) for array in floats),
+        instruction,
+        *(_bytes(np.ascontiguousarray(frame)) for frame in request.images),
+    ]
+
+
+def describe_request(content: bytes) -> bytes:
+    """The JSON in front of REQUEST's content. Written by hand: nothing in it needs escaping, every request has one."""
+    return (
         f'{{"inputs":[{{"name":"{REQUEST}","datatype":"{_DATA_TYPE}","shape":[1,{len(content)}],'
         f'"parameters":{{"binary_data_size":{len(content)}}}}}],"parameters":{{"binary_data_output":true}}}}'
-    )
-    return description.encode(), content
+    ).encode()
+
+
+def _bytes(array: np.ndarray) -> memoryview:
+    return array.reshape(-1).view(np.uint8).data
 
 
 def decode_response(answer: HttpAnswer) -> tuple[np.ndarray, float, int]:

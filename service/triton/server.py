@@ -68,6 +68,11 @@ class TritonServer(Protocol):
         ...
 
     @property
+    def shares_memory(self) -> bool:
+        """Whether its processes can open files of this one: same machine, same user, same namespace of processes."""
+        ...
+
+    @property
     def owner(self) -> str:
         """What tells our models from those of other services in it; empty where there are none. Known once started."""
         ...
@@ -143,6 +148,10 @@ class TritonProcess:
     @property
     def repository(self) -> Path:
         return self._repository
+
+    @property
+    def shares_memory(self) -> bool:
+        return True
 
     @property
     def owner(self) -> str:
@@ -294,6 +303,7 @@ class ExternalTriton:
         repository: Path,
         *,
         owner: str | None = None,
+        shares_memory: bool = False,
         startup_timeout_s: float = 60.0,
         poll_interval_s: float = 1.0,
     ) -> None:
@@ -302,6 +312,7 @@ class ExternalTriton:
         self._control_address = control_address
         self._repository = repository
         self._owner = owner
+        self._shares_memory = shares_memory
         self._tenancy: Tenancy | None = None
         self._startup_timeout_s = startup_timeout_s
         self._poll_interval_s = poll_interval_s
@@ -322,6 +333,10 @@ class ExternalTriton:
     @property
     def repository(self) -> Path:
         return self._repository
+
+    @property
+    def shares_memory(self) -> bool:
+        return self._shares_memory
 
     @property
     def owner(self) -> str:

@@ -14,6 +14,10 @@ each other without gaps:
              UTF-8   instruction; a BYTES tensor would go through numpy inside Triton
              uint8   pixels of each frame, HWC
 
+A large request may lie in memory of the process that asks (shared_requests.py); REQUEST is then
+
+             int64   ELSEWHERE_HEAD: an open file of a process, which holds `token` (int64) and then the request
+
     CHUNK    int64   CHUNK_HEAD
              float32 actions [action_horizon, action_dim]
 """
@@ -38,5 +42,10 @@ REQUEST_HEAD = (
 )
 # `method` is a position in this.
 METHODS = ("guidance", "prefix")
+# In the place of an embodiment_index.
+ELSEWHERE = -1
+ELSEWHERE_HEAD = ("elsewhere", "process_id", "file_descriptor", "token", "num_bytes")
+# In what a model answers that could not get at a request which is elsewhere.
+UNREADABLE = "the memory that holds the request cannot be read"
 CHUNK_HEAD = ("inference_ns", "batch_size", "action_horizon", "action_dim")
 INT64_BYTES = 8

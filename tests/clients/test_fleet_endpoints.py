@@ -37,7 +37,7 @@ from premotor.client.sync_client import PolicyClient
 from service.backend import BackendRequest
 from service.openpi.limits import OpenpiLimits
 from service.openpi.wire import unpack as service_unpack
-from service.triton.client import encode_request
+from service.triton.client import describe_request, request_parts
 
 TIMEOUT_S = 10.0
 
@@ -411,7 +411,8 @@ async def test_triton_is_asked_in_the_layout_of_the_services_own_model() -> None
         seed=asked.seed,
         num_inference_steps=4,
     )
-    description, content = encode_request(request)
+    content = b"".join(request_parts(request))
+    description = describe_request(content)
     ((head, body),) = seen
     length = int(next(line for line in head.split(b"\r\n") if line.startswith(b"inference-header")).split(b":")[1])
     assert json.loads(body[:length])["inputs"] == json.loads(description)["inputs"]

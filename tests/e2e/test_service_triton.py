@@ -26,6 +26,7 @@ from policy.policy import Policy
 from policy.request import ChunkRequest
 from service.backend import (
     BackendChunk,
+    BackendDeadlineError,
     BackendError,
     BackendFailedError,
     BackendRequest,
@@ -158,6 +159,39 @@ async def test_robots_of_different_bodies_share_batches_and_get_their_own_chunks
             break
     connections.close()
     assert max(sizes) > 2, sizes
+
+
+def with_large_frames(case: ProbeCase, height: int) -> BackendRequest:
+    rng = np.random.default_rng(height)
+    frames = tuple(rng.integers(0, 256, (height, 200, 3), np.uint8) for _ in case.request.images)
+    return replace(case.request, images=frames, seed=height)
+
+
+def num_shared_requests() -> int:
+    """How many places in memory this process has for them."""
+    links = [path for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+    return len({path.stat().st_ino for path in links if "premotor-request" in str(path.readlink())})
+
+
+async def test_large_frames_lie_in_shared_memory_and_none_is_taken_for_anothers(running: Running) -> None:
+    requests = [with_large_frames(case, 200 + 8 * number) for number in range(6) for case in running.cases]
+    expected = [running.in_process(request) for request in requests]
+    for _ in range(3):
+        chunks = await asyncio.gather(*(running.predict(request) for request in requests))
+        for chunk, own in zip(chunks, expected, strict=True):
+            np.testing.assert_allclose(chunk.actions, own, rtol=0, atol=1e-5)
+        assert 0 < num_shared_requests() <= len(requests)
+
+
+async def test_a_large_request_that_is_given_up_is_not_read_as_the_next(running: Running) -> None:
+    given_up, kept = (with_large_frames(running.cases[0], height) for height in (300, 304))
+    await running.predict(kept)
+    expected = running.in_process(kept)
+    for _ in range(5):
+        with pytest.raises(BackendDeadlineError):
+            await running.predict(given_up, timeout_s=1e-4)
+        chunk = await running.predict(kept)
+        np.testing.assert_allclose(chunk.actions, expected, rtol=0, atol=1e-5)
 
 
 async def test_a_request_that_fails_fails_alone(running: Running) -> None:

@@ -23,7 +23,7 @@ from service.triton.backend import SupervisionSettings, TritonBackend
 from service.triton.models import AnothersModels, TritonModels
 from service.triton.repository import model_name
 from service.triton.server import ExternalTriton, TritonStartError
-from service.triton.tensors import CHUNK, REQUEST
+from service.triton.tensors import CHUNK, ELSEWHERE, REQUEST, UNREADABLE
 
 QUICK = SupervisionSettings(
     load_timeout_s=5.0, probe_timeout_s=5.0, heartbeat_interval_s=60.0, first_backoff_s=0.01, last_backoff_s=0.02
@@ -56,6 +56,8 @@ class FakeTriton:
     loads: list[str] = field(default_factory=list)
     unloads: list[str] = field(default_factory=list)
     num_inferences: int = 0
+    # Requests that lie in memory, which this one cannot read.
+    num_unreadable: int = 0
     arrived: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     def __post_init__(self) -> None:
@@ -129,6 +131,9 @@ class FakeTriton:
             return self._failure(error)
         assert [tensor["name"] for tensor in inputs] == [REQUEST]
         embodiment_index, seed = np.frombuffer(content, np.int64, count=2)
+        if embodiment_index == ELSEWHERE:
+            self.num_unreadable += 1
+            return self._failure((500, f"RuntimeError: {UNREADABLE}: [Errno 13] Permission denied"))
         expected = next(
             case.expected
             for case in self.cases
@@ -167,6 +172,7 @@ class FakeProcess:
         self.address = ""
         self.control_address = ""
         self.owner = ""
+        self.shares_memory = False
         self.num_starts = 0
         self.num_failing_starts = 0
         self.abandoned = asyncio.Event()
@@ -296,6 +302,19 @@ async def test_a_revision_is_ready_once_its_probe_has_passed(process: FakeProces
         np.testing.assert_array_equal(chunk.actions, case.expected)
         assert chunk.inference_s == 0.000001
         assert chunk.queue_s > 0
+
+
+async def test_processes_that_cannot_read_this_ones_memory_are_sent_all_of_it(
+    process: FakeProcess, revision: Revision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.triton.shared_requests.FEWEST_BYTES", 0)
+    process.shares_memory = True
+    async with started(process, revision) as backend:
+        assert process.triton.num_unreadable == 1
+        case = process.triton.cases[0]
+        chunk = await backend.predict(revision.revision, case.request, timeout_s=5)
+    np.testing.assert_array_equal(chunk.actions, case.expected)
+    assert process.triton.num_unreadable == 1
 
 
 async def test_wrong_values_with_status_ok_are_refused_naming_the_probe(

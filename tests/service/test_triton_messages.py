@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from service.backend import BackendFailedError, BackendRequest, RealTimeChunking
-from service.triton.client import decode_response, encode_request
+from service.triton.client import decode_response, describe_request, request_parts
 from service.triton.http import HttpAnswer
 from service.triton.tensors import CHUNK, METHODS, REQUEST, REQUEST_HEAD
 
@@ -30,8 +30,8 @@ def backend_request(*, history: int = 2) -> BackendRequest:
 
 def tensor(request: BackendRequest) -> bytes:
     """The one tensor of an encoded request, read as KServe v2 says."""
-    description, content = encode_request(request)
-    (described,) = json.loads(description)["inputs"]
+    content = b"".join(request_parts(request))
+    (described,) = json.loads(describe_request(content))["inputs"]
     assert described == {
         "name": REQUEST,
         "datatype": "UINT8",

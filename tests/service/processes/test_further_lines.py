@@ -30,6 +30,7 @@ CONFIG = FurtherGatewayConfig(
     triton_control_address="unix:/tmp/grpc.sock:1",
     triton_repository=Path("/tmp/models"),
     triton_owner="3",
+    triton_shares_memory=True,
     tls=None,
     otlp_endpoint="",
     drain_s=1.5,

@@ -193,6 +193,7 @@ def _config(process: int, gateway_id: str) -> FurtherGatewayConfig:
         triton_control_address="",
         triton_repository=Path(),
         triton_owner="",
+        triton_shares_memory=True,
         tls=None,
         otlp_endpoint="",
         drain_s=0.0,
