@@ -19,6 +19,8 @@ from service.triton.tensors import ELSEWHERE, ELSEWHERE_HEAD, INT64_BYTES
 
 # Fewer bytes are sent sooner than opened.
 FEWEST_BYTES = 64 * 1024
+# What is kept for the next requests: enough for a batch of robots with two cameras of 480 x 640.
+MOST_IDLE_BYTES = 48 * 1024 * 1024
 
 
 class SharedRequests:
@@ -41,7 +43,10 @@ class SharedRequests:
         except BaseException:
             region.close()
             raise
-        self._idle.append(region)
+        if sum(idle.num_bytes for idle in self._idle) + region.num_bytes <= MOST_IDLE_BYTES:
+            self._idle.append(region)
+        else:
+            region.close()
 
     def close(self) -> None:
         while self._idle:

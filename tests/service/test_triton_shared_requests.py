@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from service.triton.shared_requests import FEWEST_BYTES, SharedRequests
+from service.triton.shared_requests import FEWEST_BYTES, MOST_IDLE_BYTES, SharedRequests
 from service.triton.tensors import ELSEWHERE, ELSEWHERE_HEAD
 
 LARGE = [b"head", memoryview(b"p" * FEWEST_BYTES), b""]
@@ -85,6 +85,13 @@ def test_what_is_given_up_is_gone_and_its_place_is_not_used_again(requests: Shar
     # The number of its descriptor is free for others: the token tells them apart.
     with requests.sent(LARGE) as sent:
         assert where(sent)["token"] != where(given_up)["token"]
+
+
+def test_no_more_is_kept_than_a_batch_needs(requests: SharedRequests) -> None:
+    huge = [bytes(MOST_IDLE_BYTES // 2)]
+    with requests.sent(huge) as first, requests.sent(huge) as second:
+        assert (len(read(first)), len(read(second))) == (len(huge[0]), len(huge[0]))
+    assert num_places() == 1
 
 
 def test_without_memory_they_are_sent_themselves(requests: SharedRequests, monkeypatch: pytest.MonkeyPatch) -> None:
