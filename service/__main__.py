@@ -42,11 +42,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 @contextmanager
 def _sigterm_unwinds() -> Iterator[None]:
     """SIGTERM ends a command as an exception does, so that the services it started end too; `serve` has its own way."""
-    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    before = signal.signal(signal.SIGTERM, _exit)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _exit(number: int, _: object) -> None:
+    signal.signal(number, signal.SIG_IGN)  # a second one must not break off what the first one began
+    sys.exit(128 + number)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -65,10 +65,13 @@ def predict_batch(policy: Policy, requests: Sequence[Callable[[], ChunkRequest]]
             answers[position] = error
     started_ns = time.perf_counter_ns()
     answers |= zip(batch, _forward(policy, list(batch.values())), strict=True)
+    inference_ns, batch_size = time.perf_counter_ns() - started_ns, len(batch)
+    # An error that is answered refers to this frame, and would keep what its neighbours hold until it is collected.
+    batch.clear()
     return BatchAnswer(
         chunks=tuple(answers[position] for position in range(len(requests))),
-        inference_ns=time.perf_counter_ns() - started_ns,
-        batch_size=len(batch),
+        inference_ns=inference_ns,
+        batch_size=batch_size,
     )
 
 

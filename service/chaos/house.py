@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import psutil
@@ -54,9 +53,8 @@ class House:
             *("--device", self._model.device, "--threads", str(self._model.threads), *self._arguments),
         ]
         with self._log.open("ab") as log:
-            self._process = await asyncio.to_thread(
-                partial(subprocess.Popen, command, stdout=subprocess.PIPE, stderr=log)
-            )
+            # In this thread, so that nothing cancels it once there is a process.
+            self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log)  # noqa: ASYNC220
         assert self._process.stdout is not None
         try:
             line = await asyncio.wait_for(asyncio.to_thread(self._process.stdout.readline), _START_TIMEOUT_S)

@@ -61,23 +61,23 @@ class _Kills:
         self._gaps_s: dict[str, list[float]] = {}
 
     async def run(self, questions: Any) -> dict[str, Any]:
-        await self._house.start()
-        before = self._fleet()
-        robots = Robots(
-            self._house.grpc_address,
-            questions,
-            num_robots=self._settings.robots,
-            timeout_s=self._settings.timeout_s,
-            pause_s=0.05,
-        )
-        robots.start()
-        ways: list[tuple[str, Callable[[], Awaitable[None]]]] = [
-            ("gateway", self._kill_gateway),
-            ("database", self._lock_database),
-        ]
-        if self._settings.backend == "triton":
-            ways.insert(0, ("triton", self._kill_triton))
         try:
+            await self._house.start()
+            before = self._fleet()
+            robots = Robots(
+                self._house.grpc_address,
+                questions,
+                num_robots=self._settings.robots,
+                timeout_s=self._settings.timeout_s,
+                pause_s=0.05,
+            )
+            robots.start()
+            ways: list[tuple[str, Callable[[], Awaitable[None]]]] = [
+                ("gateway", self._kill_gateway),
+                ("database", self._lock_database),
+            ]
+            if self._settings.backend == "triton":
+                ways.insert(0, ("triton", self._kill_triton))
             recovered = True
             for number in range(self._settings.kills):
                 what, kill = ways[number % len(ways)]

@@ -51,11 +51,13 @@ class TritonPythonModel:
         # OpenMP's thread count belongs to the thread that calls torch: this one answers.
         self._policy = in_background(partial(_on_threads, int(settings["threads"]), load))
         self._specs = tuple(self._policy.embodiments.values())
+        self._shares_memory = settings["shares_memory"] == "true"
         # The process ends with its model.
         exempt_what_is_there()
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        answer = predict_batch(self._policy, [partial(_read, request, self._specs) for request in requests])
+        read = partial(_read, specs=self._specs, shares_memory=self._shares_memory)
+        answer = predict_batch(self._policy, [partial(read, request) for request in requests])
         return [_failure(chunk) if isinstance(chunk, Exception) else _answer(chunk, answer) for chunk in answer.chunks]
 
 
@@ -64,9 +66,11 @@ def _on_threads(num_threads: int, load: Callable[[], Policy]) -> Policy:
     return load()
 
 
-def _read(request: Any, specs: Sequence[EmbodimentSpec]) -> ChunkRequest:
+def _read(request: Any, *, specs: Sequence[EmbodimentSpec], shares_memory: bool) -> ChunkRequest:
     (tensor,) = request.inputs()
-    content = _content(from_dlpack(tensor.to_dlpack())[0])
+    content = from_dlpack(tensor.to_dlpack())[0]
+    if _int64(content, 0, 1) == [ELSEWHERE]:
+        content = read_elsewhere(content, shares_memory=shares_memory)
     head = _int64(content, 0, len(REQUEST_HEAD))
     embodiment_index, seed, num_inference_steps, num_history_steps, num_instruction_bytes, *chunking = head
     spec = specs[embodiment_index]
@@ -96,27 +100,27 @@ def _read(request: Any, specs: Sequence[EmbodimentSpec]) -> ChunkRequest:
     )
 
 
-def _content(tensor: Tensor) -> Tensor:
-    """The request itself, uint8 [num_bytes], wherever it lies. Raises RuntimeError when it is not there."""
-    if _int64(tensor, 0, 1) != [ELSEWHERE]:
-        return tensor
+def read_elsewhere(tensor: Tensor, *, shares_memory: bool) -> Tensor:
+    """The request that `tensor` tells the place of, uint8 [num_bytes]. Raises RuntimeError when it is not there."""
+    if not shares_memory:
+        raise RuntimeError(f"{UNREADABLE}: this model takes whole requests only")
     _, process_id, file_descriptor, token, num_bytes = _int64(tensor, 0, len(ELSEWHERE_HEAD))
     try:
-        content = torch.frombuffer(
-            _memory(f"/proc/{process_id}/fd/{file_descriptor}", INT64_BYTES + num_bytes), dtype=torch.uint8
-        )
+        memory = _memory(f"/proc/{process_id}/fd/{file_descriptor}", INT64_BYTES + num_bytes)
     except (OSError, ValueError) as error:
         raise RuntimeError(f"{UNREADABLE}: {error}") from None
-    if _int64(content, 0, 1) != [token]:
+    if int.from_bytes(memory[:INT64_BYTES], "little") != token:
+        memory.close()
         raise RuntimeError(f"{UNREADABLE}: the request was given up before the model came to it")
-    return content[INT64_BYTES:]
+    return torch.frombuffer(memory, dtype=torch.uint8)[INT64_BYTES:]
 
 
 def _memory(path: str, num_bytes: int) -> mmap.mmap:
     # The number may be something else's by now: that must not be waited for.
-    fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        return mmap.mmap(fd, num_bytes, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
+        # A copy on writing, for torch wants what it could write to.
+        return mmap.mmap(fd, num_bytes, access=mmap.ACCESS_COPY)
     finally:
         os.close(fd)
 

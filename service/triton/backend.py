@@ -81,7 +81,9 @@ class TritonBackend:
         """Without `models` it loads them itself."""
         self._server = server
         self._settings = settings
-        self._loading: TritonModels = models or OwnModels(server.repository, settings)
+        self._loading: TritonModels = models or OwnModels(
+            server.repository, settings, shares_memory=server.shares_memory
+        )
         self._supervision = supervision or SupervisionSettings()
         self._models: dict[str, _Model] = {}
         self._client: TritonClient | None = None

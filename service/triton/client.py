@@ -97,8 +97,9 @@ class TritonClient:
         if answer.status != HTTPStatus.OK and UNREADABLE in (text := _error_text(answer)):
             # Whoever waits for an answer has not given its request up: these processes may not see each other's files.
             _logger.warning("requests are sent whole", extra={"fields": {"error": text}})
-            self._shared.enabled = False
-            answer = await self._infer(model, parts, timeout_s=timeout_s - (time.perf_counter() - started_s))
+            self._shared.close()
+            left_s = max(0.0, timeout_s - (time.perf_counter() - started_s))
+            answer = await self._infer(model, parts, timeout_s=left_s)
         _require_ok(answer)
         actions, inference_s, batch_size = decode_response(answer)
         queue_s = max(0.0, time.perf_counter() - started_s - inference_s)

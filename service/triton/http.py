@@ -73,6 +73,9 @@ class TritonConnections:
                 await loop.create_connection(lambda: connection, host.strip("[]"), int(port))
         except OSError as error:
             raise TritonConnectionError(f"cannot connect to {self._address}: {error}") from None
+        if self._closed:  # meanwhile
+            connection.abort()
+            raise TritonConnectionError("the connection was closed")
         self._open.add(connection)
         return connection
 

@@ -46,8 +46,9 @@ class TritonModels(Protocol):
 class OwnModels:
     """This process writes the model repository, and tells Triton to load and unload."""
 
-    def __init__(self, repository: Path, settings: ModelSettings) -> None:
-        self._repository, self._settings = repository, settings
+    def __init__(self, repository: Path, settings: ModelSettings, *, shares_memory: bool = False) -> None:
+        """`shares_memory`: whether models read requests out of the memory of who asks."""
+        self._repository, self._settings, self._shares_memory = repository, settings, shares_memory
         self._lanes = asyncio.Semaphore(_LOADS_AT_A_TIME)
 
     async def load(
@@ -55,7 +56,8 @@ class OwnModels:
     ) -> None:
         """Rewriting the files makes Triton load a model again that it still has."""
         async with self._lanes:
-            write_model(self._repository, model, revision.directory, self._settings)
+            directory = revision.directory
+            write_model(self._repository, model, directory, self._settings, shares_memory=self._shares_memory)
             await client.load(model, timeout_s=timeout_s)
 
     async def unload(self, client: TritonClient | None, model: str) -> None:

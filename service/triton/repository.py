@@ -22,11 +22,13 @@ def model_name(revision: str, owner: str = "") -> str:
     return f"premotor_{revision}_{owner}" if owner else f"premotor_{revision}"
 
 
-def write_model(repository: Path, model: str, checkpoint: Path, settings: ModelSettings) -> None:
+def write_model(
+    repository: Path, model: str, checkpoint: Path, settings: ModelSettings, *, shares_memory: bool = False
+) -> None:
     """Writes, or rewrites, the model of a checkpoint. Triton reloads a model only when one of its files is newer."""
     directory = repository / model
     (directory / "1").mkdir(parents=True, exist_ok=True)
-    _replace(directory / "config.pbtxt", model_config(model, checkpoint, settings))
+    _replace(directory / "config.pbtxt", model_config(model, checkpoint, settings, shares_memory=shares_memory))
     _replace(directory / "1" / "model.py", _model_source())
 
 
@@ -34,8 +36,8 @@ def remove_model(repository: Path, model: str) -> None:
     shutil.rmtree(repository / model, ignore_errors=True)
 
 
-def model_config(model: str, checkpoint: Path, settings: ModelSettings) -> str:
-    """Its config.pbtxt."""
+def model_config(model: str, checkpoint: Path, settings: ModelSettings, *, shares_memory: bool = False) -> str:
+    """Its config.pbtxt. `shares_memory`: it reads requests out of the memory of whoever reaches its Triton."""
     parameters = "\n".join(
         f"parameters {{ key: {json.dumps(key)} value {{ string_value: {json.dumps(value, ensure_ascii=False)} }} }}"
         for key, value in (
@@ -43,6 +45,7 @@ def model_config(model: str, checkpoint: Path, settings: ModelSettings) -> str:
             ("device", settings.device),
             ("dtype", settings.dtype),
             ("threads", str(settings.threads)),
+            ("shares_memory", str(shares_memory).lower()),
         )
     )
     # No queue policy: with one, 2.51 stalls whole batches for half a second now and then. Deadlines are kept before

@@ -19,50 +19,64 @@ from service.triton.tensors import ELSEWHERE, ELSEWHERE_HEAD, INT64_BYTES
 
 # Fewer bytes are sent sooner than opened.
 FEWEST_BYTES = 64 * 1024
-# What is kept for the next requests: enough for a batch of robots with two cameras of 480 x 640.
-MOST_IDLE_BYTES = 48 * 1024 * 1024
+# What all of them take together: enough for 16 robots with two cameras of 1080 x 1920. What does not fit is sent whole,
+# which costs less than making and freeing a region every time.
+MOST_BYTES = 256 * 1024 * 1024
 
 
 class SharedRequests:
     """`enabled` where Triton's processes see this one: same machine, same user, same namespace of processes."""
 
     def __init__(self, *, enabled: bool) -> None:
-        self.enabled = enabled
+        self._enabled = enabled
         self._idle: list[_Region] = []
+        self._num_bytes = 0
 
     @contextmanager
     def sent(self, parts: Sequence[bytes | memoryview]) -> Iterator[bytes]:
         """The bytes to send for a request made of `parts`: themselves, or where they are, until the block ends."""
         num_bytes = sum(len(part) for part in parts)
-        region = self._region(num_bytes) if self.enabled and num_bytes >= FEWEST_BYTES else None
+        region = self._region(INT64_BYTES + num_bytes) if self._enabled and num_bytes >= FEWEST_BYTES else None
         if region is None:
             yield b"".join(parts)
             return
         try:
             yield region.filled(parts, num_bytes)
         except BaseException:
-            region.close()
+            self._drop(region)
             raise
-        if sum(idle.num_bytes for idle in self._idle) + region.num_bytes <= MOST_IDLE_BYTES:
+        if self._enabled:
             self._idle.append(region)
         else:
-            region.close()
+            self._drop(region)
 
     def close(self) -> None:
+        """From now on all are sent themselves; what is in use goes with its answer."""
+        self._enabled = False
         while self._idle:
-            self._idle.pop().close()
+            self._drop(self._idle.pop())
 
     def _region(self, num_bytes: int) -> _Region | None:
         """None where there is no memory for it."""
+        for position, idle in enumerate(self._idle):
+            if idle.num_bytes >= num_bytes:
+                return self._idle.pop(position)
         if self._idle:
-            region = self._idle.pop()
-            if region.num_bytes >= INT64_BYTES + num_bytes:
-                return region
-            region.close()
-        # A half more than asked, so that a body with larger frames does not have one made for each of its requests.
+            # In its place, so that there are never more than requests at the same time.
+            smallest = min(self._idle, key=lambda region: region.num_bytes)
+            self._idle.remove(smallest)
+            self._drop(smallest)
+        if self._num_bytes + num_bytes > MOST_BYTES:
+            return None
         with suppress(OSError):
-            return _Region(INT64_BYTES + num_bytes + num_bytes // 2)
+            region = _Region(num_bytes)
+            self._num_bytes += num_bytes
+            return region
         return None
+
+    def _drop(self, region: _Region) -> None:
+        self._num_bytes -= region.num_bytes
+        region.close()
 
 
 class _Region:

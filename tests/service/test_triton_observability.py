@@ -54,6 +54,7 @@ class Metered:
     """As much of a TritonServer as metrics take."""
 
     repository = Path()
+    shares_memory = False
 
     def __init__(self, metrics_address: str | None) -> None:
         self.metrics_address = metrics_address

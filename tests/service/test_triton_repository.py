@@ -53,7 +53,13 @@ def test_the_instance_runs_on_the_device(device: Literal["cpu", "cuda"], kind: s
         "device": device,
         "dtype": "bf16",
         "threads": "3",
+        "shares_memory": "false",
     }
+
+
+def test_a_model_reads_memory_only_where_it_is_told_to() -> None:
+    text = model_config("model", Path("/checkpoints/tabletop"), ModelSettings(), shares_memory=True)
+    assert parameters(text)["shares_memory"] == "true"
 
 
 def test_a_path_with_quotes_and_spaces_stays_one_string(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from service.triton.shared_requests import FEWEST_BYTES, MOST_IDLE_BYTES, SharedRequests
+from service.triton.shared_requests import FEWEST_BYTES, SharedRequests
 from service.triton.tensors import ELSEWHERE, ELSEWHERE_HEAD
 
 LARGE = [b"head", memoryview(b"p" * FEWEST_BYTES), b""]
@@ -87,11 +87,30 @@ def test_what_is_given_up_is_gone_and_its_place_is_not_used_again(requests: Shar
         assert where(sent)["token"] != where(given_up)["token"]
 
 
-def test_no_more_is_kept_than_a_batch_needs(requests: SharedRequests) -> None:
-    huge = [bytes(MOST_IDLE_BYTES // 2)]
-    with requests.sent(huge) as first, requests.sent(huge) as second:
-        assert (len(read(first)), len(read(second))) == (len(huge[0]), len(huge[0]))
+def test_what_does_not_fit_beside_the_others_is_sent_itself(
+    requests: SharedRequests, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.triton.shared_requests.MOST_BYTES", 5 * FEWEST_BYTES + 100)
+    two, three = [bytes(2 * FEWEST_BYTES)], [bytes(3 * FEWEST_BYTES)]
+    with requests.sent(two) as first, requests.sent(two) as second, requests.sent(two) as third:
+        assert [len(read(each)) for each in (first, second)] == [2 * FEWEST_BYTES] * 2
+        assert third == two[0]
+    # In the place of an idle one.
+    with requests.sent(three) as larger:
+        assert len(read(larger)) == 3 * FEWEST_BYTES
+    assert num_places() == 2
+    with pytest.raises(TimeoutError), requests.sent(three):
+        raise TimeoutError
     assert num_places() == 1
+
+
+def test_what_is_in_use_when_it_is_closed_goes_with_its_answer(requests: SharedRequests) -> None:
+    with requests.sent(LARGE) as sent:
+        requests.close()
+        assert read(sent) == b"".join(LARGE)
+    assert num_places() == 0
+    with requests.sent(LARGE) as sent:
+        assert sent == b"".join(LARGE)
 
 
 def test_without_memory_they_are_sent_themselves(requests: SharedRequests, monkeypatch: pytest.MonkeyPatch) -> None:
