@@ -27,7 +27,7 @@ from policy.request import ChunkRequest, RealTimeChunking
 from service.collection import exempt_what_is_there
 from service.inference import BatchAnswer, load_policy, predict_batch
 from service.triton.background import in_background
-from service.triton.tensors import CHUNK, ELSEWHERE, ELSEWHERE_HEAD, INT64_BYTES, METHODS, REQUEST_HEAD, UNREADABLE
+from service.triton.tensors import CHUNK, ELSEWHERE, INT64_BYTES, METHODS, REQUEST_HEAD, UNREADABLE
 
 
 class TritonPythonModel:
@@ -69,9 +69,10 @@ def _on_threads(num_threads: int, load: Callable[[], Policy]) -> Policy:
 def _read(request: Any, *, specs: Sequence[EmbodimentSpec], shares_memory: bool) -> ChunkRequest:
     (tensor,) = request.inputs()
     content = from_dlpack(tensor.to_dlpack())[0]
-    if _int64(content, 0, 1) == [ELSEWHERE]:
-        content = read_elsewhere(content, shares_memory=shares_memory)
     head = _int64(content, 0, len(REQUEST_HEAD))
+    if head[0] == ELSEWHERE:
+        content = read_elsewhere(head, shares_memory=shares_memory)
+        head = _int64(content, 0, len(REQUEST_HEAD))
     embodiment_index, seed, num_inference_steps, num_history_steps, num_instruction_bytes, *chunking = head
     spec = specs[embodiment_index]
     num_head = len(head) + 2 * len(spec.camera_names)
@@ -100,11 +101,11 @@ def _read(request: Any, *, specs: Sequence[EmbodimentSpec], shares_memory: bool)
     )
 
 
-def read_elsewhere(tensor: Tensor, *, shares_memory: bool) -> Tensor:
-    """The request that `tensor` tells the place of, uint8 [num_bytes]. Raises RuntimeError when it is not there."""
+def read_elsewhere(head: Sequence[int], *, shares_memory: bool) -> Tensor:
+    """The request that lies where `head`, an ELSEWHERE_HEAD, says: uint8 [num_bytes]. Raises RuntimeError otherwise."""
     if not shares_memory:
         raise RuntimeError(f"{UNREADABLE}: this model takes whole requests only")
-    _, process_id, file_descriptor, token, num_bytes = _int64(tensor, 0, len(ELSEWHERE_HEAD))
+    _, process_id, file_descriptor, token, num_bytes = head
     try:
         memory = _memory(f"/proc/{process_id}/fd/{file_descriptor}", INT64_BYTES + num_bytes)
     except (OSError, ValueError) as error:
@@ -129,9 +130,9 @@ def _int64(content: Tensor, start: int, stop: int) -> list[int]:
     return content[INT64_BYTES * start : INT64_BYTES * stop].view(torch.int64).tolist()
 
 
-def _chunking(meta: Sequence[int], floats: Tensor, spec: EmbodimentSpec) -> RealTimeChunking | None:
+def _chunking(head: Sequence[int], floats: Tensor, spec: EmbodimentSpec) -> RealTimeChunking | None:
     """`floats` are the previous actions and the weight."""
-    num_previous_actions, inference_delay, execution_horizon, method = meta
+    num_previous_actions, inference_delay, execution_horizon, method = head
     if not num_previous_actions:
         return None
     return RealTimeChunking(

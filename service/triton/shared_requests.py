@@ -41,7 +41,7 @@ class SharedRequests:
             yield b"".join(parts)
             return
         try:
-            yield region.filled(parts, num_bytes)
+            yield region.filled(parts)
         except BaseException:
             self._drop(region)
             raise
@@ -93,14 +93,15 @@ class _Region:
             os.close(self._fd)
             raise
 
-    def filled(self, parts: Sequence[bytes | memoryview], num_bytes: int) -> bytes:
+    def filled(self, parts: Sequence[bytes | memoryview]) -> bytes:
         """Where it is, in the form of ELSEWHERE_HEAD."""
         token = secrets.randbits(63)
         struct.pack_into("<q", self._memory, 0, token)
-        start = INT64_BYTES
+        end = INT64_BYTES
         for part in parts:
-            self._memory[start : start + len(part)] = part
-            start += len(part)
+            self._memory[end : end + len(part)] = part
+            end += len(part)
+        num_bytes = end - INT64_BYTES
         return struct.pack(f"<{len(ELSEWHERE_HEAD)}q", ELSEWHERE, os.getpid(), self._fd, token, num_bytes)
 
     def close(self) -> None:

@@ -48,7 +48,8 @@ def test_a_process_that_was_pinned_has_its_own_cpus_again_afterwards() -> None:
 
 
 def test_the_cpu_time_of_a_process_includes_what_it_started() -> None:
-    busy = "import time\nend = time.process_time() + 0.2\nwhile time.process_time() < end: pass\n"
+    # More than is asked for: clocks tick every 10 ms.
+    busy = "import time\nend = time.process_time() + 0.25\nwhile time.process_time() < end: pass\n"
     child = f"import sys\n{busy}print('done', flush=True)\nsys.stdin.read()"
     parent = (
         "import subprocess, sys\n"
@@ -60,7 +61,7 @@ def test_the_cpu_time_of_a_process_includes_what_it_started() -> None:
         assert process.stdout.readline() == b"done\n"
         found = tree_cpu_s(process.pid)
         process.stdin.close()
-    assert found is None or found >= 0.15  # clocks tick every 10 ms
+    assert found is None or found >= 0.2
 
 
 def test_a_machine_is_described_without_its_name() -> None:

@@ -43,6 +43,7 @@ from service.triton.http import TritonConnections
 from service.triton.installation import find_installation
 from service.triton.repository import model_name
 from service.triton.server import ExternalTriton, TritonProcess, TritonProcessSettings
+from tests.conftest import num_shared_requests
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 RECOVERY_S = 60.0
@@ -165,12 +166,6 @@ def with_large_frames(case: ProbeCase, height: int) -> BackendRequest:
     rng = np.random.default_rng(height)
     frames = tuple(rng.integers(0, 256, (height, 200, 3), np.uint8) for _ in case.request.images)
     return replace(case.request, images=frames, seed=height)
-
-
-def num_shared_requests() -> int:
-    """How many places in memory this process has for them."""
-    links = [path for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
-    return len({path.stat().st_ino for path in links if "premotor-request" in str(path.readlink())})
 
 
 async def test_large_frames_lie_in_shared_memory_and_none_is_taken_for_anothers(running: Running) -> None:

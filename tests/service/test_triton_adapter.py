@@ -34,31 +34,31 @@ def sent() -> Iterator[bytes]:
         yield sent
 
 
-def tensor(sent: bytes, **changes: int) -> Tensor:
-    place = dict(zip(ELSEWHERE_HEAD, struct.unpack(f"<{len(ELSEWHERE_HEAD)}q", sent), strict=True)) | changes
-    assert place["elsewhere"] == ELSEWHERE
-    return torch.tensor(list(place.values()), dtype=torch.int64).view(torch.uint8)
+def place(sent: bytes, **changes: int) -> list[int]:
+    numbers = dict(zip(ELSEWHERE_HEAD, struct.unpack(f"<{len(ELSEWHERE_HEAD)}q", sent), strict=True)) | changes
+    assert numbers["elsewhere"] == ELSEWHERE
+    return list(numbers.values())
 
 
 def test_a_request_is_read_where_it_lies(read_elsewhere: Callable[..., Tensor], sent: bytes) -> None:
-    content = read_elsewhere(tensor(sent), shares_memory=True)
+    content = read_elsewhere(place(sent), shares_memory=True)
     assert content.dtype is torch.uint8
     assert bytes(content.tolist()) == REQUEST
 
 
 def test_what_the_model_writes_stays_its_own(read_elsewhere: Callable[..., Tensor], sent: bytes) -> None:
-    read_elsewhere(tensor(sent), shares_memory=True).zero_()
-    assert bytes(read_elsewhere(tensor(sent), shares_memory=True).tolist()) == REQUEST
+    read_elsewhere(place(sent), shares_memory=True).zero_()
+    assert bytes(read_elsewhere(place(sent), shares_memory=True).tolist()) == REQUEST
 
 
 def test_memory_of_another_request_is_not_taken_for_it(read_elsewhere: Callable[..., Tensor], sent: bytes) -> None:
     with pytest.raises(RuntimeError, match=f"{UNREADABLE}.*given up"):
-        read_elsewhere(tensor(sent, token=1), shares_memory=True)
+        read_elsewhere(place(sent, token=1), shares_memory=True)
 
 
 def test_no_more_is_read_than_there_is(read_elsewhere: Callable[..., Tensor], sent: bytes) -> None:
     with pytest.raises(RuntimeError, match=UNREADABLE):
-        read_elsewhere(tensor(sent, num_bytes=len(REQUEST) + 1_000_000), shares_memory=True)
+        read_elsewhere(place(sent, num_bytes=len(REQUEST) + 1_000_000), shares_memory=True)
 
 
 @pytest.mark.parametrize("what", ["nothing", "a pipe", "a directory"])
@@ -72,7 +72,7 @@ def test_a_descriptor_that_is_something_else_by_now_is_refused_at_once(
         opened = ()
     try:
         with pytest.raises(RuntimeError, match=UNREADABLE):
-            read_elsewhere(tensor(sent, file_descriptor=descriptor), shares_memory=True)
+            read_elsewhere(place(sent, file_descriptor=descriptor), shares_memory=True)
     finally:
         for each in opened:
             os.close(each)
@@ -80,4 +80,4 @@ def test_a_descriptor_that_is_something_else_by_now_is_refused_at_once(
 
 def test_a_model_that_shares_no_memory_opens_nothing(read_elsewhere: Callable[..., Tensor], sent: bytes) -> None:
     with pytest.raises(RuntimeError, match="whole requests only"):
-        read_elsewhere(tensor(sent), shares_memory=False)
+        read_elsewhere(place(sent), shares_memory=False)

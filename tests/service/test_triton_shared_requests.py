@@ -11,6 +11,7 @@ import pytest
 
 from service.triton.shared_requests import FEWEST_BYTES, SharedRequests
 from service.triton.tensors import ELSEWHERE, ELSEWHERE_HEAD
+from tests.conftest import num_shared_requests
 
 LARGE = [b"head", memoryview(b"p" * FEWEST_BYTES), b""]
 
@@ -34,12 +35,6 @@ def read(sent: bytes) -> bytes:
         (token,) = struct.unpack("<q", file.read(8))
         assert token == there["token"]
         return file.read(there["num_bytes"])
-
-
-def num_places() -> int:
-    """Files that hold requests of this process, each counted once however often it is open."""
-    links = [path for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
-    return len({path.stat().st_ino for path in links if "premotor-request" in str(path.readlink())})
 
 
 def test_a_large_request_is_where_its_few_bytes_say(requests: SharedRequests) -> None:
@@ -98,17 +93,17 @@ def test_what_does_not_fit_beside_the_others_is_sent_itself(
     # In the place of an idle one.
     with requests.sent(three) as larger:
         assert len(read(larger)) == 3 * FEWEST_BYTES
-    assert num_places() == 2
+    assert num_shared_requests() == 2
     with pytest.raises(TimeoutError), requests.sent(three):
         raise TimeoutError
-    assert num_places() == 1
+    assert num_shared_requests() == 1
 
 
 def test_what_is_in_use_when_it_is_closed_goes_with_its_answer(requests: SharedRequests) -> None:
     with requests.sent(LARGE) as sent:
         requests.close()
         assert read(sent) == b"".join(LARGE)
-    assert num_places() == 0
+    assert num_shared_requests() == 0
     with requests.sent(LARGE) as sent:
         assert sent == b"".join(LARGE)
 
@@ -117,18 +112,18 @@ def test_without_memory_they_are_sent_themselves(requests: SharedRequests, monke
     def refuse(*_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    before = num_places()
+    before = num_shared_requests()
     monkeypatch.setattr(os, "posix_fallocate", refuse)
     with requests.sent(LARGE) as sent:
         assert sent == b"".join(LARGE)
-    assert num_places() == before
+    assert num_shared_requests() == before
 
 
 def test_closing_gives_the_memory_back() -> None:
-    before = num_places()
+    before = num_shared_requests()
     requests = SharedRequests(enabled=True)
     with requests.sent(LARGE), requests.sent(LARGE):
         pass
-    assert num_places() == before + 2
+    assert num_shared_requests() == before + 2
     requests.close()
-    assert num_places() == before
+    assert num_shared_requests() == before

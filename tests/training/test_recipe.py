@@ -166,6 +166,13 @@ def test_shared_recordings_hold_what_their_suite_records_and_runs_use_less() -> 
     assert [alone.num_recorded(task) for task in ("assembly", "lift")] == [10, 50]
 
 
+def test_the_recipe_of_train_demo_is_the_shipped_one_with_fewer_steps() -> None:
+    shipped, short = Recipe.load("cross13-history"), Recipe.load("cross13-short")
+    assert short.stage2.schedule.num_steps < shipped.stage2.schedule.num_steps
+    schedule = replace(short.stage2.schedule, num_steps=shipped.stage2.schedule.num_steps)
+    assert replace(short, name=shipped.name, stage2=replace(short.stage2, schedule=schedule)) == shipped
+
+
 def test_the_joint_policy_s_variants_differ_in_prior_and_history_alone() -> None:
     variants = {name: Recipe.load(f"cross13-{name}") for name in ("no-prior", "state-prior", "history")}
     assert {name: recipe.variant for name, recipe in variants.items()} == {name: name for name in variants}

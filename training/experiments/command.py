@@ -90,12 +90,8 @@ def _report(asked: Sequence[Experiment], store: Store, seeds: Sequence[int], jso
     from training.experiments.kept_results import keep_all
     from training.experiments.results import collect, write_results
 
-    collected = [collect(each, store, seeds) for each in asked]
-    writes = [
-        partial(write_results, each, values, store=store, seeds=seeds)
-        for each, values in zip(asked, collected, strict=True)
-    ]
-    keep_all(collected, writes, RESULTS, json_file)
+    of = {"store": store, "seeds": seeds}
+    keep_all(asked, partial(collect, **of), partial(write_results, **of), RESULTS, json_file)
 
 
 def _carry_out(planned: Plan[Job], store: Store, work: Work, num_workers: int) -> None:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from training.experiments.report import write_reports
 from training.experiments.results import results_name
@@ -19,13 +20,19 @@ from training.json_file import write_json
 PARTIAL = Path("build/partial/results")
 
 Values = Mapping[str, Any]
+_Experiment = TypeVar("_Experiment")
 
 
 def keep_all(
-    collected: Sequence[Values], writes: Sequence[Callable[[Path], Path]], results: Path, json_file: Path | None
+    asked: Sequence[_Experiment],
+    collect: Callable[[_Experiment], Values],
+    write: Callable[[_Experiment, Values, Path], Path],
+    results: Path,
+    json_file: Path | None,
 ) -> None:
-    """`keep` each result, make the reports again, and write all to `json_file` too."""
-    kept = [keep(values, results, write) for values, write in zip(collected, writes, strict=True)]
+    """Collect and `keep` each result, make the reports again, and write all to `json_file` too."""
+    collected = [collect(each) for each in asked]
+    kept = [keep(values, results, partial(write, each, values)) for each, values in zip(asked, collected, strict=True)]
     remake_reports(results, some_kept=any(kept))
     if json_file:
         write_json(json_file, collected)

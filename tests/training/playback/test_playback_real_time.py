@@ -36,7 +36,8 @@ SPEC = EmbodimentSpec(
     cameras=(Camera(name="front", height=8, width=8),),
     state=(JOINT,),
     action=(JOINT,),
-    control_rate_hz=50.0,
+    # Slow enough that a busy machine answers before what it is asked for has run out.
+    control_rate_hz=20.0,
 )
 REVISION, HORIZON, NUM_STEPS = "0123456789ab", 16, 40
 
@@ -176,8 +177,7 @@ def test_a_chunk_is_late_by_what_is_added_to_its_way_and_at_least_a_step(
         assert min(clock["delay_steps_mean"], clock["delay_steps_p50"]) >= least
         # The world goes on whatever happens: a scene is as many steps as its task has.
         assert (row["mean_steps"], row["episodes"], row["successes"]) == (NUM_STEPS, 2, 0)
-        # On a busy machine one may be answered after its deadline.
-        assert clock["num_failures"] <= 0.1 * len(answering.requests)
+        assert clock["num_failures"] == 0
         assert row["latency_p50_ms"] >= 1e3 * (least - 1) / SPEC.control_rate_hz
     assert near["seams"]["joint"]["num_seams"] > 0
     # Chunks of 16 actions that come 13 steps late have run out when the next one comes.

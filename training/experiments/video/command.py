@@ -64,9 +64,5 @@ def _report(
     from training.experiments.kept_results import keep_all
     from training.experiments.video.results import collect, write_results
 
-    collected = [collect(each, store, seeds) for each in asked]
-    writes = [
-        partial(write_results, each, values, store=store, seeds=seeds)
-        for each, values in zip(asked, collected, strict=True)
-    ]
-    keep_all(collected, writes, results, json_file)
+    of = {"store": store, "seeds": seeds}
+    keep_all(asked, partial(collect, **of), partial(write_results, **of), results, json_file)
