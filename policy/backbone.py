@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
+from policy.instructions import InstructionReader
+
 
 @dataclass(frozen=True, kw_only=True)
 class ObservationBatch:
@@ -36,14 +38,16 @@ class BackboneOutput:
 
 
 class Backbone(nn.Module, ABC):
-    """`[p_k, images, text, state, (z_hist), query]` to the query's output (paper A, section 1.2)."""
+    """`[p_k, images, text, state, (z_hist), query]` to the query's output: paper A's order, and our state."""
 
     width: int
+    instructions: InstructionReader
 
     @abstractmethod
     def forward(
         self, observation: ObservationBatch, history: Float[Tensor, "batch latent_dim"] | None = None
-    ) -> BackboneOutput: ...
+    ) -> BackboneOutput:
+        """Raises InstructionTooLongError."""
 
     @abstractmethod
     def save_tokenizer(self, directory: str) -> None:

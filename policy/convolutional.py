@@ -18,10 +18,12 @@ from torch.nn import functional as F
 
 from policy.backbone import Backbone, BackboneOutput, ObservationBatch
 from policy.images import to_unit_range
+from policy.instructions import InstructionReader
 from policy.prior import EmbodimentLinear
 from policy.trunk import Trunk, TrunkConfig
 
-_MAX_WORDS = 32
+# Later tokens are read without their order: weights have no more positions.
+_NUM_POSITIONS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,14 +108,14 @@ class ConvolutionalBackbone(Backbone):
         self.grid_view = nn.Parameter(torch.randn(*views, 9, width) * 0.02)
         self.soft_tokens = nn.Parameter(torch.randn(config.num_embodiments, config.num_soft_tokens, width) * 0.02)
         self.words = nn.Embedding(config.vocabulary, width)
-        self.word_position = nn.Parameter(torch.ones(_MAX_WORDS, width) + torch.randn(_MAX_WORDS, width) * 0.1)
+        self.word_position = nn.Parameter(torch.ones(_NUM_POSITIONS, width) + torch.randn(_NUM_POSITIONS, width) * 0.1)
         self.instruction_in = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.state_in = EmbodimentLinear(config.num_embodiments, config.max_state_dim, width)
         self.no_state = nn.Parameter(torch.randn(width) * 0.02)
         self.history_in = nn.Linear(config.latent_dim, width)
         self.query = nn.Parameter(torch.randn(width) * 0.02)
         self.trunk = Trunk(config.trunk)
-        self._words: dict[str, tuple[int, ...]] = {}
+        self.instructions = InstructionReader(tokenizer)
 
     def forward(
         self, observation: ObservationBatch, history: Float[Tensor, "batch latent_dim"] | None = None
@@ -154,20 +156,14 @@ class ConvolutionalBackbone(Backbone):
 
     def _read(self, instructions: tuple[str, ...]) -> Float[Tensor, "batch width"]:
         device = self.words.weight.device
-        words = [self._encode(instruction) for instruction in instructions]
+        words = [self.instructions.tokens(instruction) or (0,) for instruction in instructions]
         longest = max(len(word) for word in words)
         ids = torch.tensor([[*word, *[0] * (longest - len(word))] for word in words], device=device)
         real = torch.tensor([[True] * len(word) + [False] * (longest - len(word)) for word in words], device=device)
-        embedded = self.words(ids) * self.word_position[:longest]
+        position = F.pad(self.word_position[:longest], (0, 0, 0, max(0, longest - _NUM_POSITIONS)), value=1.0)
+        embedded = self.words(ids) * position
         mean = torch.where(real[..., None], embedded, 0).sum(1) / real.sum(1, keepdim=True)
         return self.instruction_in(mean)
-
-    def _encode(self, instruction: str) -> tuple[int, ...]:
-        if instruction not in self._words:
-            if len(self._words) >= 1024:
-                self._words.clear()
-            self._words[instruction] = tuple(self.tokenizer.encode(instruction).ids[:_MAX_WORDS]) or (0,)
-        return self._words[instruction]
 
     def _mask(
         self, image_mask: Bool[Tensor, "batch image_tokens"], length: int, *, with_history: bool

@@ -24,8 +24,8 @@ from policy.visual_features import FrozenEyes, VisualSettings, build_eyes
 from policy.vla import HistoryBatch, build_backbone, prior_config
 
 # A backbone's parameters that each body has its own of, the body first, and that a picture and words are enough to
-# train.
-_OF_BODIES = ("soft_tokens", "keypoint_view", "grid_view")
+# train; of views each camera of a body has its own, the camera second.
+_OF_BODIES, _OF_CAMERAS = ("soft_tokens",), ("keypoint_view", "grid_view")
 
 
 class IntentVLA(nn.Module):
@@ -108,10 +108,15 @@ class IntentVLA(nn.Module):
 
     @torch.no_grad()
     def start_bodies_from_video(self) -> None:
-        """Every body sees as video taught the backbone to, until it learns its own."""
+        """Every body sees as video taught the backbone to, with each of its cameras, until it learns its own.
+
+        Video has one camera: what the others' views of it are was never trained.
+        """
         for name, parameter in self.backbone.named_parameters(recurse=False):
             if name in _OF_BODIES:
                 parameter[:-1] = parameter[-1:].clone()
+            elif name in _OF_CAMERAS:
+                parameter[:-1] = parameter[-1:, :1].clone()
 
 
 def settings_of(config: ModelConfig) -> IntentSettings:

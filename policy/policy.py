@@ -104,11 +104,14 @@ class Policy:
                 )
 
     def predict_chunk(self, batch: Sequence[ChunkRequest]) -> list[Tensor]:
-        """One float32 [action_horizon, action_dim] per request, on the policy's device, in the embodiment's units."""
+        """One float32 [action_horizon, action_dim] per request, on the policy's device, in the embodiment's units.
+
+        Raises as `check` does, for the first request that it refuses.
+        """
         if not batch:
             return []
         for request in batch:
-            self._check(request)
+            self.check(request)
         with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == "bf16"):
             normalized = self._vla.sample(
                 self._observe(batch),
@@ -119,6 +122,39 @@ class Policy:
                 self._continuations(batch),
             )
             return [self._to_actions(request, chunk.float()) for request, chunk in zip(batch, normalized, strict=True)]
+
+    def check(self, request: ChunkRequest) -> None:
+        """Raises InvalidObservationError or InstructionTooLongError for a request that does not fit."""
+        spec = self.embodiments.get(request.embodiment)
+        if spec is None:
+            raise InvalidObservationError(
+                f"embodiment is {request.embodiment!r}, expected one of {sorted(self.embodiments)}"
+            )
+        if set(request.images) != set(spec.camera_names):
+            raise InvalidObservationError(f"images are {sorted(request.images)}, expected {sorted(spec.camera_names)}")
+        _check_vector("state", request.state, (spec.state_dim,))
+        if not request.instruction.strip():
+            raise InvalidObservationError("instruction is blank, expected what to do in plain language")
+        self._vla.backbone.instructions.tokens(request.instruction)
+        if (request.history_states is None) != (request.history_actions is None):
+            raise InvalidObservationError("history_states and history_actions must come together")
+        if request.history_states is not None and request.history_actions is not None:
+            steps = len(request.history_states)
+            if steps > self.config.history_steps:
+                raise InvalidObservationError(
+                    f"history has {steps} steps, expected at most {self.config.history_steps}"
+                )
+            _check_vector("history_states", request.history_states, (steps, spec.state_dim))
+            _check_vector("history_actions", request.history_actions, (steps, spec.action_dim))
+        steps = request.num_inference_steps
+        if steps is not None and not 1 <= steps <= self.config.max_inference_steps:
+            raise InvalidObservationError(
+                f"num_inference_steps is {steps}, expected 1 to {self.config.max_inference_steps}"
+            )
+        if not 0 <= request.seed < 2**63:
+            raise InvalidObservationError(f"seed is {request.seed}, expected 0 to 2**63 - 1")
+        if request.real_time_chunking is not None:
+            self._check_chunking(request.real_time_chunking, spec.action_dim)
 
     def _to_actions(self, request: ChunkRequest, normalized: Tensor) -> Tensor:
         spec = self.embodiments[request.embodiment]
@@ -231,37 +267,6 @@ class Policy:
     def _action_mask(self, batch: Sequence[ChunkRequest]) -> Tensor:
         dims = torch.tensor([self.embodiments[request.embodiment].action_dim for request in batch])
         return (torch.arange(self.config.max_action_dim) < dims[:, None]).to(self.device)
-
-    def _check(self, request: ChunkRequest) -> None:
-        spec = self.embodiments.get(request.embodiment)
-        if spec is None:
-            raise InvalidObservationError(
-                f"embodiment is {request.embodiment!r}, expected one of {sorted(self.embodiments)}"
-            )
-        if set(request.images) != set(spec.camera_names):
-            raise InvalidObservationError(f"images are {sorted(request.images)}, expected {sorted(spec.camera_names)}")
-        _check_vector("state", request.state, (spec.state_dim,))
-        if not request.instruction.strip():
-            raise InvalidObservationError("instruction is blank, expected what to do in plain language")
-        if (request.history_states is None) != (request.history_actions is None):
-            raise InvalidObservationError("history_states and history_actions must come together")
-        if request.history_states is not None and request.history_actions is not None:
-            steps = len(request.history_states)
-            if steps > self.config.history_steps:
-                raise InvalidObservationError(
-                    f"history has {steps} steps, expected at most {self.config.history_steps}"
-                )
-            _check_vector("history_states", request.history_states, (steps, spec.state_dim))
-            _check_vector("history_actions", request.history_actions, (steps, spec.action_dim))
-        steps = request.num_inference_steps
-        if steps is not None and not 1 <= steps <= self.config.max_inference_steps:
-            raise InvalidObservationError(
-                f"num_inference_steps is {steps}, expected 1 to {self.config.max_inference_steps}"
-            )
-        if not 0 <= request.seed < 2**63:
-            raise InvalidObservationError(f"seed is {request.seed}, expected 0 to 2**63 - 1")
-        if request.real_time_chunking is not None:
-            self._check_chunking(request.real_time_chunking, spec.action_dim)
 
     def _check_chunking(self, chunking: RealTimeChunking, action_dim: int) -> None:
         horizon, num_previous = self.config.action_horizon, len(chunking.previous_actions)

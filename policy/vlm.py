@@ -22,22 +22,19 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedMode
 
 from policy.backbone import Backbone, BackboneOutput, ObservationBatch
 from policy.config import ModelConfig, VlmSettings
+from policy.instructions import InstructionReader
 from policy.prior import EmbodimentLinear
 from policy.vlm_directory import check_weights
 from policy.vlm_families import family_of, placeholders_per_side
 from policy.vocabulary import HISTORY, QUERY, RESERVED, SOFT, STATE
 
-_MAX_WORDS = 128
 # What the embedding hook puts in place of the reserved tokens during one forward; per thread, so that several may share
 # a model.
 _INJECTED: ContextVar[Tensor | None] = ContextVar("injected", default=None)
 
 
 class VlmBackbone(Backbone):
-    """Fresh weights until load_pretrained. Raises ValueError for a family, image size or tokenizer that cannot work.
-
-    An instruction is cut after 128 tokens. Text that spells a reserved token is read as text.
-    """
+    """Fresh weights until load_pretrained. Raises ValueError for a family, image size or tokenizer that cannot work."""
 
     pixel_mean: Tensor
     pixel_std: Tensor
@@ -47,7 +44,7 @@ class VlmBackbone(Backbone):
         super().__init__()
         self.family = family_of(settings.hugging_face)
         self.tokenizer = tokenizer
-        self._encoder = _plain_text(tokenizer)
+        self.instructions = InstructionReader(tokenizer)
         model = _build(settings)
         self.vlm: PreTrainedModel = model.model
         self.image_side = placeholders_per_side(self.family, model.config, config.image_size)
@@ -68,7 +65,6 @@ class VlmBackbone(Backbone):
         reserved = torch.tensor([_token(tokenizer, name) for name in RESERVED])
         self.register_buffer("reserved", reserved, persistent=False)
         self._embedding().register_forward_hook(self._inject)
-        self._words: dict[str, tuple[int, ...]] = {}
 
     def forward(
         self, observation: ObservationBatch, history: Float[Tensor, "batch latent_dim"] | None = None
@@ -139,7 +135,7 @@ class VlmBackbone(Backbone):
         """Token ids, and which of them carry anything; texts are padded on the left: every part keeps its columns."""
         batch, cameras = observation.camera_mask.shape
         device = observation.camera_mask.device
-        texts = [self._encode(instruction) for instruction in observation.instructions]
+        texts = [self.instructions.tokens(instruction) for instruction in observation.instructions]
         longest = max(len(text) for text in texts)
         image = [
             *self._tokens(self.family.before_image),
@@ -233,13 +229,6 @@ class VlmBackbone(Backbone):
     def _tokens(self, names: tuple[str, ...]) -> list[int]:
         return [_token(self.tokenizer, name) for name in names]
 
-    def _encode(self, instruction: str) -> tuple[int, ...]:
-        if instruction not in self._words:
-            if len(self._words) >= 1024:
-                self._words.clear()
-            self._words[instruction] = tuple(self._encoder.encode(instruction).ids[:_MAX_WORDS])
-        return self._words[instruction]
-
 
 def _build(settings: VlmSettings) -> Any:
     config = AutoConfig.for_model(**settings.hugging_face)
@@ -248,13 +237,6 @@ def _build(settings: VlmSettings) -> Any:
     return AutoModelForImageTextToText.from_config(
         config, dtype=torch.float32, attn_implementation="eager" if capped else "sdpa", trust_remote_code=False
     )
-
-
-def _plain_text(tokenizer: Tokenizer) -> Tokenizer:
-    """A copy that reads text spelling a special token as text, so that no instruction can move the sequence's parts."""
-    copy = Tokenizer.from_str(tokenizer.to_str())
-    copy.encode_special_tokens = True
-    return copy
 
 
 def _token(tokenizer: Tokenizer, name: str) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import selectors
 import signal
@@ -25,7 +26,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path[:0] = [str(ROOT)]
 
 POLICY = "tabletop"
-TASKS = ("drawer-open", "pick-can", "stack-ur5e", "pick-can-iiwa", "stack-kinova3", "transfer-cube")
+TASKS = ("drawer-open", "lift", "pick-can", "stack-ur5e", "pick-can-iiwa", "stack-kinova3", "transfer-cube")
 HELD_OUT_SEED = 100_000
 START_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 30.0
@@ -33,6 +34,7 @@ STOP_TIMEOUT_S = 30.0
 
 def main() -> int:
     options = _parse()
+    signal.signal(signal.SIGTERM, _end_simulators_and_exit)
     say(f"serving {options.checkpoint}")
     options.out.mkdir(parents=True, exist_ok=True)
     with service(options.checkpoint, options.backend, options.out / "service.log") as ready:
@@ -41,6 +43,14 @@ def main() -> int:
         rows = evaluate(ready["grpc"], options)
     print_results(rows, options)
     return 0
+
+
+def _end_simulators_and_exit(number: int, _: object) -> None:
+    """SIGTERM ends the demo as an exception does, so that the service ends too, and none of it waits for a task."""
+    signal.signal(number, signal.SIG_IGN)  # a second one must not break off what the first one began
+    for simulator in multiprocessing.active_children():
+        simulator.terminate()
+    sys.exit(128 + number)
 
 
 def evaluate(address: str, options: argparse.Namespace) -> list[Any]:

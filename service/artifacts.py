@@ -34,7 +34,8 @@ class ArtifactLimits:
     max_bytes: int = 64 * 1024**3
     # Between one part of a file and the next. How long all of it takes is the network's business.
     read_timeout_s: float = 60.0
-    # What fsspec may be asked for. Local files come from the store alone.
+    # What fsspec may be asked for. Local files come from the store alone; s3, gs, az and abfs need the extra
+    # `premotor[object-store]`.
     schemes: tuple[str, ...] = ("https", "http", "s3", "gs", "az", "abfs", "hf")
 
 
@@ -195,6 +196,11 @@ class _Download:
                     target.write(block)
         except RevisionError:
             raise
+        except ImportError as error:
+            raise RevisionError(
+                f"{self._url}: nothing that reads {urlsplit(self._url).scheme}:// is installed ({error}): "
+                "pip install 'premotor[object-store]'"
+            ) from None
         except Exception as error:  # fsspec's filesystems raise whatever their libraries do
             raise RevisionError(f"{self._url}: {name} cannot be fetched: {type(error).__name__}: {error}") from None
 

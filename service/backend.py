@@ -48,6 +48,8 @@ class BackendRequest:
     num_inference_steps: int
     # None for a chunk of its own.
     real_time_chunking: RealTimeChunking | None = None
+    # A copy for a shadow: no robot waits for its answer, so it waits for all that a robot does.
+    is_shadow: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -75,7 +77,7 @@ class Backend(Protocol):
         ...
 
     async def predict(self, revision: str, request: BackendRequest, *, timeout_s: float) -> BackendChunk:
-        """Raises BackendUnavailableError, BackendFailedError or BackendDeadlineError, and nothing else.
+        """Raises a BackendError of one of the kinds below, and nothing else.
 
         Returns or raises within `timeout_s`. A cancelled call gives its place up.
         """
@@ -104,6 +106,15 @@ class BackendUnavailableError(BackendError):
 
 class BackendFailedError(BackendError):
     """The backend took the request and failed on it."""
+
+
+class InstructionRefusedError(BackendError):
+    """The instruction has more tokens than the model reads, which it alone can count. The caller may read this one."""
+
+    field = "observation.instruction"
+
+    def __init__(self, found: str) -> None:
+        super().__init__(f"{self.field}: {found}")
 
 
 class BackendDeadlineError(BackendError):

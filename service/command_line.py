@@ -29,7 +29,13 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 def add_model_flags(verb: argparse.ArgumentParser) -> None:
     """As `model_settings` reads them, and where the model runs."""
     defaults = ModelSettings()
-    verb.add_argument("--backend", choices=("triton", "local"), default="triton", help="where chunks are computed")
+    verb.add_argument(
+        "--backend",
+        choices=("triton", "local"),
+        default="triton",
+        help="where chunks are computed; local: in this process, where a robot may wait for one forward of a shadow, "
+        "and a revision that loads takes some of the time of those that answer",
+    )
     add_device_flags(verb)
     verb.add_argument("--dtype", choices=("fp32", "bf16"), default=defaults.dtype)
     verb.add_argument("--max-batch-size", type=int, default=defaults.max_batch_size)

@@ -1,7 +1,7 @@
 """Which revision answers which episode: the memory that keeps an episode on one revision while routes change.
 
 Owns the episodes in progress in this process and nothing else of them; an episode that was silent for long enough has
-ended. For one event loop.
+ended. What a robot pinned is in progress as well, and decides nothing but that. For one event loop.
 """
 
 from __future__ import annotations
@@ -22,58 +22,94 @@ class Episode:
     episode_id: str
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Held:
+    episode_id: str
+    revision: str
+    # When it last asked.
+    seen_s: float
+
+
+# Policy, robot, and the revision that it pinned; empty for what is routed.
+_Key = tuple[str, str, str]
+
+
 class EpisodeTable:
     """One episode in progress for each robot of a policy: a new one ends the one before it.
 
-    Remembers at most `max_robots`; the longest silent are forgotten first.
+    Beside it one for each revision that the robot pins. Remembers at most `max_episodes`; the longest silent are
+    forgotten first.
     """
 
     def __init__(
-        self, *, idle_s: float = 60.0, max_robots: int = 65_536, now_s: Callable[[], float] = time.monotonic
+        self,
+        *,
+        idle_s: float = 60.0,
+        max_episodes: int = 65_536,
+        now_s: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._idle_s, self._max_robots, self._now_s = idle_s, max_robots, now_s
-        # Policy and robot to episode, revision and when it last asked; the longest silent first.
-        self._held: OrderedDict[tuple[str, str], tuple[str, str, float]] = OrderedDict()
+        self._idle_s, self._max_episodes, self._now_s = idle_s, max_episodes, now_s
+        # The longest silent first.
+        self._held: OrderedDict[_Key, _Held] = OrderedDict()
         self._counts: Counter[tuple[str, str]] = Counter()
 
     def revision(self, episode: Episode) -> str | None:
         """What answers this episode, None when it has not begun, or has ended."""
-        held = self._held.get((episode.policy, episode.robot_id))
-        if held is None:
-            return None
-        episode_id, revision, seen_s = held
-        return revision if episode_id == episode.episode_id and seen_s + self._idle_s >= self._now_s() else None
+        return self._revision((episode.policy, episode.robot_id, ""), episode)
+
+    def is_pinned(self, episode: Episode, revision: str) -> bool:
+        """Whether the episode pinned that revision before, and has not ended."""
+        return self._revision((episode.policy, episode.robot_id, revision), episode) is not None
 
     def hold(self, episode: Episode, revision: str) -> None:
         """The episode asked just now and `revision` is to answer."""
-        key = episode.policy, episode.robot_id
-        self._drop(key)
-        self._held[key] = episode.episode_id, revision, self._now_s()
-        self._counts[episode.policy, revision] += 1
-        if len(self._held) > self._max_robots:
-            self._drop(next(iter(self._held)))
+        self._hold((episode.policy, episode.robot_id, ""), episode, revision)
+
+    def hold_pinned(self, episode: Episode, revision: str) -> None:
+        """The episode asked just now for `revision` and no other. What answers when it asks for none stays as it is."""
+        self._hold((episode.policy, episode.robot_id, revision), episode, revision)
 
     def count(self, policy: str, revision: str) -> int:
         """Episodes in progress on a revision."""
         horizon_s = self._now_s() - self._idle_s
         while self._held:
-            key, (_, _, seen_s) = next(iter(self._held.items()))
-            if seen_s >= horizon_s:
+            key, held = next(iter(self._held.items()))
+            if held.seen_s >= horizon_s:
                 break
             self._drop(key)
         return self._counts[policy, revision]
 
     def release(self, policy: str, revision: str) -> int:
-        """Lets go of a revision's episodes: their next request is routed anew. Returns how many there were."""
-        moved = [key for key, (_, name, _) in self._held.items() if key[0] == policy and name == revision]
+        """Lets go of the episodes that were routed to a revision: their next request is routed anew.
+
+        Returns how many there were. Those that pinned it go on.
+        """
+        moved = [
+            (owner, robot_id, pinned)
+            for (owner, robot_id, pinned), held in self._held.items()
+            if owner == policy and not pinned and held.revision == revision
+        ]
         for key in moved:
             self._drop(key)
         return len(moved)
 
-    def _drop(self, key: tuple[str, str]) -> None:
+    def _revision(self, key: _Key, episode: Episode) -> str | None:
+        held = self._held.get(key)
+        if held is None or held.episode_id != episode.episode_id or held.seen_s + self._idle_s < self._now_s():
+            return None
+        return held.revision
+
+    def _hold(self, key: _Key, episode: Episode, revision: str) -> None:
+        self._drop(key)
+        self._held[key] = _Held(episode_id=episode.episode_id, revision=revision, seen_s=self._now_s())
+        self._counts[episode.policy, revision] += 1
+        if len(self._held) > self._max_episodes:
+            self._drop(next(iter(self._held)))
+
+    def _drop(self, key: _Key) -> None:
         held = self._held.pop(key, None)
         if held is not None:
-            count = key[0], held[1]
+            count = key[0], held.revision
             self._counts[count] -= 1
             if not self._counts[count]:
                 del self._counts[count]

@@ -55,12 +55,12 @@ def _kinds(policy: Policy, plain: ChunkRequest, chunk: Tensor) -> list[ChunkRequ
 
 
 def predict_batch(policy: Policy, requests: Sequence[Callable[[], ChunkRequest]]) -> BatchAnswer:
-    """Reads each request and runs one forward for all that could be read. Never raises an Exception."""
+    """Reads each request and runs one forward for all that fit the policy. Never raises an Exception."""
     answers: dict[int, Tensor | Exception] = {}
     batch: dict[int, ChunkRequest] = {}
     for position, request in enumerate(requests):
         try:
-            batch[position] = request()
+            batch[position] = _read(policy, request)
         except Exception as error:  # the edge of the model: a request that cannot be read is answered by its own error
             answers[position] = error
     started_ns = time.perf_counter_ns()
@@ -73,6 +73,13 @@ def predict_batch(policy: Policy, requests: Sequence[Callable[[], ChunkRequest]]
         inference_ns=inference_ns,
         batch_size=batch_size,
     )
+
+
+def _read(policy: Policy, request: Callable[[], ChunkRequest]) -> ChunkRequest:
+    """Refused here, a request costs the others of its batch nothing."""
+    asked = request()
+    policy.check(asked)
+    return asked
 
 
 def _forward(policy: Policy, requests: list[ChunkRequest]) -> list[Tensor | Exception]:

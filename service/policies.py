@@ -1,8 +1,8 @@
 """Which policies are served, and which of their revisions answers a request.
 
-Owns the lookup from a policy's name, an episode and an optional pin to a revision. Does not own loading (rollout/ and
-the backends do), readiness (the backend knows it), or why a route changed (the registry does): what it is given
-replaces what it had, whole.
+Owns the lookup from a policy's name, an episode and what its robot asks for to a revision. Does not own loading
+(rollout/ and the backends do), readiness (the backend knows it), or why a route changed (the registry does): what it is
+given replaces what it had, whole.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from service.episodes import Episode, EpisodeTable, draw
 from service.errors import NotReadyError, UnknownPolicyError, UnknownRevisionError
 from service.registry import Shadow
 from service.revision import Revision
+
+# What a policy may be called: its name is a part of the admin plane's paths, in which a colon begins a verb.
+POLICY_NAME = "[^/:]{1,128}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +57,7 @@ class ServedPolicies:
         self._is_known = policies is not None
         self._policies: dict[str, ServedPolicy] = {}
         self._ending: Mapping[str, Mapping[str, Revision]] = {}
+        self._going_on: frozenset[tuple[str, str]] = frozenset()
         self._loaded: frozenset[tuple[str, str]] = frozenset()
         self._waiting: frozenset[str] = frozenset()
         self._unpromoted: frozenset[str] = frozenset()
@@ -82,13 +86,15 @@ class ServedPolicies:
         policies: Mapping[str, ServedPolicy],
         *,
         ending: Mapping[str, Mapping[str, Revision]] | None = None,
+        going_on: Collection[tuple[str, str]] = (),
         waiting: Collection[str] = (),
         unpromoted: Collection[str] = (),
     ) -> None:
         """Episodes in progress stay on their revision for as long as it can answer.
 
-        `ending` has the revisions on which episodes in progress of a retired policy go on, and none begins. `waiting`
-        should answer and cannot yet; nobody expects an answer of `unpromoted`.
+        `ending` has the revisions on which episodes in progress of a retired policy go on, and none begins. `going_on`
+        has policy and revision of all on which episodes go on that began in other gateways. `waiting` should answer and
+        cannot yet; nobody expects an answer of `unpromoted`.
         """
         for name, policy in policies.items():
             if not name:
@@ -101,6 +107,7 @@ class ServedPolicies:
                     )
         self._policies = {name: policies[name] for name in sorted(policies)}
         self._ending = ending or {}
+        self._going_on = frozenset(going_on)
         answering = {name: policy.revisions for name, policy in policies.items()}
         self._loaded = frozenset(
             (name, revision)
@@ -131,6 +138,11 @@ class ServedPolicies:
         return policy in self._policies
 
     @property
+    def is_known(self) -> bool:
+        """Whether this process was told what it serves, be it nothing."""
+        return self._is_known
+
+    @property
     def names(self) -> tuple[str, ...]:
         """All policies that should answer, also those of which nothing can yet; sorted."""
         return tuple(sorted({*self._policies, *self._waiting}))
@@ -149,20 +161,30 @@ class ServedPolicies:
         """The revision that stands for the policy: the stable one. Raises UnknownPolicyError."""
         return self._served(policy).stable
 
-    def pinned(self, policy: str, revision: str) -> Revision:
-        """The revision of that name. Raises UnknownPolicyError, UnknownRevisionError."""
-        served = self._served(policy)
-        try:
-            return served.revisions[revision]
-        except KeyError:
-            raise UnknownRevisionError(policy, revision, list(served.revisions)) from None
+    def pinned(self, episode: Episode, revision: str) -> Revision:
+        """The revision of that name. What answers the episode's requests that pin none stays as it is.
 
-    def routed(self, episode: Episode) -> Revision:
+        Raises UnknownPolicyError, UnknownRevisionError, and NotReadyError where the policy serves nothing.
+        """
+        answering = self._ending.get(episode.policy, {}) if self.episodes.is_pinned(episode, revision) else {}
+        if revision not in answering:
+            answering = self._served(episode.policy).revisions
+        if revision not in answering:
+            raise UnknownRevisionError(episode.policy, revision, list(answering))
+        self.episodes.hold_pinned(episode, revision)
+        return answering[revision]
+
+    def routed(self, episode: Episode, *, began_on: str = "") -> Revision:
         """The revision that answers this episode: the one it began on, or by the shares.
+
+        `began_on` is what its robot says, and is believed of an episode that this gateway does not know, where such
+        episodes go on with that revision.
 
         Raises UnknownPolicyError, and NotReadyError where it would have to begin and none may.
         """
         revision = self.episodes.revision(episode)
+        if revision is None and (episode.policy, began_on) in self._going_on:
+            revision = began_on
         if revision is not None and (ending := self._ending.get(episode.policy, {}).get(revision)) is not None:
             self.episodes.hold(episode, revision)
             return ending

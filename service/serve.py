@@ -25,6 +25,7 @@ from service.artifacts import ArtifactStore
 from service.collection import exempt_what_is_there
 from service.credentials import ServerTls, ServingTls, TokenCache
 from service.credentials.exposure import check_exposure, warn_while_exposed
+from service.errors import ConflictError
 from service.model_settings import BackendKind, ModelSettings, openmp_environment
 from service.observability.tracing import Tracing
 from service.openpi import ObservationMap
@@ -50,13 +51,15 @@ from service.triton.server import ExternalTriton, TritonProcess, TritonProcessSe
 _logger = logging.getLogger(__name__)
 # What a scrape of Triton's metrics may take.
 _METRICS_TIMEOUT_S = 5.0
+# Between looks at what another gateway, which starts as well, does with a policy that both were told to serve.
+_OTHERS_POLL_S = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServeConfig:
     """What is served, by what, and where it listens. A port of 0 lets the system pick."""
 
-    # Policy name and checkpoint directory, for policies that the registry does not serve yet. A name that comes twice
+    # Policy name and checkpoint directory, for policies that the registry has never served. A name that comes twice
     # has two revisions; the first serves, both can be pinned.
     policies: tuple[tuple[str, Path], ...]
     model: ModelSettings
@@ -85,6 +88,8 @@ class ServeConfig:
     triton_address: str | None = None
     triton_control_address: str | None = None
     triton_repository: Path | None = None
+    # What its gRPC service asks of who loads models, "KEY=VALUE"; empty for nothing.
+    triton_control_key: str = ""
     # Of everything that listens; None listens in the clear.
     tls: ServerTls | None = None
     # Listens beyond loopback even without TLS and tokens.
@@ -98,6 +103,8 @@ class ServeConfig:
     # drains.
     load_timeout_s: float = 300.0
     drain_timeout_s: float = 600.0
+    # A robot that is silent for so long has ended its episode.
+    episode_idle_s: float = 60.0
 
     @property
     def gateways(self) -> int:
@@ -110,11 +117,15 @@ class ServeConfig:
 
     def __post_init__(self) -> None:
         _ = self.rollout  # which refuses times that are none
+        if not self.episode_idle_s > 0:
+            raise ValueError(f"episode_idle_s is {self.episode_idle_s}, expected more than 0")
         if not (self.policies or self.registry or self.state):
             raise ValueError("no policy to serve: name one with --policy, or a --registry or --state that has some")
         triton = (self.triton_address, self.triton_control_address, self.triton_repository)
         if len({part is None for part in triton}) > 1:
             raise ValueError("a Triton's two addresses and its model repository come together: some were not given")
+        if self.triton_control_key and self.triton_address is None:
+            raise ValueError("a key came for a Triton that somebody else runs, and no address of one")
         # Whether there are tokens is in the registry, which is opened later.
         check_exposure([self.host], tls=self.tls is not None, tokens=True, insecure_listen=self.insecure_listen)
         if self.openpi_map is not None and self.openpi_port is None:
@@ -149,8 +160,8 @@ class Service:
     async def start(self) -> dict[str, Any]:
         """Returns what it announces once every revision that serves has passed its probe.
 
-        Raises RevisionError, TritonNotFoundError, TritonStartError, BackendError, RegistryUnavailableError,
-        ExposedError, FurtherGatewayError or OSError; `stop` must follow.
+        Raises RevisionError, ConflictError, TritonNotFoundError, TritonStartError, BackendError,
+        RegistryUnavailableError, ExposedError, FurtherGatewayError or OSError; `stop` must follow.
         """
         config = self._config
         state = config.state or Path(self._scratch.enter_context(TemporaryDirectory(prefix="premotor-state-")))
@@ -182,6 +193,7 @@ class Service:
             rollout_settings=config.rollout,
             own_process=config.backend == "triton",
             loads=True,
+            episode_idle_s=config.episode_idle_s,
             listening=Listening(
                 host=config.host, port=config.port, openpi_port=config.openpi_port, shares_ports=several
             ),
@@ -241,7 +253,11 @@ class Service:
     async def _settled(self, process: GatewayProcess, artifacts: ArtifactStore) -> dict[str, str]:
         """What should be served and is not, and why. Raises RevisionError where that is all that should be."""
         assert self._registry is not None
-        policies = (await asyncio.to_thread(self._registry.fleet)).policies.values()
+        fleet = await asyncio.to_thread(self._registry.fleet)
+        policies = fleet.policies.values()
+        # Another gateway may just have promoted what this one is to serve as well; who is late goes on loading.
+        with contextlib.suppress(TimeoutError):
+            await process.follower.applied(fleet.generation, timeout_s=self._config.rollout.apply_timeout_s)
         records = [record for policy in policies for record in policy.revisions.values()]
         artifacts.keep({record.location for record in records})
         # One is loaded after another.
@@ -291,6 +307,7 @@ class Service:
             drain_s=config.drain_s,
             load_timeout_s=config.load_timeout_s,
             drain_timeout_s=config.drain_timeout_s,
+            episode_idle_s=config.episode_idle_s,
             log_level=logging.getLogger().getEffectiveLevel(),
         )
 
@@ -314,21 +331,45 @@ class Service:
         return tokens
 
     async def _introduce(self, named: Sequence[tuple[str, str]]) -> None:
-        """Makes the registry know what the command line names; what it serves already, it goes on serving."""
-        assert self._process is not None and self._registry is not None
+        """Makes the registry know what the command line names, and has it serve what never served before.
+
+        What has, goes on as the registry says: serving what it serves, or retired.
+        """
+        assert self._process is not None
         rollout = self._process.rollout
-        known = (await asyncio.to_thread(self._registry.fleet)).policies
-        serving = {name for name, policy in known.items() if policy.route is not None}
+        introduced = set[str]()
         for name, location in named:
             revision = (await self._carried_out(rollout.register(name, location, actor=SERVICE_ACTOR))).revision
-            if name in known and name in serving:
-                if (route := known[name].route) is not None and route.stable != revision:
-                    fields = {"policy": name, "serving": route.stable, "named": revision}
-                    _logger.warning("the registry serves another revision", extra={"fields": fields})
-                continue
-            begin = rollout.load if name in serving else rollout.promote
-            serving.add(name)
-            await self._carried_out(begin(name, revision, actor=SERVICE_ACTOR))
+            if name in introduced:
+                await self._carried_out(rollout.load(name, revision, actor=SERVICE_ACTOR))
+            elif await self._promoted_first(name, revision):
+                introduced.add(name)
+
+    async def _promoted_first(self, policy: str, revision: str) -> bool:
+        """Whether it was this process that had the policy serve for the first time; waits for one that is about to.
+
+        Raises ConflictError where that takes too long.
+        """
+        assert self._process is not None and self._registry is not None
+        loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + self._config.load_timeout_s
+        while (known := await asyncio.to_thread(self._registry.policy, policy)).first_served_at is None:
+            try:
+                await self._carried_out(
+                    self._process.rollout.promote(policy, revision, actor=SERVICE_ACTOR, only_first=True)
+                )
+                return True
+            except ConflictError:
+                # Another gateway that starts was first, or may fail yet.
+                if loop.time() >= deadline_s:
+                    raise
+                await asyncio.sleep(_OTHERS_POLL_S)
+        if known.route is None:
+            _logger.warning("policy is retired, and stays so", extra={"fields": {"policy": policy, "named": revision}})
+        elif known.route.stable != revision:
+            fields = {"policy": policy, "serving": known.route.stable, "named": revision}
+            _logger.warning("the registry serves another revision", extra={"fields": fields})
+        return False
 
     async def _carried_out(self, beginning: Awaitable[Operation]) -> Operation:
         assert self._process is not None
@@ -391,7 +432,7 @@ def _backend(config: ServeConfig, *, scratch: Path | None) -> tuple[LoadingBacke
     address, control, repository = config.triton_address, config.triton_control_address, config.triton_repository
     triton: TritonServer
     if address is not None and control is not None and repository is not None:
-        triton = ExternalTriton(address, control, repository)
+        triton = ExternalTriton(address, control, repository, control_key=config.triton_control_key)
     else:
         settings = TritonProcessSettings(threads=config.model.threads, otlp_http_url=config.otlp_http_url)
         triton = TritonProcess(find_installation(), settings, state=scratch)

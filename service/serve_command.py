@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -33,7 +34,7 @@ def add_serve_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -
         action="append",
         type=_named_directory,
         metavar="NAME=DIR",
-        help="a policy and its checkpoint, to be served unless the registry serves another of it; may come again",
+        help="a policy and its checkpoint, to be served where the registry never served it; may come again",
     )
     verb.add_argument("--registry", default="", metavar="URL", help="sqlite:///FILE, or postgresql://... for a fleet")
     verb.add_argument("--state", type=Path, metavar="DIR", help="keeps the registry and downloads across restarts")
@@ -106,6 +107,13 @@ def add_serve_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -
         help="time that episodes in progress get to end on a revision that another took the place of",
     )
     verb.add_argument(
+        "--episode-idle-s",
+        type=float,
+        default=60.0,
+        metavar="SECONDS",
+        help="a robot that is silent for so long has ended its episode: what drains waits for it no more",
+    )
+    verb.add_argument(
         "--triton-address",
         metavar="HOST:PORT",
         help="HTTP address of a tritonserver in explicit model control mode, to use instead of starting one",
@@ -113,6 +121,12 @@ def add_serve_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -
     verb.add_argument("--triton-control-address", metavar="HOST:PORT", help="gRPC address of the same")
     verb.add_argument(
         "--triton-repository", type=Path, metavar="DIR", help="its model repository, as seen from this machine"
+    )
+    verb.add_argument(
+        "--triton-control-key",
+        type=_control_key,
+        metavar="FILE",
+        help="holds KEY=VALUE of its --grpc-restricted-protocol=model-repository:KEY=VALUE",
     )
     add_model_flags(verb)
 
@@ -137,6 +151,7 @@ def _serve(options: argparse.Namespace) -> Callable[[], int]:
         triton_address=options.triton_address,
         triton_control_address=options.triton_control_address,
         triton_repository=options.triton_repository,
+        triton_control_key=options.triton_control_key or "",
         tls=_tls(options),
         insecure_listen=options.insecure_listen,
         tracing=_tracing(options),
@@ -144,6 +159,7 @@ def _serve(options: argparse.Namespace) -> Callable[[], int]:
         drain_s=options.drain_s,
         load_timeout_s=options.load_timeout_s,
         drain_timeout_s=options.drain_timeout_s,
+        episode_idle_s=options.episode_idle_s,
         model=replace(model_settings(options, batching=options.batching == "on"), num_gateways=options.gateways),
     )
     return partial(_run_serve, config)
@@ -152,6 +168,7 @@ def _serve(options: argparse.Namespace) -> Callable[[], int]:
 def _run_serve(config: ServeConfig) -> int:
     from service.backend import BackendError
     from service.credentials.exposure import ExposedError
+    from service.errors import ConflictError
     from service.processes.supervision import FurtherGatewayError
     from service.registry import RegistryUnavailableError
     from service.revision import RevisionError
@@ -166,6 +183,7 @@ def _run_serve(config: ServeConfig) -> int:
         return 2
     except (
         RevisionError,
+        ConflictError,
         TritonNotFoundError,
         TritonStartError,
         BackendError,
@@ -195,9 +213,15 @@ def _tracing(options: argparse.Namespace) -> Tracing | None:
 
 
 def _named_directory(text: str) -> tuple[str, Path]:
+    from service.policies import POLICY_NAME
+
     name, separator, directory = text.partition("=")
     if not (name and separator and directory):
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=DIR, for example tabletop=checkpoints/tabletop")
+    if not re.fullmatch(POLICY_NAME, name):
+        raise argparse.ArgumentTypeError(
+            f"a policy {name!r} came, expected a name of 1 to 128 characters, none of them / or :"
+        )
     return name, Path(directory)
 
 
@@ -208,6 +232,17 @@ def _observation_map(text: str) -> ObservationMap:
         return read_observation_map(Path(text))
     except (ObservationMapError, OSError) as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _control_key(text: str) -> str:
+    """Out of a file, for a command line is anybody's to read."""
+    try:
+        found = Path(text).read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    if not re.fullmatch(r"[a-z0-9_.-]+=[!-~]+", found):
+        raise argparse.ArgumentTypeError(f"{text} does not hold KEY=VALUE, KEY in lower case")
+    return found
 
 
 def _port(text: str) -> int:

@@ -8,12 +8,14 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import av
+import psutil
 import pytest
 import torch
 
@@ -122,6 +124,31 @@ def test_a_demo_plays_over_grpc_and_leaves_a_table_figures_a_video_and_no_servic
         assert video.streams.video[0].frames == 200 + SAWYER.control_rate_hz
     last = json.loads((tmp_path / "out" / "service.log").read_text().splitlines()[-1])
     assert last["event"] == "stopped"
+
+
+def test_a_demo_that_is_told_to_end_takes_service_and_simulators_along(untrained: Path, tmp_path: Path) -> None:
+    command = [
+        *(sys.executable, str(SCRIPT), "--checkpoint", str(untrained), "--backend", "local", "--workers", "2"),
+        *("--tasks", "drawer-open", "assembly", "--episodes", "1000", "--out", str(tmp_path)),
+    ]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as demo:
+        giving_up = threading.Timer(120, demo.kill)
+        giving_up.start()
+        children: list[psutil.Process] = []
+        try:
+            assert demo.stderr is not None
+            assert any(" of 1 solved" in line for line in demo.stderr)
+            children = psutil.Process(demo.pid).children(recursive=True)
+            assert len(children) >= 3
+            demo.send_signal(signal.SIGTERM)
+            assert demo.wait(30) == 128 + signal.SIGTERM
+            assert not psutil.wait_procs(children, timeout=10)[1]
+        finally:
+            giving_up.cancel()
+            demo.kill()
+            for left in psutil.wait_procs(children, timeout=0)[1]:
+                left.kill()
+    assert json.loads((tmp_path / "service.log").read_text().splitlines()[-1])["event"] == "stopped"
 
 
 def test_a_service_that_does_not_start_is_quoted(tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
+import json
 import re
 import shlex
 import subprocess
@@ -17,7 +19,17 @@ from service.__main__ import main as service_main
 from training.__main__ import main as training_main
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/benchmarks.md", "docs/methods.md")
+PAGES = (
+    "README.md",
+    "ARCHITECTURE.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "docs/benchmarks.md",
+    "docs/figures.md",
+    "docs/methods.md",
+    "docs/serving.md",
+    "docs/training.md",
+)
 PROGRAMS: dict[str, Callable[[list[str]], int]] = {
     "service": service_main,
     "training": training_main,
@@ -133,6 +145,15 @@ def test_the_first_screen_has_the_two_commands_the_house_and_a_place_for_the_fig
     readme = page("README.md")
     assert {"demo", "test", "train-demo"} <= make_targets(readme)
     assert ("service", ["serve", "--policy", "NAME=DIR"]) in list(program_calls(readme))
+
+
+@pytest.mark.parametrize("name", ["inspection", "inspection_held_out"])
+def test_a_published_inspection_is_of_the_shipped_policy_and_finds_that_it_looks(name: str) -> None:
+    published = json.loads(page(f"docs/measured/{name}.json"))
+    manifest = (ROOT / "checkpoints/tabletop/manifest.json").read_bytes()
+    assert published["checkpoint"] == hashlib.sha256(manifest).hexdigest()[:12]
+    assert {row["task"] for row in published["tasks"]} == set(json.loads(manifest)["data"])
+    assert all(row["images_ratio_history"] >= 1.5 for row in published["tasks"])
 
 
 def test_make_help_lists_the_verbs() -> None:

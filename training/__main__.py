@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training import bench_data, inspect_command
+from training import bench_data, evaluate_command, inspect_command
 from training.ego_video.clips_command import add_ego_clips_verb
 from training.ego_video.command import add_ego_pack_verb
 from training.latent_actions.command import add_latent_actions_verb
@@ -44,7 +44,7 @@ VERBS = {
     "stage2": "train the VLA with the prior as its head (resumable)",
     "export": "write the checkpoint of a trained run",
     "inspect": "chunk error with true, image-shuffled and state-shuffled inputs",
-    "evaluate": "closed loop on held-out scenes, of a checkpoint or of a served policy",
+    "evaluate": "closed loop on held-out scenes, of a checkpoint or of a served policy (resumable)",
     "playback": "success and jumps at seams by rule and delay, in lock step or against the clock (resumable)",
     "demo": "record, stats, stage1, stage2, export, inspect and evaluate in order",
     "experiment": "a claim of paper A measured with seeds, intervals and controls (resumable)",
@@ -92,7 +92,9 @@ def _parser() -> argparse.ArgumentParser:
             _add_identity_arguments(verb)
             continue
         verb.add_argument(
-            "--recipe", help="a name in training/recipes or a JSON file (default: recipe.json of --run, or else demo)"
+            "--recipe",
+            help="a name in training/recipes or a JSON file (default: recipe.json of --run, or else demo; "
+            "to evaluate or to inspect a checkpoint, its own)",
         )
         verb.add_argument("--run", type=Path, help="the run's directory (default: build/runs/RECIPE)")
         verb.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
@@ -117,22 +119,8 @@ def _parser() -> argparse.ArgumentParser:
         if name == "bench":
             verb.add_argument("--rounds", type=int, default=8, help="of a few steps of each training (default: 8)")
         if name == "evaluate":
-            verb.add_argument("--checkpoint", type=Path, help="evaluate this checkpoint (default: the run's)")
-            verb.add_argument("--address", default="", help="evaluate a served policy: host:port of a gateway")
-            verb.add_argument("--policy", default="", help="the served policy's name")
+            evaluate_command.add_arguments(verb)
             _add_identity_arguments(verb)
-            verb.add_argument("--suite", help="evaluate on the tasks of this suite, a name or a JSON file")
-            verb.add_argument("--seeds", choices=["testing", "tuning"], help="the suite's scenes (default: testing)")
-            verb.add_argument("--tasks", nargs="+", metavar="TASK", help="default: the recipe's, or the suite's")
-            verb.add_argument("--episodes", type=int, help="per task (default: the recipe's)")
-            verb.add_argument("--first-seed", type=int, help="of the held-out scenes (default: the recipe's)")
-            verb.add_argument("--history", action=argparse.BooleanOptionalAction, help="default: the recipe's")
-            verb.add_argument("--rule", choices=playback.RULES, help="where chunks overlap (default: replace)")
-            verb.add_argument(
-                "--inference-delay", type=int, metavar="STEPS", help="after which a chunk takes over (default: 0)"
-            )
-            verb.add_argument("--inference-steps", type=int, help="Euler steps (default: the checkpoint's)")
-            verb.add_argument("--videos", type=Path, metavar="DIRECTORY", help="film the first episodes of each task")
     add_ego_pack_verb(verbs)
     add_ego_clips_verb(verbs)
     add_latent_actions_verb(verbs)
@@ -199,11 +187,14 @@ def _run(options: argparse.Namespace) -> int:
         from training.experiments.command import run as run_experiment
 
         return run_experiment(options)
+    named = options.recipe or _own_recipe(options.run)
+    if options.verb == "evaluate":
+        evaluate_command.run(Recipe.load(named) if named else None, options)
+        return 0
     if options.verb == "inspect" and options.checkpoint:
-        named = options.recipe or _own_recipe(options.run)
         inspect_command.inspect_checkpoint(Recipe.load(named) if named else None, options)
         return 0
-    recipe = _with_backbone(Recipe.load(options.recipe or _own_recipe(options.run) or "demo"), options)
+    recipe = _with_backbone(Recipe.load(named or "demo"), options)
     run = RunDirectory.of(recipe, options.run or Path("build/runs") / recipe.name)
     verb = {
         "record": _record,
@@ -212,7 +203,6 @@ def _run(options: argparse.Namespace) -> int:
         "stage2": _stage2,
         "export": _export,
         "inspect": _inspect,
-        "evaluate": _evaluate,
         "bench": _bench,
         "demo": _demo,
     }[options.verb]
@@ -341,10 +331,9 @@ def _stage2(recipe: Recipe, run: RunDirectory, options: argparse.Namespace) -> N
 
 
 def _export(recipe: Recipe, run: RunDirectory, options: argparse.Namespace) -> None:
-    from training.pipeline import export, trained_vla
+    from training.pipeline import export, open_trained
 
-    corpus = _corpus(recipe, run)
-    vla = trained_vla(corpus, run, device=options.device)
+    corpus, vla = open_trained(recipe, run, device=options.device)
     revision = export(
         corpus, vla, run, run.checkpoint, step=recipe.stage2.schedule.num_steps, metrics=_known_metrics(run)
     )
@@ -353,121 +342,6 @@ def _export(recipe: Recipe, run: RunDirectory, options: argparse.Namespace) -> N
 
 def _inspect(recipe: Recipe, run: RunDirectory, options: argparse.Namespace) -> None:
     inspect_command.inspect_run(recipe, run, options)
-
-
-def _evaluate(recipe: Recipe, run: RunDirectory, options: argparse.Namespace) -> list[Mapping[str, Any]]:
-    from training.simulation.registry import check_task
-
-    if options.address and not options.policy:
-        raise WrongCallError("--address needs --policy, the name of a policy served there")
-    if options.episodes is not None and options.episodes < 1:
-        raise WrongCallError(f"--episodes is {options.episodes}, expected at least 1")
-    if options.inference_delay is not None and options.inference_delay < 0:
-        raise WrongCallError(f"--inference-delay is {options.inference_delay}, expected 0 or more control steps")
-    if options.inference_steps is not None and options.inference_steps < 1:
-        raise WrongCallError(f"--inference-steps is {options.inference_steps}, expected at least 1")
-    if options.inference_steps is not None and options.address:
-        raise WrongCallError("--inference-steps is for a checkpoint, and --address names a policy that has its own")
-    if options.device != "cpu" and options.address:
-        raise WrongCallError("--device is for a checkpoint, and --address names a policy that runs elsewhere")
-    for task in options.tasks or ():
-        check_task(task)
-    if options.suite:
-        return _evaluate_suite(recipe, run, options)
-    if options.seeds:
-        raise WrongCallError("--seeds needs --suite, whose scenes it chooses; a recipe's are chosen with --first-seed")
-    first_seed = recipe.evaluation.first_seed if options.first_seed is None else options.first_seed
-    try:
-        recipe = replace(recipe, evaluation=replace(recipe.evaluation, first_seed=first_seed))
-    except ValueError as error:
-        raise WrongCallError(f"--first-seed: {error}") from None
-    return _evaluate_on(
-        recipe,
-        run,
-        options,
-        tasks=options.tasks or recipe.data.tasks,
-        first_seed=recipe.evaluation.first_seed,
-        name="results",
-    )
-
-
-def _evaluate_suite(recipe: Recipe, run: RunDirectory, options: argparse.Namespace) -> list[Mapping[str, Any]]:
-    from training.suite import Suite
-
-    suite = Suite.load(options.suite)
-    tasks = options.tasks or suite.task_names
-    suite.check_registry(tasks)
-    chosen = options.seeds or "testing"
-    seeds = suite.seeds.testing if chosen == "testing" else suite.seeds.tuning
-    num_episodes = options.episodes or recipe.evaluation.num_episodes
-    if options.first_seed is not None:
-        raise WrongCallError("--first-seed is for a recipe's scenes; a suite's are chosen with --seeds")
-    if num_episodes > len(seeds):
-        raise WrongCallError(f"--episodes is {num_episodes}, suite {suite.name!r} has {len(seeds)} scenes for {chosen}")
-    return _evaluate_on(
-        recipe,
-        run,
-        options,
-        tasks=tasks,
-        first_seed=seeds.first,
-        name=f"{suite.name}-{chosen}",
-        groups={"low-data group": suite.low_data_group.tasks},
-    )
-
-
-def _evaluate_on(
-    recipe: Recipe,
-    run: RunDirectory,
-    options: argparse.Namespace,
-    *,
-    tasks: Sequence[str],
-    first_seed: int,
-    name: str,
-    groups: Mapping[str, Sequence[str]] | None = None,
-) -> list[Mapping[str, Any]]:
-    from training.evaluate import Target, evaluate, format_seams, format_table, write_results
-    from training.gateway_identity import read_identity
-
-    try:
-        identity = read_identity(options)
-    except ValueError as error:
-        raise WrongCallError(str(error)) from None
-    history = recipe.evaluation.history if options.history is None else options.history
-    checkpoint = None if options.address else options.checkpoint or run.checkpoint
-    rule, inference_delay = options.rule or "replace", options.inference_delay or 0
-    asks_for_seams = options.rule is not None or options.inference_delay is not None
-    rows = evaluate(
-        Target(
-            checkpoint=checkpoint,
-            address=options.address,
-            identity=identity,
-            policy=options.policy,
-            history=history,
-            inference_delay=inference_delay,
-            rule=rule,
-            num_inference_steps=options.inference_steps,
-            device=options.device,
-        ),
-        tasks=tasks,
-        num_episodes=options.episodes or recipe.evaluation.num_episodes,
-        first_seed=first_seed,
-        num_workers=options.workers,
-        video_directory=options.videos,
-    )
-    print(format_table(rows, groups))
-    context = {"checkpoint": str(checkpoint or ""), "policy": options.policy, "history": history}
-    if asks_for_seams:
-        print(format_seams(rows))
-        context |= {"rule": rule, "inference_delay": inference_delay}
-        # Beside the results of what is played as trained, not in their place.
-        name = f"{name}-{rule}-{inference_delay}"
-    if options.inference_steps is not None:
-        context["num_inference_steps"] = options.inference_steps
-        name = f"{name}-{options.inference_steps}-steps"
-    write_results(run.evaluation / f"{name}.json", rows, **context)
-    if options.json:
-        write_results(options.json, rows, **context)
-    return rows
 
 
 def _bench(recipe: Recipe, run: RunDirectory, options: argparse.Namespace) -> None:
@@ -510,8 +384,8 @@ def _demo(recipe: Recipe, run: RunDirectory, options: argparse.Namespace) -> Non
     if not run.checkpoint.exists():
         with sittings.starts_again("export"):
             _export(recipe, run, options)
-    with sittings.starts_again("evaluate"):
-        rows = _evaluate(recipe, run, _as_of("evaluate", options, videos=run.evaluation))
+    with sittings.resumes("evaluate") as keep_time:
+        rows = evaluate_command.run(recipe, _as_of("evaluate", options, videos=run.evaluation), keep_time)
     print(_compare_with_goal(rows))
     print(_compare_with_goal_of_time(recipe, sittings))
     print(f"the checkpoint is {run.checkpoint}")

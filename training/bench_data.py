@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -136,19 +137,22 @@ def _perform_and_send(job: RecordingJob, writer: Connection) -> None:
 def run_on_ray(jobs: Sequence[RecordingJob], address: str, report: Report) -> Failures:
     """Each recording as a task of one core on the cluster at `address`, whose machines share the jobs' directories.
 
-    Raises MissingRayError with the remedy, ConnectionError when no cluster answers.
+    Not run on a real cluster so far. Raises MissingRayError with the remedy, ConnectionError when no cluster answers.
     """
     from training.record import print_report
+    from training.simulation.registry import ROBOSUITE_REMEDY
 
     try:
         import ray  # pyright: ignore[reportMissingImports]
         from ray.exceptions import RayError  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError as error:
         raise MissingRayError(
-            "--ray needs Ray, which is not installed here: pip install ray, in the version of the cluster; "
-            "its machines need premotor with its extra [sim] too"
+            "--ray needs Ray, which is not installed here: pip install ray, in the version of the cluster; its "
+            f"machines need this checkout and its simulators too: {ROBOSUITE_REMEDY}"
         ) from error
-    ray.init(address=address)
+    # A process of a cluster does not inherit what training/__main__.py set here, and must have it before its imports.
+    environment = {"MUJOCO_GL": os.environ.get("MUJOCO_GL", "egl"), "OMP_NUM_THREADS": "1"}
+    ray.init(address=address, runtime_env={"env_vars": environment})
     try:
         remote = ray.remote(perform)
         pending = {remote.remote(job, print_report): job for job in jobs}
@@ -183,7 +187,10 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--motion", action="store_true", help="also the demonstrations without images, for stage 1")
     verb.add_argument("--workers", type=int, default=2, help="recordings at a time (default: 2)")
     verb.add_argument(
-        "--ray", default="", metavar="ADDRESS", help="record on this Ray cluster, which sees --directory too"
+        "--ray",
+        default="",
+        metavar="ADDRESS",
+        help="record on this Ray cluster, which sees --directory too (not run on a real cluster so far)",
     )
     verb.add_argument("--card", action="store_true", help="record nothing, describe what is there")
     verb.set_defaults(threads=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from policy.checkpoint import CheckpointParts, read_checkpoint
 from policy.config import INFERENCE_ONLY, ModelConfig, VlmSettings
 from policy.embodiment import EmbodimentSpec
 from policy.images import Interpolation
+from policy.instructions import InstructionReader, InstructionTooLongError
 from policy.normalization import Normalizer, Statistics
 from policy.vla import VLA, build_vla
 from policy.vlm_toy import toy_hugging_face
@@ -27,12 +29,15 @@ from training.data.sampler import TaskBalancedSampler
 from training.data.statistics import embodiment_statistics
 from training.json_file import write_json
 from training.parallel import ALONE, Processes
-from training.recipe import Recipe, RunDirectory
+from training.recipe import RECIPES, Recipe, RunDirectory
+from training.suite import Suite
 
 if TYPE_CHECKING:
     from policy.vlm_directory import VlmDirectory
 
 _SIZES = {"tiny": sizes.tiny, "small": sizes.small}
+# The suite that knows how long a demonstration takes.
+_COSTS_OF = "cross13"
 _IMAGE_SIZES = {"tiny": 96, "small": 128, "tiny-vlm": 64, "paper": 224}
 
 
@@ -47,6 +52,19 @@ class Corpus:
     config: ModelConfig
     pretrained: VlmDirectory | None = None  # the model that the backbone starts from
     parent: CheckpointParts | None = None  # the checkpoint that stage 2 starts from
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for an instruction that is longer than a policy reads."""
+        reader = InstructionReader(self.tokenizer)
+        for pack in self.packs:
+            for instruction in pack.instructions:
+                try:
+                    reader.tokens(instruction)
+                except InstructionTooLongError as error:
+                    raise ValueError(
+                        f"pack {pack.directory} of task {pack.task!r}: {error}: {instruction[:60]!r}...; "
+                        "shorten it in the data set, or import the data set with --instruction"
+                    ) from None
 
     @property
     def parent_manifest(self) -> dict[str, Any] | None:
@@ -149,8 +167,8 @@ def open_corpus(recipe: Recipe, run: RunDirectory, more_instructions: Iterable[s
 
     `more_instructions` are words beyond the packs' own that a tokenizer trained here shall know.
     Raises FileNotFoundError when a task's dataset is missing, ValueError when the checkpoint that stage 2 starts from
-    knows other bodies, CheckpointError when it cannot be read, OSError or ValueError when a pretrained model cannot be
-    the backbone.
+    knows other bodies or an instruction is too long, CheckpointError when it cannot be read, OSError or ValueError when
+    a pretrained model cannot be the backbone.
     """
     _check_recorded(recipe, run)
     parent = read_checkpoint(Path(recipe.stage2.start_from)) if recipe.stage2.start_from else None
@@ -197,12 +215,33 @@ def checkpoint_corpus(checkpoint: CheckpointParts, recipe: Recipe, run: RunDirec
     return _corpus_of(checkpoint, recipe, packs, where=f"checkpoint {checkpoint.revision}")
 
 
+def unrecorded_corpus(checkpoint: CheckpointParts, recipe: Recipe) -> Corpus:
+    """The same without recordings, for packs that the caller brings."""
+    return _corpus_of(checkpoint, recipe, (), where=f"checkpoint {checkpoint.revision}")
+
+
 def _check_recorded(recipe: Recipe, run: RunDirectory) -> None:
     missing = [task for task in recipe.data.tasks if not run.dataset(task).is_dir()]
     if missing:
         raise FileNotFoundError(
-            f"no demonstrations of {', '.join(missing)} in {run.datasets}; run the verb 'record' first"
+            f"no demonstrations of {', '.join(missing)} in {run.datasets}; {_recording(recipe, run, missing)} first"
         )
+
+
+def _recording(recipe: Recipe, run: RunDirectory, tasks: Sequence[str]) -> str:
+    """The call that records tasks of a recipe, and about what it takes where a suite that is shipped knows it."""
+    if run.recipe.is_file():
+        call = f"run 'python -m training record --run {run.root}'"
+    elif (RECIPES / f"{recipe.name}.json").is_file():
+        where = "" if recipe.data.root else f" --run {run.root}"
+        call = f"run 'python -m training record --recipe {recipe.name}{where}'"
+    else:
+        call = f"run the verb 'record' with --recipe, a file of recipe {recipe.name!r},"
+    known = Suite.load(_COSTS_OF).tasks
+    if any(task not in known for task in tasks):
+        return call
+    seconds = sum(recipe.data.num_recorded(task) * known[task].recording_s for task in tasks)
+    return f"{call} (about {math.ceil(seconds / 60)} minutes of one core)"
 
 
 def _recorded_packs(recipe: Recipe, run: RunDirectory, image_size: int, interpolation: Interpolation) -> Sequence[Pack]:

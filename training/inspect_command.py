@@ -7,7 +7,7 @@ to a model, are inspection.py's.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from policy.checkpoint import CheckpointParts
     from policy.models import Model
     from training.corpus import Corpus
+    from training.data.pack import Pack
     from training.recipe import Recipe, RunDirectory
 
 
@@ -37,15 +38,17 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
 
 def inspect_run(recipe: Recipe, run: RunDirectory, options: argparse.Namespace) -> None:
     """Raises UntrainedRunError for one whose stage 2 is not done."""
-    from training.corpus import open_corpus
-    from training.inspection import frames_of_run
+    from training.inspection import HELD_OUT, frames_of_run, held_out_packs, scenes_of_run
     from training.json_file import write_json
-    from training.pipeline import trained_vla
+    from training.pipeline import open_trained
 
     _check(options)
-    corpus = open_corpus(recipe, run)
-    vla = trained_vla(corpus, run, device=options.device)
-    rows = _look(vla, corpus, run, options, frames=frames_of_run(corpus))
+    corpus, vla = open_trained(recipe, run, device=options.device)
+    packs, frames = corpus.packs, frames_of_run(corpus)
+    if options.held_out:
+        packs = held_out_packs(corpus, scenes_of_run(corpus), run.held_out, num_workers=options.workers)
+        frames = dict.fromkeys(frames, HELD_OUT)
+    rows = _look(vla, corpus, packs, options, frames=frames, history=recipe.stage2.history)
     if vla.config == corpus.config and not options.held_out and options.frames is None:
         write_json(run.root / "inspection.json", {"tasks": rows})
     if options.json:
@@ -53,10 +56,13 @@ def inspect_run(recipe: Recipe, run: RunDirectory, options: argparse.Namespace) 
 
 
 def inspect_checkpoint(recipe: Recipe | None, options: argparse.Namespace) -> None:
-    """On the recordings of `recipe`, None for the checkpoint's own. Raises CheckpointError, or ValueError."""
+    """On the recordings of `recipe`, None for the checkpoint's own; on held-out scenes without any of them.
+
+    Raises CheckpointError, or ValueError.
+    """
     from policy.checkpoint import read_checkpoint
-    from training.corpus import checkpoint_corpus
-    from training.inspection import frames_of_checkpoint
+    from training.corpus import checkpoint_corpus, unrecorded_corpus
+    from training.inspection import HELD_OUT, frames_of_checkpoint, held_out_packs, scenes_of_checkpoint
     from training.json_file import write_json
     from training.recipe import RunDirectory
 
@@ -64,26 +70,32 @@ def inspect_checkpoint(recipe: Recipe | None, options: argparse.Namespace) -> No
     if (options.backbone, options.tuning, options.lora_rank) != (None, None, None):
         raise WrongCallError("--backbone, --tuning and --lora-rank are a run's; a checkpoint has its own backbone")
     checkpoint = read_checkpoint(options.checkpoint)
-    recipe = recipe or _own_recipe(checkpoint)
+    own = _own_recipe(checkpoint, recipe)
+    recipe = recipe or own
     run = RunDirectory.of(recipe, options.run or Path("build/runs") / recipe.name)
-    corpus = checkpoint_corpus(checkpoint, recipe, run)
-    frames = frames_of_checkpoint(corpus, checkpoint.manifest)
+    if options.held_out:
+        corpus, scenes = unrecorded_corpus(checkpoint, recipe), scenes_of_checkpoint(checkpoint.manifest)
+        packs = held_out_packs(corpus, scenes, run.held_out, num_workers=options.workers)
+        frames = dict.fromkeys(scenes, HELD_OUT)
+    else:
+        corpus = checkpoint_corpus(checkpoint, recipe, run)
+        packs, frames = corpus.packs, frames_of_checkpoint(corpus, checkpoint.manifest)
     print(f"checkpoint {checkpoint.revision} in {options.checkpoint}")
-    rows = _look(checkpoint.vla, corpus, run, options, frames=frames)
+    rows = _look(checkpoint.vla, corpus, packs, options, frames=frames, history=own.stage2.history)
     if options.json:
         write_json(options.json, {"checkpoint": checkpoint.revision, "tasks": rows})
 
 
-def _own_recipe(checkpoint: CheckpointParts) -> Recipe:
+def _own_recipe(checkpoint: CheckpointParts, named: Recipe | None) -> Recipe:
+    """What it was trained as; `named` where it does not say."""
     from training.recipe import Recipe
 
     try:
-        return Recipe.from_json(checkpoint.manifest["recipe"])
-    except (KeyError, ValueError) as error:
-        raise ValueError(
-            f"checkpoint {checkpoint.revision} does not say on what it was trained as a recipe does ({error}); "
-            "name one with --recipe"
-        ) from None
+        return Recipe.of_checkpoint(checkpoint.manifest, checkpoint.revision)
+    except ValueError:
+        if named is None:
+            raise
+        return named
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -92,19 +104,24 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _look(
-    vla: Model, corpus: Corpus, run: RunDirectory, options: argparse.Namespace, *, frames: Mapping[str, str]
+    vla: Model,
+    corpus: Corpus,
+    packs: Sequence[Pack],
+    options: argparse.Namespace,
+    *,
+    frames: Mapping[str, str],
+    history: bool,
 ) -> list[dict[str, Any]]:
-    """Prints the rows and returns them; `frames` is what each task's recordings were to the model."""
-    from training.inspection import HELD_OUT, NUM_FRAMES, format_inspection, held_out_packs, inspect
+    """Prints the rows and returns them; `frames` is what each task's recordings were to the model.
 
-    packs = corpus.packs
-    if options.held_out:
-        packs = held_out_packs(corpus, run.root / "held-out", num_workers=options.workers)
-        frames = dict.fromkeys(frames, HELD_OUT)
+    `history` says whether it was trained with history.
+    """
+    from training.inspection import NUM_FRAMES, format_inspection, inspect
+
     asked = {"noise_scale": options.noise_scale, "num_inference_steps": options.inference_steps}
     vla.config = replace(vla.config, **{name: value for name, value in asked.items() if value is not None})
     mixture = corpus.mixture(packs, landmarks=False)
     measured = inspect(vla, mixture, num_frames=options.frames or NUM_FRAMES, device=options.device)
-    rows = [{**row, "frames": frames[row["task"]]} for row in measured]
+    rows = [{**row, "frames": frames[row["task"]], "trained_with_history": history} for row in measured]
     print(format_inspection(rows))
     return rows

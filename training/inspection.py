@@ -7,7 +7,7 @@ for it on scenes that no training sees. Success in closed loop is evaluate.py's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,13 @@ from training.simulation.registry import TASK_NAMES
 from training.suite import Suite
 
 NUM_FRAMES = 384
+_WITH_HISTORY = "_history"
 TRAINING, HELD_OUT, OTHER = "training", "held-out", "other"
 _ROWS = 64
 # Whose tuning scenes are held out: those of every suite that is shipped.
 _SCENES_OF = "cross13"
 _HELD_OUT_EPISODES = 2
+Scenes = Mapping[str, Collection[int]]
 _FRAMES_ARE = {
     TRAINING: "of demonstrations that it was trained on; --held-out has others",
     HELD_OUT: f"of {_HELD_OUT_EPISODES} demonstrations a task on tuning scenes, which no training sees",
@@ -44,7 +46,8 @@ def inspect(
 ) -> list[dict[str, Any]]:
     """Per pack: mean |error| of sampled chunks, model units, over real steps and dimensions; ratios to the true one.
 
-    `error_history` is the error with the true history given; every other error is without history.
+    Each without history, and under names that end in `_history` with the true history given, whatever is shuffled: a
+    policy that copies its history is blind only there.
     """
     vla = vla.to(device).eval()
     rows = []
@@ -54,21 +57,19 @@ def inspect(
         batch = to_device(mixture.vla([(index, frames)], torch.ones(len(frames), dtype=torch.bool)), device)
         shuffled = torch.from_numpy(_derangement(len(frames), generator)).to(device)
         observation, motion = batch.observation, batch.motion
-        true = chunk_error(vla, observation, None, motion)
-        images = chunk_error(vla, replace(observation, images=observation.images[shuffled]), None, motion)
-        state = chunk_error(vla, replace(observation, state=observation.state[shuffled]), None, motion)
-        rows.append(
-            {
-                "task": pack.task,
-                "num_frames": len(frames),
-                "error": true,
-                "error_images_shuffled": images,
-                "error_state_shuffled": state,
-                "error_history": chunk_error(vla, observation, batch.history, motion),
-                "images_ratio": images / true,
-                "state_ratio": state / true,
+        row: dict[str, Any] = {"task": pack.task, "num_frames": len(frames)}
+        for told, history in (("", None), (_WITH_HISTORY, batch.history)):
+            true = chunk_error(vla, observation, history, motion)
+            images = chunk_error(vla, replace(observation, images=observation.images[shuffled]), history, motion)
+            state = chunk_error(vla, replace(observation, state=observation.state[shuffled]), history, motion)
+            row |= {
+                f"error{told}": true,
+                f"error_images_shuffled{told}": images,
+                f"error_state_shuffled{told}": state,
+                f"images_ratio{told}": images / true,
+                f"state_ratio{told}": state / true,
             }
-        )
+        rows.append(row)
     return rows
 
 
@@ -93,13 +94,23 @@ def frames_of_checkpoint(corpus: Corpus, manifest: Mapping[str, Any]) -> dict[st
     return {pack.task: TRAINING if pack.task in trained else OTHER for pack in corpus.packs}
 
 
-def held_out_packs(corpus: Corpus, directory: Path, *, num_workers: int) -> Sequence[Pack]:
+def scenes_of_run(corpus: Corpus) -> Scenes:
+    """By task, the seeds of a run's recordings."""
+    return {pack.task: pack.episode_seed.tolist() for pack in corpus.packs}
+
+
+def scenes_of_checkpoint(manifest: Mapping[str, Any]) -> Scenes:
+    """By task, the seeds that a checkpoint's recordings were of, those of failed attempts between them included."""
+    return {task: range(data["first_seed"], data["last_seed"] + 1) for task, data in manifest["data"].items()}
+
+
+def held_out_packs(corpus: Corpus, trained_on: Scenes, directory: Path, *, num_workers: int) -> Sequence[Pack]:
     """A few demonstrations of each task on tuning scenes, recorded by the experts into `directory`; again at once.
 
-    Raises ValueError for a task that no simulator here plays, for a body that is not the one it was trained on, and for
-    scenes that it was trained on after all.
+    Needs no recording of the training. Raises ValueError for a task that no simulator here plays, for a body that is
+    not the one it was trained on, and for scenes that it was trained on after all.
     """
-    tasks = [pack.task for pack in corpus.packs]
+    tasks = list(trained_on)
     if unknown := [task for task in tasks if task not in TASK_NAMES]:
         raise ValueError(f"no simulator here plays {', '.join(unknown)}, so no scene of it can be held out")
     first_seed = Suite.load(_SCENES_OF).seeds.tuning.first
@@ -120,9 +131,9 @@ def held_out_packs(corpus: Corpus, directory: Path, *, num_workers: int) -> Sequ
         interpolation=interpolation,
     )
     corpus.check_bodies(packs, "held-out scenes")
-    for trained, held_out in zip(corpus.packs, packs, strict=True):
-        if seen := sorted(set(trained.episode_seed.tolist()) & set(held_out.episode_seed.tolist())):
-            raise ValueError(f"scenes {seen} of {trained.task!r} are among its demonstrations, expected none")
+    for pack in packs:
+        if seen := sorted(set(trained_on[pack.task]) & set(pack.episode_seed.tolist())):
+            raise ValueError(f"scenes {seen} of {pack.task!r} are among its demonstrations, expected none")
     return packs
 
 
@@ -147,17 +158,27 @@ def chunk_error(vla: Model, observation: ObservationBatch, history: HistoryBatch
 
 
 def format_inspection(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows as a table, and under it what their key `frames` says."""
+    """The rows as a table, under it whether the policy looks, and what the rows' key `frames` says.
+
+    Their key `trained_with_history` says how it is judged: as it is asked where it serves.
+    """
+    history = rows[0]["trained_with_history"]
     lines = [
-        f"{'task':<14} {'error':>8} {'images shuffled':>16} {'state shuffled':>15} {'with history':>13} "
+        f"{'task':<14} {'history':<8} {'error':>8} {'images shuffled':>16} {'state shuffled':>15} "
         f"{'images ratio':>13} {'state ratio':>12}"
     ]
     for row in rows:
-        lines.append(
-            f"{row['task']:<14} {row['error']:>8.4f} {row['error_images_shuffled']:>16.4f} "
-            f"{row['error_state_shuffled']:>15.4f} {row['error_history']:>13.4f} {row['images_ratio']:>13.2f} "
-            f"{row['state_ratio']:>12.2f}"
-        )
+        for told, kind in ((_WITH_HISTORY, "true"), ("", "none")) if history else (("", "none"),):
+            lines.append(
+                f"{row['task']:<14} {kind:<8} {row[f'error{told}']:>8.4f} {row[f'error_images_shuffled{told}']:>16.4f} "
+                f"{row[f'error_state_shuffled{told}']:>15.4f} {row[f'images_ratio{told}']:>13.2f} "
+                f"{row[f'state_ratio{told}']:>12.2f}"
+            )
+    ratios = [row["images_ratio" + (_WITH_HISTORY if history else "")] for row in rows]
+    lines.append(
+        f"with {'the true' if history else 'no'} history, shuffled images cost {min(ratios):.2f} to "
+        f"{max(ratios):.2f} times the true error, by task; 1 is blind"
+    )
     for kind, said in _FRAMES_ARE.items():
         if tasks := [row["task"] for row in rows if row["frames"] == kind]:
             of_whom = "all tasks" if len(tasks) == len(rows) else ", ".join(tasks)

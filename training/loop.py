@@ -23,7 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from training.json_file import write_json
+from training.json_file import read_lines, write_json, write_text
 from training.parallel import ALONE, Processes
 from training.prefetch import Prefetch
 from training.time_spent import time_of_log
@@ -77,10 +77,8 @@ class MetricsLog:
 
     def __init__(self, directory: Path, first_step: int) -> None:
         path = directory / "metrics.jsonl"
-        kept = [line for line in _lines(path) if json.loads(line)["step"] < first_step]
-        staged = path.with_suffix(".tmp")
-        staged.write_text("".join(kept))
-        staged.replace(path)
+        kept = [row for row in read_lines(path) if row["step"] < first_step]
+        write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
         self._file: TextIO = path.open("a")
         self._board = _tensorboard(directory, first_step)
 
@@ -115,7 +113,7 @@ def run(
     processes: Processes = ALONE,
     rate_scales: Mapping[str, float] | None = None,
 ) -> AveragedWeights:
-    """Train `modules` from where `directory` stopped, to the end or to step `until`.
+    """Train `modules` from where `directory` stopped, to the end or to step `until`; past that it only reads.
 
     `batch` makes a step's rows of this process, in another thread; `loss` gets them with the step and a generator. The
     module named `averaged` has its weights averaged; they are returned, sharded if `processes` shards. `identity`
@@ -138,9 +136,11 @@ def run(
     first_step = restore(directory, modules, optimizer, ema, processes)
     processes.check_same("first step", first_step, device)
     last_step = schedule.num_steps if until is None else min(until, schedule.num_steps)
+    modules.train()
+    if first_step >= last_step:
+        return ema  # and no log is opened: others that share what is trained may be here too
     log = MetricsLog(directory, first_step) if processes.writes else None
     generator = torch.Generator(device=device)
-    modules.train()
     with closing(log) if log else nullcontext(), Prefetch(batch, first=first_step, last=last_step) as batches:
         logged_at, seen, waited_s = time.monotonic(), 0, 0.0
         for step in range(first_step, last_step):
@@ -316,10 +316,6 @@ def _check_identity(directory: Path, identity: Mapping[str, Any]) -> None:
         raise ValueError(
             f"{directory} holds another run: {', '.join(different)} differ; choose another directory or delete it"
         )
-
-
-def _lines(path: Path) -> Iterable[str]:
-    return path.read_text().splitlines(keepends=True) if path.exists() else []
 
 
 def _tensorboard(directory: Path, first_step: int) -> Any:

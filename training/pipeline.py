@@ -59,14 +59,18 @@ def train_stages(
     return train_stage2(corpus, prior, run.stage2, device=device, until=until, processes=processes)
 
 
-def trained_vla(corpus: Corpus, run: RunDirectory, *, device: str | torch.device = "cpu") -> VLA:
-    """The VLA of a run whose stage 2 is done, only read. Raises UntrainedRunError."""
-    found, expected = saved_step(run.stage2), corpus.recipe.stage2.schedule.num_steps
+def open_trained(recipe: Recipe, run: RunDirectory, *, device: str | torch.device = "cpu") -> tuple[Corpus, VLA]:
+    """A run whose stage 2 is done, only read; another is refused before its recordings are touched.
+
+    Raises UntrainedRunError, and what open_corpus raises.
+    """
+    found, expected = saved_step(run.stage2), recipe.stage2.schedule.num_steps
     if found < expected:
         raise UntrainedRunError(
             f"stage 2 in {run.stage2} is at step {found} of {expected}; run the verb 'stage2' first, which resumes"
         )
-    return train_stage2(corpus, None, run.stage2, device=device)
+    corpus = open_corpus(recipe, run)
+    return corpus, train_stage2(corpus, None, run.stage2, device=device)
 
 
 def export(

@@ -214,6 +214,18 @@ class Recipe:
         return build(cls, parts, "recipe")
 
     @classmethod
+    def of_checkpoint(cls, manifest: Mapping[str, Any], revision: str) -> Recipe:
+        """What a checkpoint was trained as; of one from video the robots' side. Raises ValueError with the remedy."""
+        try:
+            values = manifest["recipe"]
+            return cls.from_json(values.get("base", values))
+        except (KeyError, AttributeError, ValueError) as error:
+            raise ValueError(
+                f"checkpoint {revision} does not say on what it was trained as a recipe does ({error}); "
+                "name one with --recipe"
+            ) from None
+
+    @classmethod
     def load(cls, name_or_path: str) -> Recipe:
         """A recipe shipped in training/recipes by its name, or any JSON file by its path; or UnknownNameError."""
         return cls.from_json(json.loads(shipped_json("recipe", name_or_path, RECIPES).read_text()))
@@ -278,6 +290,11 @@ class RunDirectory:
     @property
     def evaluation(self) -> Path:
         return self.root / "evaluation"
+
+    @property
+    def held_out(self) -> Path:
+        """What `inspect` records for itself, on scenes that no training sees."""
+        return self.root / "held-out"
 
 
 def _check_backbone(recipe: Recipe) -> None:

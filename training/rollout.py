@@ -173,9 +173,18 @@ class ServedSource:
     """A policy behind `PredictChunk`; the connection is shared by all episodes of this source."""
 
     def __init__(
-        self, client: PolicyClient, policy: str, *, robot_id: str, history: bool, timeout_s: float = 10.0
+        self,
+        client: PolicyClient,
+        policy: str,
+        *,
+        robot_id: str,
+        history: bool,
+        revision: str = "",
+        timeout_s: float = 10.0,
     ) -> None:
+        """`revision` is the only one that may answer; empty leaves it to the policy's route."""
         self._client, self._policy, self._robot_id, self._timeout_s = client, policy, robot_id, timeout_s
+        self._revision = revision
         self._keeps_history = history
         self._history: HistoryBuffer | None = None
         self._episode_id = ""
@@ -199,6 +208,7 @@ class ServedSource:
             history=self._history,
             seed=seed,
             real_time_chunking=chunking,
+            revision=self._revision,
             timeout_s=self._timeout_s,
         )
         return Answer(actions=chunk.actions, latency_s=chunk.round_trip_s)

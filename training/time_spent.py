@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
+
+from training.json_file import read_lines
 
 # A suspended machine makes an interval take hundreds of times the others; the slowest that was work took eight times.
 STANDSTILL_FACTOR = 10.0
@@ -40,6 +41,6 @@ def usual_step_s(intervals: Sequence[tuple[float, float]]) -> float:
 
 def time_of_log(path: Path) -> TimeSpent:
     """Of all sittings of a training so far, by its metrics.jsonl; restarts' repeated steps are not counted twice."""
-    rows = map(json.loads, path.read_text().splitlines()) if path.is_file() else ()
-    intervals = [(row["seconds"], row["seconds"] * row["steps_per_s"]) for row in rows if row.get("seconds", 0.0) > 0]
+    rows = [row for row in read_lines(path) if row.get("seconds", 0.0) > 0]
+    intervals = [(row["seconds"], row["seconds"] * row["steps_per_s"]) for row in rows]
     return without_standstill(intervals, usual_step_s(intervals))

@@ -22,7 +22,7 @@ class _Request(BaseModel):
 
 
 class GuardSettings(_Request):
-    """Limits over the last `window_s`; null leaves one out."""
+    """Limits over the last `window_s` of all gateways together; null leaves one out."""
 
     max_error_rate: Annotated[float | None, Field(ge=0, le=1)] = None
     max_violation_rate: Annotated[float | None, Field(ge=0, le=1)] = None

@@ -26,7 +26,7 @@ from service.admin.fleet_models import (
 from service.admin.models import Problem
 from service.errors import InvalidRequestError
 from service.openpi.observation_map import ObservationMap, ObservationMapError, check_fits
-from service.policies import ServedPolicies
+from service.policies import POLICY_NAME, ServedPolicies
 
 router = ProtectedRouter(prefix="/v1/fleet", tags=["fleet"])
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
@@ -34,7 +34,7 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
     for code in (status.HTTP_400_BAD_REQUEST, status.HTTP_404_NOT_FOUND, status.HTTP_409_CONFLICT)
 }
 _ACCEPTED = status.HTTP_202_ACCEPTED
-Name = Annotated[str, Path(pattern=r"^[^/:]{1,128}$")]
+Name = Annotated[str, Path(pattern=f"^{POLICY_NAME}$")]
 Digest = Annotated[str, Path(pattern=r"^[0-9a-f]{12}$")]
 
 

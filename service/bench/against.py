@@ -1,13 +1,19 @@
 """The service of another checkout beside this one's: what a change costs each request, in one run.
 
 Both serve the same checkpoint at the same time and are asked in turns. Owns the comparison; one call is the client's.
+What a round trip adds to Triton's own time is taken from Triton's counters of the same requests, since two checkouts
+need not speak to Triton alike. Where one checkout's service does not hand them on, its model is taken to be as fast as
+the other's in the same round.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -25,9 +31,11 @@ from service.model_settings import BackendKind, ModelSettings
 from service.probe import read_probe
 from service.revision import read_revision
 
+# Of the gateway's own CPU a request, and of the p50 that it adds to Triton's time.
 GOAL = 1.15
 _WARM_UP_CALLS = 20
 _TIMEOUT_S = 30.0
+TRITON_COUNTERS = ("nv_inference_request_duration_us", "nv_inference_request_success")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,16 +58,23 @@ class AgainstSettings:
 class _Side:
     """One of the two services."""
 
-    def __init__(self, service: Served, requests: Sequence[policy_pb2.PredictChunkRequest]) -> None:
+    def __init__(
+        self, service: Served, requests: Sequence[policy_pb2.PredictChunkRequest], *, has_triton: bool
+    ) -> None:
+        metrics_url = f"{service.admin_url}/metrics/triton"
+        self._metrics_url = metrics_url if has_triton and _is_there(metrics_url) else ""
         self._channel = grpc.insecure_channel(service.grpc_address)
         self._stub = policy_pb2_grpc.PolicyServiceStub(self._channel)
         self._process = psutil.Process(service.process.pid)
         self._requests = requests
         self.latencies_s: list[list[float]] = []
         self.cpu_s: list[float] = []
+        # Mean seconds of a request in Triton, by round; none without Triton's counters.
+        self.triton_s: list[float] = []
 
     def ask(self, calls: int) -> None:
-        """One round: the latency of each call, and the gateway's own CPU time for each."""
+        """One round: the latency of each call, Triton's part of it, and the gateway's own CPU time for each."""
+        in_triton = self._counted()
         before = self._cpu_s()
         latencies_s = []
         for number in range(calls):
@@ -68,18 +83,38 @@ class _Side:
             latencies_s.append(time.perf_counter() - started_s)
         self.latencies_s.append(latencies_s)
         self.cpu_s.append((self._cpu_s() - before) / calls)
+        if self._metrics_url:
+            spent_us, num_requests = self._counted() - in_triton
+            self.triton_s.append(spent_us / 1e6 / num_requests)
 
     def forget(self) -> None:
         self.latencies_s.clear()
         self.cpu_s.clear()
+        self.triton_s.clear()
 
     def close(self) -> None:
         self._channel.close()
+
+    def _counted(self) -> np.ndarray:
+        """Microseconds that requests have been in Triton so far, and their number."""
+        if not self._metrics_url:
+            return np.zeros(2)
+        with urllib.request.urlopen(self._metrics_url, timeout=_TIMEOUT_S) as answer:
+            text = answer.read().decode()
+        return np.array([total(text, name) for name in TRITON_COUNTERS])
 
     def _cpu_s(self) -> float:
         """Of the service's own process: neither Triton nor the model."""
         times = self._process.cpu_times()
         return times.user + times.system
+
+
+def _is_there(url: str) -> bool:
+    try:
+        urllib.request.urlopen(url, timeout=_TIMEOUT_S).close()
+    except urllib.error.HTTPError:
+        return False
+    return True
 
 
 def measure_against(settings: AgainstSettings) -> dict[str, Any]:
@@ -92,7 +127,7 @@ def measure_against(settings: AgainstSettings) -> dict[str, Any]:
             service = running.enter_context(
                 served(settings.checkpoint.resolve(), settings.model, backend=settings.backend, source=source)
             )
-            sides[name] = _Side(service, requests)
+            sides[name] = _Side(service, requests, has_triton=settings.backend == "triton")
             running.callback(sides[name].close)
         for side in sides.values():
             side.ask(_WARM_UP_CALLS)
@@ -106,20 +141,58 @@ def measure_against(settings: AgainstSettings) -> dict[str, Any]:
 
 
 def _result(settings: AgainstSettings, before: _Side, after: _Side) -> dict[str, Any]:
-    p50_s = [np.array([np.median(latencies) for latencies in side.latencies_s]) for side in (before, after)]
-    cpu_s = [np.array(side.cpu_s) for side in (before, after)]
+    rounds = compared(
+        latencies_s=(before.latencies_s, after.latencies_s),
+        cpu_s=(before.cpu_s, after.cpu_s),
+        triton_s=(before.triton_s or after.triton_s, after.triton_s or before.triton_s),
+    )
     return {
         "rounds": settings.rounds,
         "calls_per_round": settings.calls_per_round,
-        "cpu_per_request_ms": {"before": _ms(cpu_s[0], np.mean), "after": _ms(cpu_s[1], np.mean)},
-        "latency_p50_ms": {"before": _ms(p50_s[0], np.median), "after": _ms(p50_s[1], np.median)},
-        # The system counts CPU time in steps of 10 ms, as much as several requests take: only means are finer.
-        "cpu_ratio": _ratio(cpu_s[0], cpu_s[1], np.mean),
-        "latency_ratio": _ratio(p50_s[0], p50_s[1], np.median),
+        **rounds,
         "goal": GOAL,
         "backend": settings.backend,
         "num_cpus": os.cpu_count(),
     }
+
+
+_BothSides = tuple[Sequence[float], Sequence[float]]
+
+
+def compared(
+    *,
+    latencies_s: tuple[Sequence[Sequence[float]], Sequence[Sequence[float]]],
+    cpu_s: _BothSides,
+    triton_s: _BothSides,
+) -> dict[str, Any]:
+    """Of seconds before and after, by round and call or by round; those in Triton are empty without one."""
+    p50_s = np.median(latencies_s, axis=2)
+    # The system counts CPU time in steps of 10 ms, as much as several requests take: only means are finer.
+    kinds = {"cpu": (cpu_s, np.mean, "cpu_per_request_ms"), "latency": (p50_s, np.median, "latency_p50_ms")}
+    if triton_s[0]:
+        # Triton counts sums: what is added to a round's calls is known in the mean, whose p50 is over the rounds.
+        added_s = np.mean(latencies_s, axis=2) - np.asarray(triton_s)
+        kinds["added"] = (added_s, np.median, "added_p50_ms")
+    found = {}
+    for kind, (seconds, centre, name) in kinds.items():
+        before, after = np.asarray(seconds)
+        found[name] = {"before": _ms(before, centre), "after": _ms(after, centre)}
+        found[f"{kind}_ratio"] = _ratio(before, after, centre)
+    return found
+
+
+def total(text: str, name: str) -> float:
+    """The sum over a counter's series in Prometheus' text."""
+    return sum(float(value) for value in re.findall(rf"^{name}(?:\{{[^}}]*\}})? (\S+)", text, re.MULTILINE))
+
+
+def missed_goals(result: dict[str, Any]) -> list[str]:
+    judged = {"cpu_ratio": "the gateway's own CPU a request", "added_ratio": "the p50 that is added to Triton's"}
+    return [
+        f"{what} is {result[ratio]['ratio']:.2f} times what it was, at most {result['goal']:g}"
+        for ratio, what in judged.items()
+        if ratio in result and not result[ratio]["ratio"] <= result["goal"]
+    ]
 
 
 def _ms(seconds: np.ndarray, centre: Callable[..., Any]) -> float:
@@ -135,14 +208,17 @@ def _ratio(before: np.ndarray, after: np.ndarray, centre: Callable[..., Any]) ->
 
 
 def format_against(result: dict[str, Any]) -> str:
+    goal = f"; goal {result['goal']:g}"
     lines = []
-    for name, key, ratio in (
-        ("gateway's own CPU a request", "cpu_per_request_ms", "cpu_ratio"),
-        ("round trip p50", "latency_p50_ms", "latency_ratio"),
+    for name, key, ratio, judged in (
+        ("gateway's own CPU a request", "cpu_per_request_ms", "cpu_ratio", goal),
+        ("round trip p50", "latency_p50_ms", "latency_ratio", ""),
+        ("p50 added to Triton's", "added_p50_ms", "added_ratio", goal),
     ):
-        spans, found = result[key], result[ratio]
-        lines.append(
-            f"{name:<28} {spans['before']:8.2f} ms before, {spans['after']:8.2f} ms after: {found['ratio']:.3f} "
-            f"(95 % {found['low']:.3f} to {found['high']:.3f}; goal {result['goal']:g})"
-        )
+        if key in result:
+            spans, found = result[key], result[ratio]
+            lines.append(
+                f"{name:<28} {spans['before']:8.2f} ms before, {spans['after']:8.2f} ms after: {found['ratio']:.3f} "
+                f"(95 % {found['low']:.3f} to {found['high']:.3f}{judged})"
+            )
     return "\n".join(lines)

@@ -67,7 +67,7 @@ def add_bench_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def _overhead(options: argparse.Namespace) -> Measurement:
-    from service.bench.overhead import OverheadSettings, format_overhead, measure_overhead
+    from service.bench.overhead import OverheadSettings, format_overhead, measure_overhead, missed_goals
 
     settings = OverheadSettings(
         checkpoint=options.policy,
@@ -77,11 +77,13 @@ def _overhead(options: argparse.Namespace) -> Measurement:
         backend=options.backend,
         model=model_settings(options),
     )
-    return Measurement(measure=partial(measure_overhead, settings), format_result=format_overhead)
+    return Measurement(
+        measure=partial(measure_overhead, settings), format_result=format_overhead, missed_goals=missed_goals
+    )
 
 
 def _batching(options: argparse.Namespace) -> Measurement:
-    from service.bench.batching import BatchingSettings, format_batching, measure_batching
+    from service.bench.batching import BatchingSettings, format_batching, measure_batching, missed_goals
 
     settings = BatchingSettings(
         checkpoint=options.policy,
@@ -91,7 +93,9 @@ def _batching(options: argparse.Namespace) -> Measurement:
         backend=options.backend,
         model=model_settings(options),
     )
-    return Measurement(measure=partial(measure_batching, settings), format_result=format_batching)
+    return Measurement(
+        measure=partial(measure_batching, settings), format_result=format_batching, missed_goals=missed_goals
+    )
 
 
 def _device(options: argparse.Namespace) -> Measurement:
@@ -106,7 +110,7 @@ def _device(options: argparse.Namespace) -> Measurement:
 
 
 def _against(options: argparse.Namespace) -> Measurement:
-    from service.bench.against import AgainstSettings, format_against, measure_against
+    from service.bench.against import AgainstSettings, format_against, measure_against, missed_goals
 
     settings = AgainstSettings(
         checkpoint=options.policy,
@@ -115,7 +119,9 @@ def _against(options: argparse.Namespace) -> Measurement:
         backend=options.backend,
         model=model_settings(options),
     )
-    return Measurement(measure=partial(measure_against, settings), format_result=format_against)
+    return Measurement(
+        measure=partial(measure_against, settings), format_result=format_against, missed_goals=missed_goals
+    )
 
 
 def _request_parts(options: argparse.Namespace) -> Measurement:

@@ -25,10 +25,10 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, WebSocketException
 
 from premotor.v1 import policy_pb2
-from premotor.wire import read_error_metadata
 from service.bench.requests import chunk_requests
 from service.bench.served import POLICY, Served, served
 from service.chaos.mutations import mutated_frame, mutated_request, random_metadata
+from service.chaos.robots import grpc_status
 from service.model_settings import BackendKind, ModelSettings
 from service.openpi.limits import OpenpiLimits
 from service.openpi.observation_map import ObservationMap
@@ -151,7 +151,7 @@ class _Fuzz:
                     async with asyncio.timeout(_HANG_S):
                         await predict(content, timeout=_DEADLINE_S, metadata=metadata)
                 except grpc.aio.AioRpcError as failed:
-                    status, fault = _grpc_status(failed)
+                    status, fault = grpc_status(failed)
                 except TimeoutError:
                     status, fault = "NONE", "hang"
                 self._note("grpc", status, valid=valid, fault=fault)
@@ -241,16 +241,6 @@ def _observation_map(revision: Revision) -> ObservationMap:
         images={camera.name: f"observation/{camera.name}" for camera in body.cameras},
         state=("observation/state",),
     )
-
-
-def _grpc_status(failed: grpc.aio.AioRpcError) -> tuple[str, str]:
-    """The status, and what is wrong with it as an answer."""
-    code = failed.code()
-    error = read_error_metadata(failed.trailing_metadata())
-    if error is not None and error.code == code.value[0] and code is not grpc.StatusCode.UNKNOWN:
-        return code.name, ""
-    # Without the service's own error this is the robot's side giving up.
-    return code.name, "hang" if code is grpc.StatusCode.DEADLINE_EXCEEDED else "untyped"
 
 
 def _openpi_status(reply: bytes | str) -> str:

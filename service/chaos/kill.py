@@ -1,11 +1,13 @@
-"""`chaos kill`: Triton, the gateway and the registry's database die in turn under load, and all comes back alone.
+"""`chaos kill`: Triton, the gateway and the registry's database go away in turn under load, and all comes back alone.
 
-Every request must get a chunk or a typed error within its deadline, and the registry must be as it was.
+Every request must get a chunk or a typed error within its deadline, and the registry must be as it was. SQLite has no
+process to kill: for longer than anybody waits, nobody else can begin a transaction, not even one that reads.
 """
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import itertools
 import sqlite3
 import sys
@@ -14,7 +16,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -28,8 +30,12 @@ _RECOVERY_TIMEOUT_S = 120.0
 # Longer than any of the service's waits for the database.
 _LOCKED_S = 7.0
 _QUIET_S = 1.0
+_LOCK_TIMEOUT_S = 30.0
 # What a robot knows how to go on from.
 _TYPED = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED"})
+# The locks of a database in WAL mode, in the file beside it (https://www.sqlite.org/walformat.html, section 2.3): one
+# byte each to write, to checkpoint and to recover, and five of which each reader takes one.
+_WAL_LOCKS_AT, _WAL_LOCKS_BYTES = 120, 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +43,8 @@ class KillSettings:
     checkpoint: Path
     kills: int = 50
     robots: int = 8
-    timeout_s: float = 2.0
+    # Longer than any answer takes, shorter than the database is away.
+    timeout_s: float = 5.0
     backend: BackendKind = "triton"
     model: ModelSettings
 
@@ -59,12 +66,13 @@ class _Kills:
         self._settings, self._house = settings, house
         # The longest time that no robot got a chunk, by what was killed.
         self._gaps_s: dict[str, list[float]] = {}
+        self._robots: Robots | None = None
 
     async def run(self, questions: Any) -> dict[str, Any]:
         try:
             await self._house.start()
             before = self._fleet()
-            robots = Robots(
+            robots = self._robots = Robots(
                 self._house.grpc_address,
                 questions,
                 num_robots=self._settings.robots,
@@ -74,7 +82,7 @@ class _Kills:
             robots.start()
             ways: list[tuple[str, Callable[[], Awaitable[None]]]] = [
                 ("gateway", self._kill_gateway),
-                ("database", self._lock_database),
+                ("database", self._take_database_away),
             ]
             if self._settings.backend == "triton":
                 ways.insert(0, ("triton", self._kill_triton))
@@ -105,19 +113,15 @@ class _Kills:
             await asyncio.sleep(0.1)
 
     async def _kill_gateway(self) -> None:
+        assert self._robots is not None
+        self._robots.gateway_is_down = True
         self._house.kill()
         # What a supervisor does; that it answers again is the service's own work.
         await self._house.start()
+        self._robots.gateway_is_down = False
 
-    async def _lock_database(self) -> None:
-        """Nobody else gets a transaction for longer than anybody waits for one."""
-        connection = sqlite3.connect(self._house.state / "registry.db", timeout=30.0, isolation_level=None)
-        try:
-            connection.execute("BEGIN EXCLUSIVE")
-            await asyncio.sleep(_LOCKED_S)
-            connection.execute("ROLLBACK")
-        finally:
-            connection.close()
+    async def _take_database_away(self) -> None:
+        await lock_out(self._house.state / "registry.db", _LOCKED_S)
 
     async def _recovered(self, robots: Robots) -> bool:
         """Waits until a robot has a chunk that it asked for after the kill; False when none has for too long."""
@@ -149,7 +153,9 @@ class _Kills:
             "kills": {what: len(seconds) for what, seconds in self._gaps_s.items()},
             "requests": tally.num_requests,
             "answered": len(tally.latencies_s),
-            "typed_errors": dict(tally.failures),
+            # Or none by the service, while nobody was there to type it.
+            "typed_errors": dict(tally.failures - tally.untyped),
+            "untyped_errors": dict(+tally.untyped),
             "late": tally.late,
             "wrong_revision": len(tally.wrong_revision),
             "wrong_revision_examples": tally.wrong_revision[:10],
@@ -165,8 +171,10 @@ def missed_goals(result: dict[str, Any]) -> list[str]:
     missed = []
     if not result["recovered"]:
         missed.append(f"no chunk for {_RECOVERY_TIMEOUT_S:g} s after a kill")
-    if untyped := {name: count for name, count in result["typed_errors"].items() if name not in _TYPED}:
-        missed.append(f"errors that tell a robot nothing: {untyped}")
+    if result["untyped_errors"]:
+        missed.append(f"errors that the service did not give itself: {result['untyped_errors']}")
+    if useless := {name: count for name, count in result["typed_errors"].items() if name not in _TYPED}:
+        missed.append(f"errors that tell a robot nothing: {useless}")
     for name in ("late", "wrong_revision"):
         if result[name]:
             missed.append(f"{name} is {result[name]}, expected 0")
@@ -180,7 +188,8 @@ def format_kills(result: dict[str, Any]) -> str:
     gaps = ", ".join(f"{what} {seconds:.1f} s" for what, seconds in result["longest_gap_s"].items())
     return (
         f"killed {kills}: {result['requests']} requests, {result['answered']} answered, typed errors "
-        f"{result['typed_errors'] or 'none'}, {result['late']} later than their deadline, "
+        f"{result['typed_errors'] or 'none'}, untyped {result['untyped_errors'] or 'none'}, "
+        f"{result['late']} later than their deadline, "
         f"{result['wrong_revision']} wrong\n"
         f"longest without an answer: {gaps}; registry {'intact' if result['registry_intact'] else 'CHANGED'}"
     )
@@ -191,3 +200,23 @@ def _longest_gap_s(ended_s: list[float], since_s: float) -> float:
     before = [time_s for time_s in ended_s if time_s <= since_s]
     moments = [*before[-1:], *(time_s for time_s in ended_s if time_s > since_s)]
     return max((later - earlier for earlier, later in itertools.pairwise(moments)), default=0.0)
+
+
+async def lock_out(database: Path, seconds: float) -> None:
+    """For so long no other process begins a transaction on an SQLite database in WAL mode, to read or to write.
+
+    BEGIN EXCLUSIVE would let readers through. Raises TimeoutError when those that have begun do not end.
+    """
+    with database.with_name(f"{database.name}-shm").open("r+b") as locks:
+        async with asyncio.timeout(_LOCK_TIMEOUT_S):
+            while not _locked(locks):  # noqa: ASYNC110  # nobody says when a lock of a file is free
+                await asyncio.sleep(0.005)
+        await asyncio.sleep(seconds)
+
+
+def _locked(locks: IO[bytes]) -> bool:
+    try:
+        fcntl.lockf(locks, fcntl.LOCK_EX | fcntl.LOCK_NB, _WAL_LOCKS_BYTES, _WAL_LOCKS_AT)
+    except BlockingIOError:
+        return False
+    return True

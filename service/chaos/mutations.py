@@ -91,7 +91,9 @@ def _tensor(generator: random.Random) -> policy_pb2.Tensor:
 
 
 def _put_name(generator: random.Random, request: Request) -> None:
-    name = generator.choice(("policy", "revision", "robot_id", "episode_id", "request_id", "embodiment"))
+    name = generator.choice(
+        ("policy", "revision", "robot_id", "episode_id", "request_id", "embodiment", "episode_revision")
+    )
     setattr(request, name, generator.choice(_TEXTS))
 
 

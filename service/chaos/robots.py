@@ -15,7 +15,7 @@ import grpc
 import numpy as np
 
 from premotor.v1 import policy_pb2, policy_pb2_grpc
-from premotor.wire import decode_tensor
+from premotor.wire import decode_tensor, read_error_metadata
 from service.probe import TOLERANCE
 
 REQUESTS_PER_EPISODE = 12
@@ -30,6 +30,9 @@ class Tally:
     ended_s: list[float] = field(default_factory=list)
     # By status: requests that got no chunk, and those among them that came too late to be an answer.
     failures: Counter[str] = field(default_factory=Counter)
+    # Of these, by status, those that the service did not say itself while it was there to say it: silence until the
+    # robot's own gRPC gave up, for one.
+    untyped: Counter[str] = field(default_factory=Counter)
     late: int = 0
     # Answers with another revision than they may have, or with actions that are not that revision's.
     wrong_revision: list[str] = field(default_factory=list)
@@ -61,6 +64,8 @@ class Robots:
         self.tally = Tally()
         # Revisions that an episode which begins now may be answered by; None allows any that is expected.
         self.allowed: frozenset[str] | None = None
+        # Whether nobody is there to answer, as after a kill and until the next start.
+        self.gateway_is_down = False
         self._stopping = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -110,11 +115,13 @@ class Robots:
         request = policy_pb2.PredictChunkRequest()
         request.CopyFrom(question.request)
         request.robot_id, request.episode_id, request.request_id = robot_id, episode_id, request_id
-        started_s = time.perf_counter()
+        started_s, was_down = time.perf_counter(), self.gateway_is_down
         try:
             response = await stub.PredictChunk(request, timeout=self._timeout_s)
         except grpc.aio.AioRpcError as error:
-            self.tally.failures[error.code().name] += 1
+            status, fault = grpc_status(error)
+            self.tally.failures[status] += 1
+            self.tally.untyped[status] += bool(fault) and not (was_down or self.gateway_is_down)
             # An error is an answer as well, and must come in time.
             self.tally.late += time.perf_counter() - started_s > self._timeout_s * 1.1 + 0.1
             await asyncio.sleep(0.02)
@@ -145,3 +152,13 @@ class Robots:
             self.tally.wrong_revision.append(
                 f"request {request.request_id} has actions {worst:.3g} away from those of revision {response.revision}"
             )
+
+
+def grpc_status(failed: grpc.aio.AioRpcError) -> tuple[str, str]:
+    """The status, and what is wrong with it as an answer: "hang", "untyped" or nothing."""
+    code = failed.code()
+    error = read_error_metadata(failed.trailing_metadata())
+    if error is not None and error.code == code.value[0] and code is not grpc.StatusCode.UNKNOWN:
+        return code.name, ""
+    # Without the service's own error this is the robot's side giving up.
+    return code.name, "hang" if code is grpc.StatusCode.DEADLINE_EXCEEDED else "untyped"

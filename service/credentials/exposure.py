@@ -1,14 +1,15 @@
-"""Whether a service that listens here would answer strangers, and what is done about it.
+"""Whether a service that listens here would answer strangers, or asks a Triton past them, and what is done about it.
 
-Owns the rule and the warning. Does not own listening.
+Owns the rules and the warnings. Does not own listening, nor Triton.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import Collection
-from ipaddress import IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from service.credentials.cache import TokenCache
 
@@ -58,9 +59,27 @@ def is_loopback(host: str) -> bool:
     if host == "localhost":
         return True
     try:
-        address = ip_address(host.strip("[]"))
+        return _address(host).is_loopback
     except ValueError:
         return False
-    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
-        return address.ipv4_mapped.is_loopback
-    return address.is_loopback
+
+
+def warn_of_public_triton(addresses: Collection[str]) -> None:
+    """Says which of these, "host:port", are reached over a network that is not our own: Triton speaks no TLS.
+
+    Blocking: names are looked up; one that has no address yet is not warned of.
+    """
+    for address in addresses:
+        host = address.rpartition(":")[0]
+        try:
+            found = {str(entry[4][0]) for entry in socket.getaddrinfo(host.strip("[]"), None)}
+        except OSError:
+            continue
+        if public := sorted(each for each in found if not _address(each).is_private):
+            fields = {"address": address, "public": public, "remedy": "reach it over a private network or a tunnel"}
+            _logger.warning("triton is asked in the clear", extra={"fields": fields})
+
+
+def _address(host: str) -> IPv4Address | IPv6Address:
+    address = ip_address(host.strip("[]"))
+    return address.ipv4_mapped or address if isinstance(address, IPv6Address) else address

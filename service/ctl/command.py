@@ -103,9 +103,9 @@ _LIMIT = _argument("--limit", type=int, default=20, help="how many (default: 20)
 _GUARD = (
     _argument("--max-error-rate", type=float, metavar="RATE", help="roll back above this, 0 to 1"),
     _argument("--max-violation-rate", type=float, metavar="RATE", help="roll back above this, 0 to 1"),
-    _argument("--max-latency-p95-s", type=float, metavar="SECONDS", help="roll back above this"),
+    _argument("--max-latency-p95-s", type=float, metavar="SECONDS", help="roll back when over 5 %% take longer"),
     _argument("--window-s", type=float, metavar="SECONDS", help="judge the last seconds (default: 30)"),
-    _argument("--min-requests", type=int, metavar="N", help="judge from so many on (default: 20)"),
+    _argument("--min-requests", type=int, metavar="N", help="judge from so many on, over all gateways (default: 20)"),
     _argument("--watch-s", type=float, metavar="SECONDS", help="watch for so long after a change (default: 600)"),
 )
 _VERBS: tuple[tuple[str, str, calls.Verb, tuple[Callable[[argparse.ArgumentParser], None], ...]], ...] = (

@@ -19,7 +19,13 @@ from functools import partial
 import grpc
 
 from premotor.v1 import policy_pb2
-from service.backend import Backend, BackendChunk, BackendRequest, BackendUnavailableError
+from service.backend import (
+    Backend,
+    BackendChunk,
+    BackendRequest,
+    BackendUnavailableError,
+    InstructionRefusedError,
+)
 from service.episodes import Episode
 from service.errors import (
     DeadlineExpiredError,
@@ -248,6 +254,8 @@ class ChunkAnswerer:
             if asyncio.get_running_loop().time() >= deadline_s - _DEADLINE_SLACK_S:
                 self._blame(policy, revision, Outcome.FAILED, remaining_s)
             raise
+        except InstructionRefusedError:
+            raise  # the robot's words, which the model alone can measure: no fault of the revision
         except Exception as error:
             self._blame(policy, revision, Outcome.FAILED, remaining_s)
             if isinstance(error, BackendUnavailableError):
@@ -276,12 +284,12 @@ class ChunkAnswerer:
     def _revision(self, request: policy_pb2.PredictChunkRequest, robot: str) -> Revision:
         if not request.policy:
             raise InvalidRequestError("policy", "none came, it is required")
-        if request.revision:
-            return self._policies.pinned(request.policy, request.revision)
         # Before an episode is remembered by them.
         check_ids(request, self._limits)
         episode = Episode(policy=request.policy, robot_id=robot, episode_id=request.episode_id)
-        return self._policies.routed(episode)
+        if request.revision:
+            return self._policies.pinned(episode, request.revision)
+        return self._policies.routed(episode, began_on=request.episode_revision)
 
     def _metrics_of(self, policy: str) -> PolicyMetrics:
         """Of a policy that is served, so that no caller chooses a label."""

@@ -1,19 +1,22 @@
 """Who calls, on gRPC: asked before a byte of a message is read, and again for every request.
 
-Owns the scopes of each method, where the credential is found and the refusal of a whole call. Does not own what a
-credential is worth (credentials/).
+Owns the scopes of each method, where the credential is found, the refusal of a whole call and when a request takes its
+place among those that its token may have in flight: before its message is read, which may be 64 MiB. Does not own what
+a credential is worth (credentials/).
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import nullcontext
+from contextvars import ContextVar
 from typing import Any
 
 import grpc
 
 from premotor.v1 import policy_pb2
-from service.credentials import Access, Scope
-from service.errors import ServiceError
+from service.credentials import Access, Caller, Scope
+from service.errors import OverloadedError, ServiceError
 from service.gateway.answers import Answer, ChunkAnswerer
 from service.gateway.refusal import abort, refuse
 
@@ -30,6 +33,10 @@ METHOD_SCOPES: Mapping[str, frozenset[Scope]] = {
 }
 _ANY_SCOPE = frozenset(Scope)
 
+_END = grpc.aio.EOF  # pyright: ignore[reportAttributeAccessIssue]  # the stubs lack it
+# Who has a place for the request that is being answered.
+_placed_caller: ContextVar[Caller] = ContextVar("placed_caller")
+
 _Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler | None]]
 
 
@@ -38,8 +45,13 @@ def authorization_of(metadata: Iterable[tuple[str, str | bytes]] | None) -> tupl
     return tuple(value for key, value in metadata or () if key == _HEADER and isinstance(value, str))
 
 
+def caller_of_call() -> Caller:
+    """Who made the call of one message that is being answered, as it was found before the message was read."""
+    return _placed_caller.get()
+
+
 class AuthenticationInterceptor(grpc.aio.ServerInterceptor):
-    """Lets a call reach its method when the caller may use that method at all."""
+    """Lets a call reach its method when the caller may use that method at all, and has a place for the request."""
 
     def __init__(self, access: Access) -> None:
         self._access = access
@@ -48,22 +60,47 @@ class AuthenticationInterceptor(grpc.aio.ServerInterceptor):
         self, continuation: _Continuation, handler_call_details: grpc.HandlerCallDetails
     ) -> grpc.RpcMethodHandler | None:
         method: str = handler_call_details.method
-        if not method.startswith(_OPEN_PREFIX):
+        if method.startswith(_OPEN_PREFIX):
+            return await continuation(handler_call_details)
+        try:
+            caller = self._access.caller(authorization_of(handler_call_details.invocation_metadata))
+            self._access.require(caller, METHOD_SCOPES.get(method, _ANY_SCOPE))
+        except ServiceError as error:
+            return _refusing(error)
+        handler = await continuation(handler_call_details)
+        return handler if handler is None or handler.request_streaming else self._placed(handler, caller)
+
+    def _placed(self, handler: grpc.RpcMethodHandler, caller: Caller) -> grpc.RpcMethodHandler:
+        """The same method, whose message is read once the caller has a place, which is kept until the call's end."""
+        method, read = handler.unary_unary, handler.request_deserializer
+        assert method is not None and read is not None
+
+        async def answer(_messages: AsyncIterator[Any], context: Any) -> Any:
             try:
-                caller = self._access.caller(authorization_of(handler_call_details.invocation_metadata))
-                self._access.require(caller, METHOD_SCOPES.get(method, _ANY_SCOPE))
-            except ServiceError as error:
-                return _refusing(error)
-        return await continuation(handler_call_details)
+                with self._access.request(caller):
+                    _placed_caller.set(caller)
+                    message = await context.read()
+                    # A caller that sends none has said nothing.
+                    request = read(b"") if message is _END else message
+                    return await method(request, context)
+            except OverloadedError as error:
+                await abort(context, refuse(error, None))
+
+        # As a stream's it is called before the message has come; on the wire both are one.
+        return grpc.stream_unary_rpc_method_handler(answer, read, handler.response_serializer)
 
 
 class AuthorizedAnswerer:
-    """The answerer as one caller may use it: each request is judged by the tokens of its own moment."""
+    """The answerer as one caller may use it: each request of a stream is judged by the tokens of its own moment."""
 
-    def __init__(self, answerer: ChunkAnswerer, access: Access, authorization: tuple[str, ...]) -> None:
+    def __init__(
+        self, answerer: ChunkAnswerer, access: Access, caller: Callable[[], Caller], *, in_stream: bool
+    ) -> None:
+        """`caller` raises AuthenticationError. `in_stream`: each request takes a place; a call of its own has one."""
         self._answerer = answerer
         self._access = access
-        self._authorization = authorization
+        self._caller = caller
+        self._in_stream = in_stream
         self.draining = answerer.draining
         self.refuse = answerer.refuse
 
@@ -72,9 +109,9 @@ class AuthorizedAnswerer:
     ) -> Answer:
         """As ChunkAnswerer.answer."""
         try:
-            caller = self._access.caller(self._authorization)
+            caller = self._caller()
             self._access.require(caller, (Scope.INFER,), policy=request.policy if request is not None else "")
-            with self._access.request(caller):
+            with self._access.request(caller) if self._in_stream else nullcontext():
                 holder = caller.token.token_id if caller.token is not None else ""
                 return await self._answerer.answer(request, timeout_s=timeout_s, caller=holder, num_bytes=num_bytes)
         except ServiceError as error:

@@ -1,7 +1,7 @@
 """How each revision did lately: what a guard judges by, kept in memory for a while.
 
-Owns counting by policy and revision. Does not own limits or what follows from them (rollout/guard.py). Written by the
-event loop that answers robots.
+Owns counting by policy and revision. Does not own limits (rollout/tallies.py) or what follows from them
+(rollout/guard.py). Written by the event loop that answers robots.
 """
 
 from __future__ import annotations
@@ -56,14 +56,21 @@ class Outcomes:
             ended = self._ended[key] = deque(maxlen=self._max_requests)
         ended.append((self._now_s(), outcome, latency_s))
 
-    def record(self, policy: str, revision: str, *, since_s: float, window_s: float) -> Record:
-        """What ended in the last `window_s`, and not before `since_s` on the same clock. May be asked from a thread."""
+    def ended(self, policy: str, revision: str, *, since_s: float, window_s: float) -> list[tuple[Outcome, float]]:
+        """How, and after how many seconds, requests ended: in the last `window_s`, not before `since_s` of the clock.
+
+        May be asked from a thread.
+        """
         first_s = max(since_s, self._now_s() - window_s)
         # In one step: what is written meanwhile must not be walked over.
         kept = tuple(self._ended.get((policy, revision), ()))
-        ended = [each for each in kept if each[0] >= first_s]
-        answered = [latency_s for _, outcome, latency_s in ended if outcome is Outcome.ANSWERED]
-        outcomes = [outcome for _, outcome, _ in ended]
+        return [(outcome, latency_s) for ended_s, outcome, latency_s in kept if ended_s >= first_s]
+
+    def record(self, policy: str, revision: str, *, since_s: float, window_s: float) -> Record:
+        """Over the requests of `ended`."""
+        ended = self.ended(policy, revision, since_s=since_s, window_s=window_s)
+        answered = [latency_s for outcome, latency_s in ended if outcome is Outcome.ANSWERED]
+        outcomes = [outcome for outcome, _ in ended]
         return Record(
             num_requests=len(ended),
             error_rate=outcomes.count(Outcome.FAILED) / max(1, len(ended)),

@@ -168,7 +168,8 @@ class RequestQueue:
       these.
     - Shared. A forward that has begun is not interrupted, so whoever keeps a model busy makes all others wait. A robot
       in company that has had more than its share of the model's time lately (sharing.py) is held back until that has
-      faded, or until the chunk of a robot within its share leaves the model idle: what begins then is least in the way.
+      faded, or until the chunk of a robot within its share leaves the model idle for longer than a chunk takes, by when
+      the robots within their shares will ask again: what begins then is least in the way.
     """
 
     def __init__(
@@ -233,7 +234,7 @@ class RequestQueue:
         if policy is None:
             policy = self._policies[policy_name] = _Policy()
         robot = policy.robots.get(robot_id) or _Robot(robot_id, policy)
-        policy.present.note(robot_id, now_s)
+        policy.present.note_asking(robot_id, now_s)
         may_go = self._may_go(robot, now_s)
         held_s = self._held_s(robot, now_s) if may_go else 0.0
         model = self._models.get(revision)
@@ -321,10 +322,13 @@ class RequestQueue:
                 model.timer.cancel()
 
     def _use_gap(self, model: _Model, after: _Robot, now_s: float) -> None:
-        """Lets in whoever of those held back has had least, if that is not the robot that has just left."""
+        """Lets in whoever of those held back has had least and is in nobody's way, but the robot that has just left."""
         passed_over: list[_Place] = []
+        ends_s = now_s + model.time_inside_s
         while (place := model.next_held_back()) is not None:
-            if place.robot is not after and place.deadline_s > now_s:
+            robot = place.robot
+            is_in_the_way = robot.policy.present.next_asking_s(now_s, but=robot.id) < ends_s
+            if robot is not after and place.deadline_s > now_s and not is_in_the_way:
                 place.in_line, place.in_gap = False, True
                 self._stop_waiting(place)
                 self._enter(place, now_s)

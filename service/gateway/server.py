@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -66,7 +67,9 @@ class GatewayServer:
         self._policies = policies
         self._backend = backend
         self._decode_threads = ThreadPoolExecutor(self._limits.num_decode_threads, thread_name_prefix="decode")
-        self._shadow = ShadowTraffic(backend=backend, metrics_registry=metrics_registry)
+        self._shadow = ShadowTraffic(
+            backend=backend, metrics_registry=metrics_registry, shadowed=partial(_shadowed, policies)
+        )
         # How each revision does, for who judges them.
         self.outcomes = Outcomes()
         # The last hour, for who looks at it.
@@ -134,7 +137,9 @@ class GatewayServer:
     def _build_server(self) -> grpc.aio.Server:
         server = grpc.aio.server(
             interceptors=[AuthenticationInterceptor(self._access)],
+            maximum_concurrent_rpcs=self._limits.max_calls,
             options=[
+                ("grpc.max_concurrent_streams", self._limits.max_calls),
                 ("grpc.max_receive_message_length", self._limits.max_message_bytes),
                 ("grpc.max_send_message_length", self._limits.max_message_bytes),
                 # Two services on one port would share its connections at random.
@@ -159,3 +164,7 @@ class GatewayServer:
         health_service = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
         reflection.enable_server_reflection((SERVICE_NAME, health_service, reflection.SERVICE_NAME), server)
         return server
+
+
+def _shadowed(policies: ServedPolicies) -> set[tuple[str, str]]:
+    return {(policy, shadow[1].revision) for policy in policies if (shadow := policies.shadowing(policy)) is not None}

@@ -6,7 +6,7 @@ generated registration, because that turns bytes which are no message into UNKNO
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, TypeVar
@@ -16,10 +16,10 @@ from google.protobuf.message import DecodeError, Message
 
 from premotor.v1 import policy_pb2
 from service.backend import Backend
-from service.credentials import Access, Caller, Scope
+from service.credentials import Access, Scope
 from service.errors import InvalidRequestError, NotReadyError, OverloadedError, ServiceError
 from service.gateway.answers import ChunkAnswerer
-from service.gateway.authentication import AuthorizedAnswerer, authorization_of
+from service.gateway.authentication import AuthorizedAnswerer, authorization_of, caller_of_call
 from service.gateway.limits import GatewayLimits
 from service.gateway.refusal import abort, refuse
 from service.gateway.stream import ChunkStream
@@ -75,7 +75,8 @@ class PolicyServicer:
         self, received: tuple[policy_pb2.PredictChunkRequest | None, int], context: grpc.aio.ServicerContext
     ) -> policy_pb2.PredictChunkResponse:
         request, num_bytes = received
-        answer = await self._answerer_for(context, "PredictChunk").answer(
+        answerer = AuthorizedAnswerer(self._answerer, self._access, caller_of_call, in_stream=False)
+        answer = await self._traced(answerer, context, "PredictChunk").answer(
             request, timeout_s=context.time_remaining(), num_bytes=num_bytes
         )
         if isinstance(answer, policy_pb2.RequestError):
@@ -89,17 +90,19 @@ class PolicyServicer:
     ) -> None:
         with ExitStack() as held:
             try:
-                caller = self._caller(context, (Scope.INFER,))
+                check_caller = partial(self._access.caller, authorization_of(context.invocation_metadata()))
+                caller = check_caller()
+                self._access.require(caller, (Scope.INFER,))
                 held.enter_context(self._one_stream())
                 held.enter_context(self._access.stream(caller))
             except ServiceError as error:
                 await abort(context, self._answerer.refuse(error, None))
-            answerer = self._answerer_for(context, "StreamChunks")
+            answerer = AuthorizedAnswerer(self._answerer, self._access, check_caller, in_stream=True)
             stream = ChunkStream(
                 messages=messages,
                 context=context,
-                answerer=answerer,
-                check_caller=partial(self._access.caller, authorization_of(context.invocation_metadata())),
+                answerer=self._traced(answerer, context, "StreamChunks"),
+                check_caller=check_caller,
                 limits=self._limits,
             )
             await stream.run()
@@ -109,9 +112,8 @@ class PolicyServicer:
     ) -> policy_pb2.GetPolicyResponse:
         try:
             policy = _required(request).policy
-            caller = self._caller(context, _DESCRIBES, policy=policy)
-            with self._access.request(caller):
-                return policy_pb2.GetPolicyResponse(policy=await self._ready_policy(policy))
+            self._access.require(caller_of_call(), _DESCRIBES, policy=policy)
+            return policy_pb2.GetPolicyResponse(policy=await self._ready_policy(policy))
         except ServiceError as error:
             await abort(context, refuse(error, None))
 
@@ -120,26 +122,21 @@ class PolicyServicer:
     ) -> policy_pb2.ListPoliciesResponse:
         try:
             _required(request)
-            caller = self._caller(context, _DESCRIBES)
-            with self._access.request(caller):
-                seen = [policy for policy in self._policies if caller.for_policy(policy)]
-                descriptions = [self._policies.serving(policy).description for policy in seen]
-                return policy_pb2.ListPoliciesResponse(policies=descriptions)
+            caller = caller_of_call()
+            self._require_started()
+            seen = [policy for policy in self._policies if caller.for_policy(policy)]
+            descriptions = [self._policies.serving(policy).description for policy in seen]
+            return policy_pb2.ListPoliciesResponse(policies=descriptions)
         except ServiceError as error:
             await abort(context, refuse(error, None))
 
-    def _answerer_for(self, context: grpc.aio.ServicerContext, method: str) -> AuthorizedAnswerer | TracedAnswerer:
-        metadata = context.invocation_metadata()
-        answerer = AuthorizedAnswerer(self._answerer, self._access, authorization_of(metadata))
+    def _traced(
+        self, answerer: AuthorizedAnswerer, context: grpc.aio.ServicerContext, method: str
+    ) -> AuthorizedAnswerer | TracedAnswerer:
         if self._tracing is None:
             return answerer
-        name, traceparent = f"{SERVICE_NAME}/{method}", traceparent_of(metadata)
+        name, traceparent = f"{SERVICE_NAME}/{method}", traceparent_of(context.invocation_metadata())
         return TracedAnswerer(answerer, self._tracing, method=name, traceparent=traceparent)
-
-    def _caller(self, context: grpc.aio.ServicerContext, scopes: Collection[Scope], *, policy: str = "") -> Caller:
-        caller = self._access.caller(authorization_of(context.invocation_metadata()))
-        self._access.require(caller, scopes, policy=policy)
-        return caller
 
     @contextmanager
     def _one_stream(self) -> Iterator[None]:
@@ -153,6 +150,13 @@ class PolicyServicer:
             yield
         finally:
             self._num_streams -= 1
+
+    def _require_started(self) -> None:
+        """A gateway that is starting has nothing to list, which is not the same as nothing being served."""
+        if not self._policies and (self._policies.names or not self._policies.is_known):
+            raise NotReadyError(
+                "the gateway is starting: no policy is ready yet", retry_after_s=self._limits.unavailable_retry_s
+            )
 
     async def _ready_policy(self, policy: str) -> policy_pb2.Policy:
         if not policy:

@@ -1,8 +1,8 @@
 """Shadow traffic: requests that another revision answers as well, to be compared and thrown away.
 
-Owns the copying, which never makes a robot wait, how far the two answers are apart, and the events that say that they
-are too far or do not come. Does not own which revision is a shadow (the registry) or what is done about it (an alert,
-an operator). For one event loop.
+Owns the copying, which never makes a robot wait nor one shadow for another, how far the two answers are apart, and the
+events that say that they are too far or do not come. Does not own which revision is a shadow (the registry) or what is
+done about it (an alert, an operator). For one event loop.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import asyncio
 import logging
 import math
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -23,9 +23,11 @@ from service.registry import Shadow
 from service.revision import Revision
 
 _logger = logging.getLogger(__name__)
-# Waiting copies beyond these are dropped: a shadow that is slower than its traffic sees a part of it.
+# Waiting copies of one shadow beyond these are dropped: one that is slower than its traffic sees a part of it.
 _MAX_WAITING = 16
 _TIMEOUT_S = 10.0
+# How long what is known of a shadow outlives its being one, at most.
+_TEND_INTERVAL_S = 0.5
 # Of the running mean and spread of what is served, and of the divergence that is judged.
 _MEMORY = 0.98
 _MIN_JUDGED = 20
@@ -78,25 +80,39 @@ class ShadowMetrics:
             registry=registry,
         )
 
+    def forget(self, policy: str, revision: str) -> None:
+        for metric in (self.requests, self.divergence, self.latency, self.relative):
+            metric.remove_by_labels({"policy": policy, "revision": revision})
+
 
 class ShadowTraffic:
     """Takes copies from the answering of requests; `start` and `stop` once."""
 
-    def __init__(self, *, backend: Backend, metrics_registry: CollectorRegistry) -> None:
+    def __init__(
+        self,
+        *,
+        backend: Backend,
+        metrics_registry: CollectorRegistry,
+        shadowed: Callable[[], Collection[tuple[str, str]]],
+    ) -> None:
+        """`shadowed` says policy and revision of all that are shadows now."""
         self._backend = backend
         self._metrics = ShadowMetrics(metrics_registry)
+        self._shadowed = shadowed
         self._draw = random.Random()
-        self._waiting: asyncio.Queue[_Copy] = asyncio.Queue(_MAX_WAITING)
-        self._comparisons: dict[tuple[str, str], _Comparison] = {}
-        self._task: asyncio.Task[None] | None = None
+        # By policy and revision.
+        self._shadows: dict[tuple[str, str], _Shadowing] = {}
+        self._tending: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        self._task = asyncio.create_task(self._run(), name="shadow")
+        self._tending = asyncio.create_task(self._tend(), name="shadows")
 
     async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        """What is offered from now on is not taken."""
+        if self._tending is not None:
+            tasks = [self._tending, *(shadow.task for shadow in self._shadows.values())]
+            self._tending = None
+            await _cancelled(tasks)
 
     def offer(
         self,
@@ -112,45 +128,65 @@ class ShadowTraffic:
         `revisions` are the one that answered and the shadow; one that reads requests otherwise gets none, and fails.
         """
         answered, revision = revisions
-        if answered.revision == revision.revision or self._draw.random() >= shadow.share:
+        if self._tending is None or answered.revision == revision.revision or self._draw.random() >= shadow.share:
             return
         copy = _Copy(policy=policy, revision=revision, embodiment=embodiment.name, request=request, served=served)
-        self._comparison(copy, embodiment)
+        shadowing = self._shadowing(copy)
+        shadowing.comparison.know(embodiment)
         if answered.description.schema_digest != revision.description.schema_digest:
             self._fail(copy, "other_schema", f"its schema is not that of {answered.revision}, which serves")
             return
         try:
-            self._waiting.put_nowait(copy)
+            shadowing.waiting.put_nowait(copy)
         except asyncio.QueueFull:
             self._count(copy, "dropped")
 
     async def settled(self) -> None:
         """Waits until every copy taken so far was answered, or failed."""
-        await self._waiting.join()
+        for shadowing in [*self._shadows.values()]:
+            await shadowing.waiting.join()
 
-    async def _run(self) -> None:
+    def _shadowing(self, copy: _Copy) -> _Shadowing:
+        key = copy.policy, copy.revision.revision
+        if key not in self._shadows:
+            waiting: asyncio.Queue[_Copy] = asyncio.Queue(_MAX_WAITING)
+            task = asyncio.create_task(self._run(waiting), name=f"shadow {key}")
+            self._shadows[key] = _Shadowing(waiting=waiting, task=task, comparison=_Comparison())
+        return self._shadows[key]
+
+    async def _tend(self) -> None:
+        """Forgets those that are shadows no more."""
         while True:
-            copy = await self._waiting.get()
+            await asyncio.sleep(_TEND_INTERVAL_S)
+            for key in self._shadows.keys() - {*self._shadowed()}:
+                await _cancelled([self._shadows[key].task])
+                del self._shadows[key]
+                self._metrics.forget(*key)
+
+    async def _run(self, waiting: asyncio.Queue[_Copy]) -> None:
+        while True:
+            copy = await waiting.get()
             try:
                 await self._compare(copy)
             except Exception as error:  # the edge: one copy's trouble ends no shadow
                 _logger.exception("shadow failed", extra={"fields": {"revision": copy.revision.revision}})
                 self._fail(copy, "failed", type(error).__name__)
             finally:
-                self._waiting.task_done()
+                waiting.task_done()
 
     async def _compare(self, copy: _Copy) -> None:
         loop = asyncio.get_running_loop()
         started_s = loop.time()
         try:
-            chunk = await self._backend.predict(copy.revision.revision, copy.request, timeout_s=_TIMEOUT_S)
+            request = replace(copy.request, is_shadow=True)
+            chunk = await self._backend.predict(copy.revision.revision, request, timeout_s=_TIMEOUT_S)
         except BackendError as error:
             fields = {"revision": copy.revision.revision, "error": str(error)}
             _logger.info("shadow gave no chunk", extra={"fields": fields})
             self._fail(copy, "failed", str(error))
             return
         key = copy.policy, copy.revision.revision
-        comparison = self._comparisons[key]
+        comparison = self._shadowing(copy).comparison
         self._metrics.latency.labels(*key).observe(loop.time() - started_s)
         if chunk.actions.shape != copy.served.actions.shape or not np.isfinite(chunk.actions).all():
             self._fail(copy, "invalid", "the answer has another shape, or numbers that are not finite")
@@ -168,25 +204,25 @@ class ShadowTraffic:
             comparison.diverges.judge(ratio, policy=copy.policy, revision=copy.revision.revision)
 
     def _fail(self, copy: _Copy, outcome: str, error: str) -> None:
-        self._comparisons[copy.policy, copy.revision.revision].last_failure = {"outcome": outcome, "error": error}
+        self._shadowing(copy).comparison.last_failure = {"outcome": outcome, "error": error}
         self._end(copy, outcome, failed=True)
 
     def _end(self, copy: _Copy, outcome: str, *, failed: bool) -> None:
         self._count(copy, outcome)
         key = copy.policy, copy.revision.revision
-        comparison = self._comparisons[key]
+        comparison = self._shadowing(copy).comparison
         comparison.note_end(failed=failed)
         if comparison.num_ended >= _MIN_JUDGED:
             comparison.fails.judge(comparison.failing, policy=key[0], revision=key[1], **comparison.last_failure)
 
-    def _comparison(self, copy: _Copy, embodiment: policy_pb2.Embodiment) -> None:
-        key = copy.policy, copy.revision.revision
-        if key not in self._comparisons:
-            self._comparisons[key] = _Comparison()
-        self._comparisons[key].know(embodiment)
-
     def _count(self, copy: _Copy, outcome: str) -> None:
         self._metrics.requests.labels(copy.policy, copy.revision.revision, outcome).inc()
+
+
+async def _cancelled(tasks: Sequence[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class _Alarm:
@@ -254,3 +290,12 @@ class _Comparison:
                 ratio = distance / scale
                 self._ratios[key] = _MEMORY * self._ratios.get(key, ratio) + (1 - _MEMORY) * ratio
         return found
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Shadowing:
+    """One shadow of one policy: the copies that wait for it, what asks it, and how it does."""
+
+    waiting: asyncio.Queue[_Copy]
+    task: asyncio.Task[None]
+    comparison: _Comparison

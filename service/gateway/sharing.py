@@ -1,6 +1,7 @@
-"""How much of a model's time each robot of a policy has had lately, and what it may have beside the others.
+"""How much of a model's time each robot of a policy has had lately, what it may have, and when it will ask again.
 
-Owns who counts as present, the fading memory of use, and the share. What follows from it is the queue's.
+Owns who counts as present, the fading memory of use, the share, and the expectation that a robot asks as long after its
+last question as that came after the one before. What follows from it is the queue's.
 """
 
 from __future__ import annotations
@@ -13,16 +14,23 @@ ALONE_AFTER_S = 10.0
 # Use fades with this time constant: a robot that begins fast is noticed after about this share of it.
 _MEMORY_S = 2.0
 # Of equal shares. Robots that are alike and keep a model busy have one each and are never held back; of three robots
-# one may have two thirds of the time.
+# one may have two thirds of the time. Who has had more is held to one: else it would go at any moment as soon as it has
+# faded to this, and be in everybody's way again.
 _MOST_SHARES = 2
+# Of a period: who is later than that has stopped, or begun to wait for something else.
+_STOPPED_AFTER = 0.5
 
 
 class _Use:
-    __slots__ = ("at_s", "used_s")
+    __slots__ = ("asked_s", "at_s", "had_too_much", "period_s", "used_s")
 
     def __init__(self, at_s: float) -> None:
         self.at_s = at_s
         self.used_s = 0.0
+        self.had_too_much = False
+        self.asked_s: float | None = None
+        # From the question before to the last one; 0 while there is only one.
+        self.period_s = 0.0
 
 
 class Present:
@@ -42,19 +50,44 @@ class Present:
         self._robots.move_to_end(robot_id)
         self._forget(now_s)
 
+    def note_asking(self, robot_id: str, now_s: float) -> None:
+        """A robot asks."""
+        self.note(robot_id, now_s)
+        use = self._robots[robot_id]
+        use.period_s = now_s - use.asked_s if use.asked_s is not None else 0.0
+        use.asked_s = now_s
+
+    def next_asking_s(self, now_s: float, *, but: str) -> float:
+        """When the first of the robots within their shares, other than `but`, will ask by its period; inf if none."""
+        self._forget(now_s)
+        first_s = math.inf
+        for robot_id, use in self._robots.items():
+            if robot_id == but or use.asked_s is None or not use.period_s or self._has_too_much(use, now_s):
+                continue
+            if now_s <= use.asked_s + (1.0 + _STOPPED_AFTER) * use.period_s:
+                first_s = min(first_s, max(now_s, use.asked_s + use.period_s))
+        return first_s
+
     def is_alone(self, robot_id: str, now_s: float) -> bool:
         self._forget(now_s)
         return len(self._robots) == (robot_id in self._robots)
 
     def too_much_for_s(self, robot_id: str, now_s: float) -> float:
-        """Seconds until a robot's use has faded to what it may have; 0 when it is within that now."""
-        use = self._robots.get(robot_id)
+        """Seconds until a robot that has had too much has faded to an equal share; 0 for one that has not."""
         self._forget(now_s)
-        if len(self._robots) <= _MOST_SHARES:
+        use = self._robots.get(robot_id)
+        if use is None or not self._has_too_much(use, now_s):
             return 0.0
-        most_s = _MEMORY_S * _MOST_SHARES / len(self._robots)
-        used_s = _faded(use, now_s) if use is not None else 0.0
-        return _MEMORY_S * math.log(used_s / most_s) if used_s > most_s else 0.0
+        return _MEMORY_S * math.log(_faded(use, now_s) / self._equal_share_s())
+
+    def _has_too_much(self, use: _Use, now_s: float) -> bool:
+        used_s, equal_s = _faded(use, now_s), self._equal_share_s()
+        use.had_too_much = used_s > (equal_s if use.had_too_much else _MOST_SHARES * equal_s)
+        return use.had_too_much
+
+    def _equal_share_s(self) -> float:
+        """Of the time that is remembered; of few robots each may have all of it."""
+        return _MEMORY_S / len(self._robots) if len(self._robots) > _MOST_SHARES else math.inf
 
     def _forget(self, now_s: float) -> None:
         while self._robots:

@@ -202,11 +202,11 @@ class RequestValidator:
 
 
 def check_ids(request: policy_pb2.PredictChunkRequest, limits: GatewayLimits) -> None:
-    """Raises InvalidRequestError when an id is missing or too long."""
-    for field in ("robot_id", "episode_id", "request_id"):
+    """Raises InvalidRequestError when an id is missing or too long, also that of the episode's revision."""
+    for field, least in (("robot_id", 1), ("episode_id", 1), ("request_id", 1), ("episode_revision", 0)):
         num_bytes = len(getattr(request, field).encode())
-        if not 0 < num_bytes <= limits.max_id_bytes:
-            raise InvalidRequestError(field, f"{num_bytes} bytes came, expected 1 to {limits.max_id_bytes}")
+        if not least <= num_bytes <= limits.max_id_bytes:
+            raise InvalidRequestError(field, f"{num_bytes} bytes came, expected {least} to {limits.max_id_bytes}")
 
 
 def _seed(request: policy_pb2.PredictChunkRequest) -> int | None:

@@ -125,6 +125,7 @@ class FurtherGateway:
             ),
             own_process=True,
             loads=False,
+            episode_idle_s=config.episode_idle_s,
             listening=Listening(host=config.host, port=config.port, openpi_port=config.openpi_port, shares_ports=True),
             observation_map=config.observation_map,
             openpi_policy=config.openpi_policy,

@@ -6,6 +6,7 @@ registry, the backend and the tokens, which are given to it and outlive it, nor 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +16,7 @@ from prometheus_client import CollectorRegistry
 
 from service.artifacts import ArtifactStore
 from service.credentials import Credentials, ServingTls, Surface, TokenCache
+from service.episodes import EpisodeTable
 from service.gateway import GatewayServer
 from service.gateway.answers import ChunkAnswerer
 from service.gateway.tracing import TracedAnswerer
@@ -23,9 +25,10 @@ from service.observability.fleet_metrics import FleetMetrics
 from service.observability.tracing import Tracing
 from service.openpi import ObservationMap, OpenpiServer, TokenAuthenticator
 from service.policies import ServedPolicies
-from service.registry import Fleet, Registry
+from service.registry import Fleet, Placement, Registry
 from service.rollout import Follower, FollowerSettings, LoadingBackend, Rollout, RolloutSettings
 from service.rollout.guard import GuardWatch
+from service.rollout.tallies import Tallies
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,31 +58,21 @@ class GatewayProcess:
         rollout_settings: RolloutSettings,
         own_process: bool,
         loads: bool,
+        episode_idle_s: float,
         listening: Listening,
         observation_map: ObservationMap | None,
         openpi_policy: str,
         tls: ServingTls | None,
         tracing: Tracing | None,
     ) -> None:
-        """`own_process` and `loads` are Follower's; `openpi_policy` is OpenpiServer's default."""
-        self.policies = ServedPolicies()
+        """`own_process` and `loads` are Follower's; `openpi_policy` is OpenpiServer's default.
+
+        Raises ValueError for settings of which one contradicts another.
+        """
+        follower_settings.check_lost_after(rollout_settings.gateway_lost_s)
+        self.policies = ServedPolicies(episodes=EpisodeTable(idle_s=episode_idle_s))
         self.metrics = CollectorRegistry()
         self.credentials = Credentials(metrics_registry=self.metrics, tokens=tokens)
-        self.follower = Follower(
-            registry=registry,
-            backend=backend,
-            policies=self.policies,
-            artifacts=artifacts,
-            model=model,
-            gateway_id=gateway_id,
-            own_process=own_process,
-            loads=loads,
-            settings=follower_settings,
-        )
-        self.follower.listen(partial(_refresh_tokens, tokens, registry, self.follower))
-        self.rollout = Rollout(
-            registry=registry, follower=self.follower, artifacts=artifacts, settings=rollout_settings
-        )
         self.gateway = GatewayServer(
             policies=self.policies,
             backend=backend,
@@ -89,9 +82,27 @@ class GatewayProcess:
             tracing=tracing,
             shares_port=listening.shares_ports,
         )
+        self.follower = Follower(
+            registry=registry,
+            backend=backend,
+            policies=self.policies,
+            artifacts=artifacts,
+            model=model,
+            gateway_id=gateway_id,
+            own_process=own_process,
+            loads=loads,
+            tallies=Tallies(self.gateway.outcomes),
+            settings=follower_settings,
+        )
+        self.follower.listen(partial(_refresh_tokens, tokens, registry, self.follower))
+        self.rollout = Rollout(
+            registry=registry, follower=self.follower, artifacts=artifacts, settings=rollout_settings
+        )
         self.metrics.register(FleetMetrics(policies=self.policies, follower=self.follower))
         self._guard = GuardWatch(
-            outcomes=self.gateway.outcomes, rollout=self.rollout, fleet=lambda: self.follower.fleet
+            placements=partial(_placements, registry, self.follower),
+            rollout=self.rollout,
+            fleet=lambda: self.follower.fleet,
         )
         self._listening, self._tls = listening, tls
         self._openpi: OpenpiServer | None = None
@@ -132,14 +143,18 @@ class GatewayProcess:
     async def drain(self, drain_s: float) -> None:
         """Refuses robots, and gives requests in flight `drain_s` to end. `leave` must follow."""
         await self._guard.stop()
-        await self.rollout.stop()
-        await self.gateway.stop(drain_s)
+        # Side by side: robots are not kept waiting by a database that is away.
+        await asyncio.gather(self.rollout.stop(), self.gateway.stop(drain_s))
         if self._openpi is not None:
             await self._openpi.stop()
 
     async def leave(self) -> None:
         """Is no gateway of the fleet any more."""
         await self.follower.stop()
+
+
+async def _placements(registry: Registry, follower: Follower, policy: str, revision: str) -> tuple[Placement, ...]:
+    return await follower.ask(partial(registry.placements, policy, revision))
 
 
 async def _refresh_tokens(tokens: TokenCache, registry: Registry, follower: Follower, _fleet: Fleet) -> None:

@@ -17,6 +17,7 @@ from service.registry.records import (
     RevisionRecord,
     Route,
     Shadow,
+    Tally,
 )
 from service.registry.registry import Registry
 from service.registry.states import RevisionState
@@ -37,5 +38,6 @@ __all__ = [
     "RevisionState",
     "Route",
     "Shadow",
+    "Tally",
     "open_database",
 ]

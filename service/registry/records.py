@@ -27,7 +27,8 @@ class Shadow:
 class Guard:
     """When a revision that was just given traffic is rolled back without being asked; None leaves a limit out.
 
-    Judged over the last `window_s`, once `min_requests` of them were answered, until `watch_s` after the change.
+    Judged over the last `window_s` of all gateways together, once `min_requests` ended there, until `watch_s` after the
+    change.
     """
 
     max_error_rate: float | None = None
@@ -93,6 +94,11 @@ class Route:
     def revisions(self) -> tuple[str, ...]:
         """All that take new episodes."""
         return tuple(revision for revision, _ in self.shares)
+
+    @property
+    def suspects(self) -> tuple[str, ...]:
+        """Whom the guard judges: those beside the stable one, or that one alone where it has taken another's place."""
+        return self.revisions[1:] or ((self.stable,) if self.previous else ())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,8 +189,23 @@ class Heard:
 
     # The fleet's.
     generation: int
-    # Itself among them, and those that died without a word not long ago.
+    # Itself among them, and those that died without a word until another one has found that out.
     num_gateways: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tally:
+    """How a revision that a guard judges did in one gateway: since the change, over the guard's window."""
+
+    # What it was counted by: the change of the route (Route.changes), and the guard of then.
+    change: int
+    guard: Guard
+    num_requests: int
+    # Of them; the others were answered.
+    num_errors: int
+    num_violations: int
+    # Of those that were answered: later than the guard's limit, if it has one.
+    num_slow: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,6 +221,8 @@ class Placement:
     # Which of the revision's attempts state and error are of.
     attempt: int
     num_in_progress: int
+    # None of a revision that no guard judges.
+    tally: Tally | None = None
 
 
 class OperationState(StrEnum):

@@ -7,7 +7,7 @@ an event loop use a thread.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from sqlalchemy import delete, func, select, update
@@ -286,6 +286,7 @@ class Registry(TokenTransactions, OperationTransactions):
                     session.add(each)
                 each.state, each.error = placement.state, placement.error
                 each.attempt, each.num_in_progress = placement.attempt, placement.num_in_progress
+                each.tally = asdict(placement.tally) if placement.tally is not None else None
             for gone in known.values():
                 session.delete(gone)
             return Heard(

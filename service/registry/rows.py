@@ -24,6 +24,7 @@ from service.registry.records import (
     RevisionRecord,
     Route,
     Shadow,
+    Tally,
 )
 from service.registry.states import RevisionState
 from service.registry.tables import AuditRow, FleetRow, OperationRow, PlacementRow, PolicyRow, RevisionRow
@@ -108,6 +109,7 @@ def to_placement(row: PlacementRow) -> Placement:
         error=row.error,
         attempt=row.attempt,
         num_in_progress=row.num_in_progress,
+        tally=Tally(**{**row.tally, "guard": Guard(**row.tally["guard"])}) if row.tally else None,
     )
 
 

@@ -82,6 +82,8 @@ class PlacementRow(Table):
     # Of the revision, that this is said of.
     attempt: Mapped[int] = mapped_column(Integer, default=0, server_default="0")
     num_in_progress: Mapped[int] = mapped_column(Integer)
+    # While a guard judges the revision.
+    tally: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
 
 
 class OperationRow(Table):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -28,10 +29,12 @@ from service.registry import (
     RevisionRecord,
     RevisionState,
     Route,
+    Tally,
 )
 from service.revision import Revision
 from service.rollout.held import HeldRevisions, LoadingBackend, LoadingSettings
 from service.rollout.lease import Lease, LeaseSettings
+from service.rollout.tallies import Tallies
 
 _logger = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
@@ -46,6 +49,15 @@ class FollowerSettings:
     beat_s: float = 1.0
     loading: LoadingSettings = field(default_factory=LoadingSettings)
     lease: LeaseSettings = field(default_factory=LeaseSettings)
+
+    def check_lost_after(self, gateway_lost_s: float) -> None:
+        """Whoever no longer waits for a gateway relies on its lease having run out. Raises ValueError."""
+        # The lease is renewed by every answer, and heartbeats are counted.
+        if self.lease.lease_s + self.beat_s >= gateway_lost_s:
+            raise ValueError(
+                f"lease_s is {self.lease.lease_s:g} and beat_s {self.beat_s:g}, expected less together than "
+                f"gateway_lost_s, which is {gateway_lost_s:g}: a gateway that counts as lost would begin episodes"
+            )
 
 
 class Follower:
@@ -62,15 +74,18 @@ class Follower:
         gateway_id: str,
         own_process: bool,
         loads: bool = True,
+        tallies: Tallies | None = None,
         settings: FollowerSettings | None = None,
     ) -> None:
         """`own_process` says that the backend gives every revision a process.
 
-        Without `loads` another process loads what the backend asks, and answers for the memory it takes.
+        Without `loads` another process loads what the backend asks, and answers for the memory it takes. `tallies` are
+        what a guard judges by; None where nothing is counted.
         """
         self.gateway_id = gateway_id
         self.address = ""
         self._registry, self._policies, self._artifacts, self._loads = registry, policies, artifacts, loads
+        self._tallies = tallies
         self._settings = settings = settings or FollowerSettings()
         # Of its own, so that no slow checkpoint keeps a heartbeat waiting.
         self._database = ThreadPoolExecutor(1, thread_name_prefix="registry")
@@ -84,17 +99,20 @@ class Follower:
             changed=self._changed,
         )
         self._forgetting: set[asyncio.Task[None]] = set()
+        # Policy and revision of what drains and has no episodes: they were told to go on with what serves.
+        self._left: set[tuple[str, str]] = set()
         self._listeners: list[Listener] = []
         self._fleet: Fleet | None = None
         self._applied = asyncio.Condition()
         self._woken = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._reachable = True
+        # Of the monotonic clock; never, while it does not answer.
+        self._reachable_since_s = time.monotonic()
         self._lease = Lease(policies, self._settings.lease)
         self._num_gateways = 1
         # What the last heartbeat said, and when the next is due.
         self._said: tuple[int, list[Placement]] | None = None
-        # The same with the counts of what is in progress, for which no heartbeat comes early.
+        # The same with the counts, of what is in progress and for a guard, for which no heartbeat comes early.
         self._written: tuple[Placement, ...] = ()
         self._next_beat_s = 0.0
 
@@ -106,7 +124,12 @@ class Follower:
     @property
     def reachable(self) -> bool:
         """Whether the registry answered when it was last asked."""
-        return self._reachable
+        return self._reachable_since_s < math.inf
+
+    @property
+    def reachable_since_s(self) -> float:
+        """From when on it answered every time, of the monotonic clock; infinite while it does not."""
+        return self._reachable_since_s
 
     @property
     def lease_s(self) -> float | None:
@@ -127,6 +150,7 @@ class Follower:
                 error=held.error,
                 attempt=held.attempt,
                 num_in_progress=self._policies.num_in_progress(policy, revision),
+                tally=self._tally(policy, revision),
             )
             for (policy, revision), held in self._held.items()
         )
@@ -217,7 +241,7 @@ class Follower:
     async def _beat(self, known: int) -> int:
         """The fleet's generation. Only looks, while there is nothing to say and the last heartbeat is young."""
         placements = self.placements()
-        said = known, [replace(each, num_in_progress=min(1, each.num_in_progress)) for each in placements]
+        said = known, [replace(each, num_in_progress=min(1, each.num_in_progress), tally=None) for each in placements]
         now_s = asyncio.get_running_loop().time()
         unchanged = said == self._said
         if unchanged and now_s < self._next_beat_s:
@@ -233,9 +257,13 @@ class Follower:
         self._num_gateways = heard.num_gateways
         return heard.generation
 
+    def _tally(self, policy: str, revision: str) -> Tally | None:
+        known = self._fleet.policies.get(policy) if self._fleet is not None else None
+        return self._tallies.of(known, revision) if known is not None and self._tallies is not None else None
+
     def _note_reachable(self, reachable: bool, error: str = "") -> None:
-        if reachable is not self._reachable:
-            self._reachable = reachable
+        if reachable is not self.reachable:
+            self._reachable_since_s = time.monotonic() if reachable else math.inf
             level, event = (logging.INFO, "registry is back") if reachable else (logging.ERROR, "registry lost")
             _logger.log(level, event, extra={"fields": {"error": error}})
 
@@ -247,14 +275,19 @@ class Follower:
             for record in policy.revisions.values()
             if record.state.wanted
         }
-        for key, record in wanted.items():
+        for record in wanted.values():
             self._held.have(record)
-            if record.state is RevisionState.DRAINING and _moves_episodes(fleet, record):
-                self._policies.episodes.release(*key)
-        self._route(fleet)
+        self._left = {
+            key
+            for key, record in wanted.items()
+            if record.state is RevisionState.DRAINING and (key in self._left or _moves_episodes(fleet, record))
+        }
+        for key in self._left:
+            self._policies.episodes.release(*key)
         for key in [key for key in self._held if key not in wanted]:
             self._policies.episodes.release(*key)
             self._held.end(key)
+        self._route(fleet)
 
     def _changed(self) -> None:
         """Something is further here than the fleet knows."""
@@ -285,6 +318,12 @@ class Follower:
         self._policies.apply(
             served,
             ending={policy.name: self._draining(policy) for policy in missing if policy.route is None},
+            going_on=[
+                (policy.name, record.revision)
+                for policy in fleet.policies.values()
+                for record in policy.revisions.values()
+                if self._goes_on(policy.route, record)
+            ],
             waiting=[policy.name for policy in missing if policy.route is not None],
             unpromoted=[policy.name for policy in missing if policy.route is None],
         )
@@ -309,6 +348,16 @@ class Follower:
             for (owner, name), held in self._held.items()
             if owner == policy.name and held.revision is not None and held.is_ready
         }
+
+    def _goes_on(self, route: Route | None, record: RevisionRecord) -> bool:
+        """Whether an episode that another gateway has begun on a revision goes on with it here."""
+        if self._state(record.policy, record.revision) is not RevisionState.READY:
+            return False
+        if record.state is RevisionState.READY:
+            # The other gateway may go by the next route already.
+            return route is not None and route.switching
+        drains = record.state is RevisionState.DRAINING and (record.policy, record.revision) not in self._left
+        return drains or record.state is RevisionState.SERVING
 
     def _state(self, policy: str, revision: str) -> RevisionState | None:
         held = self._held.get((policy, revision))

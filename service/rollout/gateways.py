@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 
@@ -37,14 +38,15 @@ class LiveGateways:
 
     async def alive(self) -> list[Gateway]:
         """Judged by whether heartbeats go on, so that no two clocks are compared. The others leave the fleet."""
-        now_s = asyncio.get_running_loop().time()
+        now_s = time.monotonic()
         alive = []
         for gateway in await self._follower.ask(self._registry.gateways):
             beats, since_s = self._seen.get(gateway.gateway_id, (-1, now_s))
             if beats != gateway.beats:
                 since_s = now_s
             self._seen[gateway.gateway_id] = gateway.beats, since_s
-            if now_s - since_s < self._lost_s:
+            # A database that is away hears nobody's heart.
+            if now_s - max(since_s, self._follower.reachable_since_s) < self._lost_s:
                 alive.append(gateway)
             else:
                 _logger.error("gateway lost", extra={"fields": {"gateway": gateway.gateway_id}})

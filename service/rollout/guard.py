@@ -1,23 +1,24 @@
 """Rolls a change back when the revision that was given traffic does worse than the operator allows.
 
-Owns the judgement and its timing. Does not own the counts (gateway/outcomes.py) nor how a roll-back is done.
+Owns the judgement, over what all gateways together have counted, and its timing. Does not own what a gateway counts
+(tallies.py) nor how a roll-back is done.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from typing import Protocol
 
 from service.errors import ServiceError
-from service.gateway.outcomes import Outcomes, Record
-from service.registry import Fleet, Guard, Operation, PolicyRecord, RegistryUnavailableError, Route
+from service.registry import Fleet, Guard, Operation, Placement, RegistryUnavailableError, Route, Tally
 
 GUARD_ACTOR = "guard"
 _INTERVAL_S = 1.0
+# A 95 % quantile is above a limit when more than this share is.
+_MAX_SLOW_SHARE = 0.05
 
 _logger = logging.getLogger(__name__)
 
@@ -29,23 +30,20 @@ class RollsBack(Protocol):
 
 
 class GuardWatch:
-    """One per process: each gateway judges what it answered itself, and any of them may roll back."""
+    """One per process: each judges by the heartbeats of all gateways, and any of them may roll back."""
 
     def __init__(
         self,
         *,
-        outcomes: Outcomes,
+        placements: Callable[[str, str], Awaitable[Sequence[Placement]]],
         rollout: RollsBack,
         fleet: Callable[[], Fleet | None],
         interval_s: float = _INTERVAL_S,
-        now_s: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        """`now_s` is the clock of the outcomes, `now` that of the registry."""
-        self._outcomes, self._rollout, self._fleet, self._now_s, self._now = outcomes, rollout, fleet, now_s, now
+        """`placements` are those of a policy's revision; `now` is the clock of the registry."""
+        self._placements, self._rollout, self._fleet, self._now = placements, rollout, fleet, now
         self._interval_s = interval_s
-        # Policy to the change of its route that was seen last, and since when: what ended before tells nothing of it.
-        self._seen: dict[str, tuple[datetime | None, float]] = {}
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -57,10 +55,13 @@ class GuardWatch:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def look(self) -> None:
-        """Judges every policy once."""
+        """Judges every policy once. Raises RegistryUnavailableError."""
         fleet = self._fleet()
         for policy in fleet.policies.values() if fleet is not None else ():
-            if policy.route is not None and (reason := self._fault(policy, policy.route)) is not None:
+            # Counted from the change itself, whichever process has seen it and for how long.
+            if policy.route is None or not policy.is_watched(self._now()):
+                continue
+            if (reason := await self._fault(policy.name, policy.route)) is not None:
                 await self._roll_back(policy.name, policy.route.changes, reason)
 
     async def _run(self) -> None:
@@ -68,22 +69,17 @@ class GuardWatch:
             await asyncio.sleep(self._interval_s)
             try:
                 await self.look()
+            except RegistryUnavailableError:
+                continue
             except Exception:  # the edge: watching goes on
                 _logger.exception("guard failed")
 
-    def _fault(self, policy: PolicyRecord, route: Route) -> str | None:
+    async def _fault(self, policy: str, route: Route) -> str | None:
         """Why the last change is to be undone; None while it may stay."""
-        changed_at, since_s = self._seen.get(policy.name, (None, 0.0))
-        if changed_at != policy.route_changed_at:
-            since_s = self._now_s()
-            self._seen[policy.name] = policy.route_changed_at, since_s
-        # Counted from the change itself, whichever process has seen it and for how long.
-        if not policy.is_watched(self._now()):
-            return None
-        suspects = route.revisions[1:] or ((route.stable,) if route.previous else ())
-        for revision in suspects:
-            record = self._outcomes.record(policy.name, revision, since_s=since_s, window_s=route.guard.window_s)
-            if (reason := judge(record, route.guard)) is not None:
+        for revision in route.suspects:
+            tallies = [placement.tally for placement in await self._placements(policy, revision)]
+            counted = [each for each in tallies if each and (each.change, each.guard) == (route.changes, route.guard)]
+            if (reason := judge(counted, route.guard)) is not None:
                 return f"revision {revision}: {reason}"
         return None
 
@@ -96,15 +92,24 @@ class GuardWatch:
             _logger.warning("guard could not roll back", extra={"fields": {"policy": policy, "error": str(error)}})
 
 
-def judge(record: Record, guard: Guard) -> str | None:
-    """What of a record breaks a limit, for a person; None when nothing does, or there is too little to tell."""
-    if record.num_requests < guard.min_requests:
+def judge(tallies: Sequence[Tally], guard: Guard) -> str | None:
+    """What of the sum of a revision's tallies breaks a limit, for a person.
+
+    None when nothing does, or there is too little to tell. A quantile of latencies cannot be summed; how many are above
+    a limit can.
+    """
+    num_requests = sum(each.num_requests for each in tallies)
+    if num_requests < guard.min_requests:
         return None
-    for name, value, limit, unit in (
-        ("error rate", record.error_rate, guard.max_error_rate, ""),
-        ("output violation rate", record.violation_rate, guard.max_violation_rate, ""),
-        ("latency p95", record.latency_p95_s, guard.max_latency_p95_s, " s"),
+    num_errors = sum(each.num_errors for each in tallies)
+    num_violations = sum(each.num_violations for each in tallies)
+    for name, number, limit in (
+        ("error rate", num_errors, guard.max_error_rate),
+        ("output violation rate", num_violations, guard.max_violation_rate),
     ):
-        if limit is not None and value > limit:
-            return f"{name} {value:.3g}{unit} over {record.num_requests} requests, allowed {limit:.3g}{unit}"
+        if limit is not None and number / num_requests > limit:
+            return f"{name} {number / num_requests:.3g} over {num_requests} requests, allowed {limit:.3g}"
+    num_answered, num_slow = num_requests - num_errors - num_violations, sum(each.num_slow for each in tallies)
+    if guard.max_latency_p95_s is not None and num_slow > _MAX_SLOW_SHARE * num_answered:
+        return f"latency p95 above {guard.max_latency_p95_s:.3g} s: {num_slow} of {num_answered} answers took longer"
     return None

@@ -25,8 +25,7 @@ Fence = Literal["auto", "on", "off"]
 class LeaseSettings:
     # "auto" is on while the registry has another gateway.
     fence: Fence = "auto"
-    # Shorter by more than a heartbeat than what makes a gateway count as lost (RolloutSettings.gateway_lost_s): whoever
-    # no longer waits for a gateway relies on its lease having run out.
+    # Shorter by more than a heartbeat than what makes a gateway count as lost (FollowerSettings.check_lost_after).
     lease_s: float = 8.0
     # While a route is about to change: two gateways may differ for no longer than this.
     switching_lease_s: float = 1.0

@@ -1,26 +1,26 @@
 """The operations of an operator: load, probe, promote, roll back, split, shadow, drain, unload, retire.
 
 Owns their order and what makes each safe: a revision is ready on every gateway before the route names it, and a failure
-on the way leaves the route as it was. Does not own the database's rules (registry/), loading in a process (held.py),
-the change of a route itself (route_changes.py), the tasks (running.py), nor what happens unasked (tending.py).
+on the way leaves the route as it was. Does not own the database's rules (registry/), how a revision gets there
+(loading.py), the change of a route itself (route_changes.py), the tasks (running.py), nor what happens unasked
+(tending.py).
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, NoReturn, TypeVar
+from typing import TypeVar
 
-from service.artifacts import ArtifactStore, manifest_digest
+from service.artifacts import ArtifactStore
 from service.errors import ConflictError, InvalidRequestError
-from service.registry import Guard, Operation, PolicyRecord, Registry, RevisionRecord, RevisionState, Route, Shadow
+from service.registry import Guard, Operation, PolicyRecord, Registry, Route, Shadow
 from service.registry.operations import REGISTER
-from service.revision import Revision, RevisionError
 from service.rollout.follower import Follower
-from service.rollout.gateways import LOADING_ORDER, LiveGateways, OperationFailedError
+from service.rollout.gateways import LiveGateways
+from service.rollout.loading import FleetLoading
 from service.rollout.route_changes import RouteChanges
 from service.rollout.running import RunningOperations
 from service.rollout.schema_change import SHADOW, require_same_schema
@@ -59,11 +59,12 @@ class Rollout:
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._registry, self._follower, self._artifacts = registry, follower, artifacts
-        self._settings = settings = settings or RolloutSettings()
+        settings = settings or RolloutSettings()
         self._running = RunningOperations(registry, follower, retry_s=settings.poll_interval_s * 10)
         self._gateways = LiveGateways(
             registry, follower, lost_s=settings.gateway_lost_s, poll_interval_s=settings.poll_interval_s
         )
+        self._loading = FleetLoading(registry, follower, artifacts, self._gateways, timeout_s=settings.load_timeout_s)
         self._routes = RouteChanges(registry, follower, self._gateways, settings)
         self._tending = Tending(
             registry=registry,
@@ -90,27 +91,36 @@ class Rollout:
         or another.
         """
         self._artifacts.check_location(location)
-        return await self._running.begin(REGISTER, policy, actor, partial(self._register, location, revision))
+        return await self._running.begin(REGISTER, policy, actor, partial(self._loading.register, location, revision))
 
     async def load(self, policy: str, revision: str, *, actor: str) -> Operation:
         """Ready on every gateway, without traffic; loaded again where that failed."""
-        return await self._start("load", policy, revision, actor, self._load_only)
+        return await self._start("load", policy, revision, actor, self._loading.load_only)
 
     async def probe(self, policy: str, revision: str, *, actor: str) -> Operation:
         """Has every gateway probe it again; fails where one does not get the recorded answer, and changes nothing."""
-        return await self._start("probe", policy, revision, actor, self._probe)
+        return await self._start("probe", policy, revision, actor, self._loading.probe)
 
-    async def promote(self, policy: str, revision: str, how: Promotion | None = None, *, actor: str) -> Operation:
+    async def promote(
+        self, policy: str, revision: str, how: Promotion | None = None, *, actor: str, only_first: bool = False
+    ) -> Operation:
         """Loads if needed, then gives it all new episodes; the one before drains.
 
-        Raises ConflictError where it has another schema than what serves, unless that is allowed.
+        Raises ConflictError where it has another schema than what serves, unless that is allowed; with `only_first`
+        also where the policy has served before.
         """
+
+        def target(now: PolicyRecord) -> str:
+            if only_first and now.first_served_at is not None:
+                raise ConflictError(f"policy {policy!r} has served before")
+            return revision
+
         how = how or Promotion()
         if not how.allow_schema_change:
             # Before it is loaded; what serves may change until then, so the route is changed on the same condition.
             require_same_schema(await self._ask(partial(self._registry.policy, policy)), [revision])
         work = partial(self._promote, how, "promote", "")
-        return await self._start("promote", policy, revision, actor, work)
+        return await self._start("promote", policy, revision, actor, work, target=target)
 
     async def roll_back(
         self, policy: str, *, actor: str, reason: str = "", only_change: int | None = None
@@ -225,92 +235,21 @@ class Rollout:
     # How it is done.
 
     async def _start(
-        self, kind: str, policy: str, revision: str, actor: str, work: Callable[[Operation], Awaitable[None]]
+        self,
+        kind: str,
+        policy: str,
+        revision: str,
+        actor: str,
+        work: Callable[[Operation], Awaitable[None]],
+        *,
+        target: Callable[[PolicyRecord], str] | None = None,
     ) -> Operation:
         await self._ask(partial(self._registry.revision, policy, revision))
-        return await self._running.begin(kind, policy, actor, work, revision=revision)
-
-    async def _register(self, location: str, wanted: str, operation: Operation) -> None:
-        try:
-            found = await asyncio.to_thread(self._artifacts.open, operation.policy, location, revision=wanted)
-        except RevisionError as error:
-            raise OperationFailedError(str(error)) from None
-        # First, for it is refused when this was cancelled meanwhile.
-        step = partial(self._registry.advance, operation.operation_id, "read and checked", revision=found.revision)
-        await self._ask(step)
-        registration = _registration(operation.policy, location, found)
-        await self._ask(partial(self._registry.register, **registration, actor=operation.actor))
-        self._follower.wake()
-
-    async def _load_only(self, operation: Operation) -> None:
-        await self._load(operation.revision, operation)
-        record = await self._record(operation.revision, operation)
-        if record.state is RevisionState.DRAINING:
-            await self._set(operation.revision, RevisionState.READY, operation)
-
-    async def _load(self, revision: str, operation: Operation) -> None:
-        """Returns once it is ready on every gateway; raises OperationFailedError with why it is not.
-
-        One that drains is not unloaded meanwhile: tending leaves alone what an operation runs for.
-        """
-        record = await self._record(revision, operation)
-        if record.state.answers:
-            await self._wait_for_all(record, operation)
-            return
-        if record.state in LOADING_ORDER:
-            await self._set(revision, RevisionState.FAILED, operation, error="what loaded it before has ended")
-        await self._set(revision, RevisionState.LOADING, operation)
-        record = await self._record(revision, operation)
-        await self._step(operation, "loading")
-        try:
-            async with asyncio.timeout(self._settings.load_timeout_s):
-                for state in (RevisionState.WARMING, RevisionState.READY):
-                    await self._gateways.reached(record, state)
-                    await self._set(revision, state, operation)
-                    await self._step(operation, "warming" if state is RevisionState.WARMING else "probed, ready")
-        except TimeoutError:
-            await self._fail(revision, f"not ready within {self._settings.load_timeout_s:g} s", operation)
-        except OperationFailedError as error:
-            await self._fail(revision, str(error), operation)
-
-    async def _wait_for_all(self, record: RevisionRecord, operation: Operation) -> None:
-        """The fleet has it, but a gateway may have come since, or have failed to load it: such a one tries again."""
-        if await self._gateways.failed(record):
-            prove = partial(
-                self._registry.prove_again, record.policy, record.revision, operation_id=operation.operation_id
-            )
-            record = await self._ask(prove)
-            self._follower.wake()
-        try:
-            async with asyncio.timeout(self._settings.load_timeout_s):
-                await self._gateways.reached(record, RevisionState.READY, say=partial(self._step, operation))
-        except TimeoutError:
-            raise OperationFailedError(
-                f"{record.revision} was not ready on every gateway within {self._settings.load_timeout_s:g} s"
-            ) from None
-
-    async def _fail(self, revision: str, error: str, operation: Operation) -> NoReturn:
-        await self._set(revision, RevisionState.FAILED, operation, error=error)
-        raise OperationFailedError(error)
-
-    async def _probe(self, operation: Operation) -> None:
-        record = await self._record(operation.revision, operation)
-        if record.state not in (RevisionState.READY, RevisionState.SERVING):
-            raise ConflictError(f"revision {record.revision} is {record.state}, expected it to be ready or serving")
-        prove = partial(self._registry.prove_again, record.policy, record.revision, operation_id=operation.operation_id)
-        record = await self._ask(prove)
-        self._follower.wake()
-        faults = dict[str, str]()
-        async with asyncio.timeout(self._settings.load_timeout_s):
-            async for gateway, fault in self._gateways.proven(record):
-                await self._step(operation, f"{gateway}: {fault or 'passed'}")
-                faults |= {gateway: fault} if fault else {}
-        if faults:
-            raise OperationFailedError("; ".join(f"{gateway}: {fault}" for gateway, fault in faults.items()))
+        return await self._running.begin(kind, policy, actor, work, revision=revision, target=target)
 
     async def _promote(self, how: Promotion, action: str, reason: str, operation: Operation) -> None:
         revision = operation.revision
-        await self._load(revision, operation)
+        await self._loading.load(revision, operation)
 
         def change(now: PolicyRecord) -> Route:
             if not how.allow_schema_change:
@@ -337,7 +276,7 @@ class Rollout:
     ) -> None:
         for revision, share in others.items():
             if share > 0:
-                await self._load(revision, operation)
+                await self._loading.load(revision, operation)
 
         def change(now: PolicyRecord) -> Route:
             route = _routed(now)
@@ -351,11 +290,13 @@ class Rollout:
 
     async def _shadow(self, share: float, operation: Operation) -> None:
         if share > 0:
-            await self._load(operation.revision, operation)
+            await self._loading.load(operation.revision, operation)
 
         def change(now: PolicyRecord) -> Route:
             if share > 0:
                 require_same_schema(now, [operation.revision], why=SHADOW)
+            elif now.shadow is not None and now.shadow.revision != operation.revision:
+                raise ConflictError(f"revision {operation.revision} is no shadow, {now.shadow.revision} is")
             shadow = Shadow(revision=operation.revision, share=share) if share > 0 else None
             return replace(_routed(now), shadow=shadow)
 
@@ -385,8 +326,7 @@ class Rollout:
             )
         if record.shadow is not None and record.shadow.revision == revision:
             await self._shadow(0.0, operation)
-        await self._set(revision, RevisionState.UNLOADED, operation)
-        await self._step(operation, "unloaded")
+        await self._loading.unload(operation)
 
     async def _retire(self, operation: Operation) -> None:
         await self._change_route(lambda now: None, operation, action=RETIRE)
@@ -404,32 +344,8 @@ class Rollout:
             hurry=action == ROLL_BACK,
         )
 
-    async def _record(self, revision: str, operation: Operation) -> RevisionRecord:
-        return await self._ask(partial(self._registry.revision, operation.policy, revision))
-
-    async def _set(self, revision: str, state: RevisionState, operation: Operation, *, error: str = "") -> None:
-        change = partial(self._registry.set_state, operation.policy, revision, state, error=error)
-        await self._ask(partial(change, actor=operation.actor, operation_id=operation.operation_id))
-        self._follower.wake()
-
-    async def _step(self, operation: Operation, step: str) -> None:
-        await self._ask(partial(self._registry.advance, operation.operation_id, step))
-
     async def _ask(self, question: Callable[[], _Result]) -> _Result:
         return await self._follower.ask(question)
-
-
-def _registration(policy: str, location: str, found: Revision) -> dict[str, Any]:
-    weights = found.directory / "model.safetensors"
-    return {
-        "policy": policy,
-        "revision": found.revision,
-        "manifest_sha256": manifest_digest(found),
-        "location": location,
-        "variant": found.description.variant,
-        "schema_digest": found.description.schema_digest,
-        "num_bytes": weights.stat().st_size,
-    }
 
 
 def _routed(policy: PolicyRecord) -> Route:

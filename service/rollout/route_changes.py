@@ -1,5 +1,7 @@
 """Changing a policy's route so that no two gateways contradict each other on it for longer than a second.
 
+All but one that is silent while a revision is rolled back: it may go on until its lease has run out.
+
 Owns announcing a change, making it and waiting until all that live go by it (lease.py). Does not own what it changes
 to, nor whether its revisions are ready (operations.py).
 """

@@ -17,6 +17,8 @@ from service.rollout.follower import Follower
 from service.rollout.gateways import OperationFailedError
 
 _logger = logging.getLogger(__name__)
+# A process that stops gives so long to what an operation still has to undo, and as long to noting its end.
+_STOP_S = 3.0
 Work = Callable[[Operation], Awaitable[None]]
 
 
@@ -73,10 +75,13 @@ class RunningOperations:
         return await self._follower.ask(partial(self._registry.operation, operation_id))
 
     async def stop(self) -> None:
-        tasks = [*self._tasks.values()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        """Returns soon, also while the database is away: tending ends what could not be noted as ended."""
+        left = {*self._tasks.values()}
+        while left:
+            # Each time what it waits for by now ends, be it the writing down of its end.
+            for task in left:
+                task.cancel()
+            _, left = await asyncio.wait(left, timeout=_STOP_S)
 
     async def _stop_what_has_ended(self, _fleet: Fleet) -> None:
         for operation_id, task in [*self._tasks.items()]:

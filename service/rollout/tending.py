@@ -1,4 +1,4 @@
-"""What nobody asks for: revisions that have drained go, and what a dead process left unfinished ends.
+"""What nobody asks for: revisions that have drained go, dead gateways leave the fleet, what they left unfinished ends.
 
 Owns when that is due. Does not own the database's rules (registry/) nor operations of this process (operations.py).
 """
@@ -76,9 +76,9 @@ class Tending:
         route = policy.route
         waited_s = (self._now() - record.changed_at).total_seconds()
         placements = await self._follower.ask(partial(self._registry.placements, policy.name, record.revision))
+        # Of episodes that were told to move, those requests are left that were asked before.
         busy = sum(placement.num_in_progress for placement in placements)
-        moves = route is not None and route.move_episodes
-        if busy and not moves and waited_s < self._drain_timeout_s:
+        if busy and waited_s < self._drain_timeout_s:
             return
         is_previous = route is not None and record.revision == route.previous
         is_shadow = policy.shadow is not None and policy.shadow.revision == record.revision
@@ -90,7 +90,8 @@ class Tending:
 
     async def _end_orphans(self) -> None:
         operations = await self._follower.ask(partial(self._registry.operations, running=True))
-        alive = {gateway.gateway_id for gateway in await self._gateways.alive()} if operations else set()
+        # Also when nothing runs: one that died is no company, and nothing is in progress there.
+        alive = {gateway.gateway_id for gateway in await self._gateways.alive()}
         for operation in operations:
             if operation.gateway_id not in alive:
                 error = "the process that carried it out ended"

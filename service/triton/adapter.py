@@ -24,9 +24,9 @@ from torch.utils.dlpack import from_dlpack, to_dlpack  # pyright: ignore[reportP
 from policy.embodiment import EmbodimentSpec
 from policy.policy import Policy
 from policy.request import ChunkRequest, RealTimeChunking
+from service.background import in_background
 from service.collection import exempt_what_is_there
 from service.inference import BatchAnswer, load_policy, predict_batch
-from service.triton.background import in_background
 from service.triton.tensors import CHUNK, ELSEWHERE, INT64_BYTES, METHODS, REQUEST_HEAD, UNREADABLE
 
 

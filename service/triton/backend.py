@@ -328,7 +328,12 @@ class TritonBackend:
 
     def _new_client(self) -> TritonClient:
         server = self._server
-        return TritonClient(server.address, server.control_address, shares_memory=server.shares_memory)
+        return TritonClient(
+            server.address,
+            server.control_address,
+            control_key=server.control_key,
+            shares_memory=server.shares_memory,
+        )
 
     def _connected(self) -> TritonClient:
         if self._client is None:

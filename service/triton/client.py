@@ -23,6 +23,7 @@ from service.backend import (
     BackendFailedError,
     BackendRequest,
     BackendUnavailableError,
+    InstructionRefusedError,
 )
 from service.observability.request_trace import current_trace
 from service.revision import RevisionError
@@ -38,6 +39,8 @@ _DATA_TYPE = "UINT8"
 _CHUNK_HEAD = f"<{len(CHUNK_HEAD)}q"
 # What Triton says, with status 500 and until the model is loaded again, when a stub has died.
 _DEAD_STUB = "is not healthy"
+# What adapter.py says of an error of policy/instructions.py; its own words follow.
+_TOO_LONG = "InstructionTooLongError: "
 
 
 class ModelGoneError(BackendUnavailableError):
@@ -50,11 +53,13 @@ class ModelGoneError(BackendUnavailableError):
 class TritonClient:
     """Addresses are "host:port" or "unix:path": of Triton's HTTP service, and of its gRPC one, which loads models."""
 
-    def __init__(self, address: str, control_address: str, *, shares_memory: bool = False) -> None:
-        """`shares_memory`: whether its model processes can read what this one has in memory."""
+    def __init__(
+        self, address: str, control_address: str, *, control_key: str = "", shares_memory: bool = False
+    ) -> None:
+        """`control_key` is TritonControl's; `shares_memory`: whether its model processes can read this one's memory."""
         self._connections = TritonConnections(address)
         self._shared = SharedRequests(enabled=shares_memory)
-        self._control = TritonControl(control_address)
+        self._control = TritonControl(control_address, key=control_key)
         self.is_closed = False
 
     def close(self) -> None:
@@ -197,6 +202,8 @@ def _require_ok(answer: HttpAnswer) -> None:
     message = f"{answer.status}: {text}"
     if answer.status in (HTTPStatus.NOT_FOUND, HTTPStatus.SERVICE_UNAVAILABLE) or _DEAD_STUB in text:
         raise ModelGoneError(message)
+    if _TOO_LONG in text:
+        raise InstructionRefusedError(text.partition(_TOO_LONG)[2])
     raise BackendFailedError(message)
 
 

@@ -15,6 +15,7 @@ _SERVICE = "/inference.GRPCInferenceService"
 # RepositoryModelLoadRequest and RepositoryModelUnloadRequest alike: field 2 is the model's name, a string.
 _MODEL_NAME = b"\x12"
 _MAX_NAME_BYTES = 127  # its length is one byte then
+_RESTRICTED_PREFIX = "triton-grpc-protocol-"
 
 
 class LoadRefusedError(BackendError):
@@ -24,8 +25,11 @@ class LoadRefusedError(BackendError):
 class TritonControl:
     """`address` is "host:port" of its gRPC service, or "unix:path". A call has a connection of its own: few come."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, *, key: str = "") -> None:
+        """`key` is "KEY=VALUE" as in --grpc-restricted-protocol=model-repository:KEY=VALUE; empty for none."""
         self._address = address
+        name, _, value = key.partition("=")
+        self._metadata = ((_RESTRICTED_PREFIX + name, value),) if key else ()
 
     async def load(self, model: str, *, timeout_s: float) -> None:
         """Returns once the model is initialised. Raises LoadRefusedError, else another BackendError."""
@@ -42,7 +46,7 @@ class TritonControl:
         async with grpc.aio.insecure_channel(self._address, options=options) as channel:
             call = channel.unary_unary(f"{_SERVICE}/{method}")
             try:
-                await call(_MODEL_NAME + bytes([len(name)]) + name, timeout=timeout_s)
+                await call(_MODEL_NAME + bytes([len(name)]) + name, timeout=timeout_s, metadata=self._metadata)
             except grpc.aio.AioRpcError as error:
                 raise _translated(error, timeout_s) from None
 

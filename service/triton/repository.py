@@ -70,7 +70,7 @@ def _model_source() -> str:
         "import sys\n\n"
         f"if {root} not in sys.path:\n"
         f"    sys.path.insert(0, {root})\n\n"
-        "from service.triton.background import in_background\n\n"
+        "from service.background import in_background\n\n"
         'adapter = in_background(lambda: importlib.import_module("service.triton.adapter"))\n'
         "TritonPythonModel = adapter.TritonPythonModel\n"
     )

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from service.credentials.exposure import warn_of_public_triton
 from service.triton import guard
 from service.triton.client import TritonClient
 from service.triton.installation import TritonInstallation
@@ -55,6 +56,11 @@ class TritonServer(Protocol):
     @property
     def control_address(self) -> str:
         """Of its gRPC service, which models are loaded by, in the same form."""
+        ...
+
+    @property
+    def control_key(self) -> str:
+        """What that service asks of who loads models, "KEY=VALUE"; empty for nothing."""
         ...
 
     @property
@@ -140,6 +146,10 @@ class TritonProcess:
     @property
     def control_address(self) -> str:
         return f"unix:{self._control_socket}:{_GRPC_PORT}"
+
+    @property
+    def control_key(self) -> str:
+        return ""
 
     @property
     def metrics_address(self) -> str | None:
@@ -302,6 +312,7 @@ class ExternalTriton:
         control_address: str,
         repository: Path,
         *,
+        control_key: str = "",
         owner: str | None = None,
         shares_memory: bool = False,
         startup_timeout_s: float = 60.0,
@@ -311,6 +322,7 @@ class ExternalTriton:
         self._address = address
         self._control_address = control_address
         self._repository = repository
+        self._control_key = control_key
         self._owner = owner
         self._shares_memory = shares_memory
         self._tenancy: Tenancy | None = None
@@ -325,6 +337,10 @@ class ExternalTriton:
     @property
     def control_address(self) -> str:
         return self._control_address
+
+    @property
+    def control_key(self) -> str:
+        return self._control_key
 
     @property
     def metrics_address(self) -> str | None:
@@ -347,6 +363,7 @@ class ExternalTriton:
 
     async def start(self) -> None:
         self._abandoned = False
+        await asyncio.to_thread(warn_of_public_triton, [self._address, self._control_address])
         problem = await _wait_live(self, timeout_s=self._startup_timeout_s)
         if problem is not None:
             raise TritonStartError(problem)
@@ -380,7 +397,7 @@ class ExternalTriton:
 
     async def _remove_leftovers(self, tenancy: Tenancy) -> None:
         """Of services that were killed, before anybody asks what memory is free."""
-        client = TritonClient(self._address, self._control_address)
+        client = TritonClient(self._address, self._control_address, control_key=self._control_key)
         try:
             for model in tenancy.leftovers:
                 _logger.warning("model left by a service that is gone", extra={"fields": {"model": model}})

@@ -52,13 +52,14 @@ class Waits:
 class Desk:
     """An asker at a gateway, and what it said."""
 
-    def __init__(self, gateway: Any, arguments: dict, transport: Any) -> None:
+    def __init__(self, gateway: Any, arguments: dict, transport: Any, *, revision: str = "") -> None:
         self.gateway, self.arguments, self.clock = gateway, arguments, Waits()
         self.transport = transport
         self.num_connections = 0
         self.asker = Asker(
             self._connect,
             policy="tabletop",
+            revision=revision,
             transport=transport,
             back_off=QUICK,
             generator=random.Random(0),
@@ -77,7 +78,7 @@ class Desk:
         question = Question(
             owner=self,
             step=0,
-            asked_s=now_s,
+            captured_s=now_s,
             expires_s=now_s + timeout_s,
             arguments={**self.arguments, "instruction": instruction, **changed},  # pyright: ignore
         )
@@ -124,7 +125,7 @@ def test_while_a_question_is_in_flight_it_is_not_free(gateway, arguments) -> Non
     desk.asker.open()
     now_s = desk.clock.now_s()
     held = {**arguments, "instruction": "hold"}
-    desk.asker.ask(Question(owner=desk, step=0, asked_s=now_s, expires_s=now_s + 5, arguments=held))  # pyright: ignore
+    desk.asker.ask(Question(owner=desk, step=0, captured_s=now_s, expires_s=now_s + 5, arguments=held))  # pyright: ignore
     assert gateway.service.arrived.wait(WAIT_S)
     assert not desk.asker.is_free()
     gateway.service.release.set()
@@ -230,11 +231,17 @@ def test_two_time_outs_in_a_row_are_a_lost_connection(desk: Desk) -> None:
     assert isinstance(desk.ask(), Chunk)
 
 
+def test_a_gateway_that_says_that_it_was_too_late_is_not_a_lost_connection(desk: Desk) -> None:
+    for _ in range(3):
+        assert isinstance(desk.ask(f"error DEADLINE_EXCEEDED {reason('EXPIRED')}"), DeadlineExceededError)
+    assert (desk.num_connections, desk.of(Reconnected)) == (1, [])
+
+
 def test_a_gateway_that_restarts_is_connected_to_again_with_a_fresh_handshake(desk: Desk) -> None:
     assert isinstance(desk.ask(), Chunk)
     desk.gateway.stop()
     gone = desk.clock.now_s()
-    question = Question(owner=desk, step=0, asked_s=gone, expires_s=gone + 1, arguments=desk.arguments)  # pyright: ignore
+    question = Question(owner=desk, step=0, captured_s=gone, expires_s=gone + 1, arguments=desk.arguments)  # pyright: ignore
     desk.asker.ask(question)
     desk.until(lambda: len(desk.of(Failed)) >= 3)
     assert not desk.asker.is_free()
@@ -248,6 +255,18 @@ def test_a_gateway_that_restarts_is_connected_to_again_with_a_fresh_handshake(de
     assert desk.clock.waits_s[0] < desk.clock.waits_s[2]
 
 
+def test_a_client_that_was_connected_since_says_what_the_episode_is_on(desk: Desk) -> None:
+    desk.ask()
+    desk.ask("error UNAVAILABLE")
+    desk.until(lambda: desk.of(Reconnected))
+    desk.gateway.service.policy.revision = "another"
+    for episode_id in ("episode-1", "episode-1", "episode-2"):
+        desk.ask(episode_id=episode_id)
+    assert desk.num_connections == 2
+    said = [request.episode_revision for request in desk.gateway.service.requests]
+    assert said[2:] == ["0123456789ab", "another", ""]
+
+
 def test_a_gateway_that_serves_another_schema_is_refused(desk: Desk) -> None:
     desk.ask()
     desk.gateway.stop()
@@ -258,6 +277,45 @@ def test_a_gateway_that_serves_another_schema_is_refused(desk: Desk) -> None:
     stopped = desk.of(AskingStopped)[0]
     assert isinstance(stopped.error, SchemaChangedError)
     assert "schema another" in str(stopped.error) and "ffffffffffff" in str(stopped.error)
+
+
+@pytest.mark.parametrize("transport", ["stream", "unary"])
+@pytest.mark.parametrize("says_schema", [True, False])
+def test_a_pinned_revision_goes_on_beside_one_of_another_schema(gateway, arguments, transport, says_schema) -> None:
+    pinned = {"revision": "0123456789ab"}
+    desk = Desk(gateway, arguments, transport, **pinned)
+    gateway.service.says_schema = says_schema
+    desk.asker.open()
+    assert isinstance(desk.ask(**pinned), Chunk)
+    gateway.stop()
+    gateway.service.schemas["0123456789ab"] = gateway.service.policy.schema_digest
+    gateway.service.policy.schema_digest, gateway.service.policy.revision = "another", "ffffffffffff"
+    gateway.start()
+    desk.ask("error UNAVAILABLE", **pinned)
+    assert isinstance(desk.ask(**pinned), Chunk)
+    assert [again.revision for again in desk.of(Reconnected)] == ["0123456789ab"]
+    assert desk.of(AskingStopped) == []
+    # What is pinned must still be what the robot was built for.
+    gateway.service.schemas["0123456789ab"] = "another"
+    if says_schema:
+        assert isinstance(desk.ask(**pinned), SchemaChangedError)
+    else:
+        assert isinstance(desk.ask("wrong shape", **pinned), ProtocolError)
+    desk.asker.close()
+
+
+def test_a_pinned_robot_gives_a_gateway_that_came_back_time_to_find_its_policies(gateway, arguments) -> None:
+    desk = Desk(gateway, arguments, "unary", revision="0123456789ab")
+    desk.asker.open()
+    gateway.service.policy.name = "not yet"
+    now_s = desk.clock.now_s()
+    lost = {**arguments, "instruction": "error UNAVAILABLE"}
+    desk.asker.ask(Question(owner=desk, step=0, captured_s=now_s, expires_s=now_s + 1, arguments=lost))  # pyright: ignore
+    desk.until(lambda: any(isinstance(failed.error, FixRequestError) for failed in desk.of(Failed)))
+    gateway.service.policy.name = "tabletop"
+    desk.until(desk.asker.is_free)
+    assert isinstance(desk.ask(), Chunk)
+    desk.asker.close()
 
 
 def test_a_swap_to_a_revision_of_the_same_schema_goes_on_and_is_said(desk: Desk) -> None:
@@ -315,7 +373,7 @@ def test_a_gateway_that_came_back_without_its_policies_is_given_time_to_find_the
     desk.asker._policy = "not yet"
     now_s = desk.clock.now_s()
     arguments = {**desk.arguments, "instruction": "error UNAVAILABLE"}
-    desk.asker.ask(Question(owner=desk, step=0, asked_s=now_s, expires_s=now_s + 1, arguments=arguments))  # pyright: ignore
+    desk.asker.ask(Question(owner=desk, step=0, captured_s=now_s, expires_s=now_s + 1, arguments=arguments))  # pyright: ignore
     desk.until(lambda: any(isinstance(failed.error, FixRequestError) for failed in desk.of(Failed)))
     assert desk.of(AskingStopped) == []
     desk.asker._policy = "tabletop"
@@ -374,7 +432,7 @@ def test_closing_ends_a_question_in_flight_and_a_wait(gateway, arguments) -> Non
     desk.asker.open()
     now_s = desk.clock.now_s()
     held = {**arguments, "instruction": "hold"}
-    desk.asker.ask(Question(owner=desk, step=0, asked_s=now_s, expires_s=now_s + 60, arguments=held))  # pyright: ignore
+    desk.asker.ask(Question(owner=desk, step=0, captured_s=now_s, expires_s=now_s + 60, arguments=held))  # pyright: ignore
     assert gateway.service.arrived.wait(WAIT_S)
     started_s = time.monotonic()
     desk.asker.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -346,6 +347,15 @@ def test_settings_that_do_not_fit_the_body_are_refused_before_it_moves(gateway, 
         make_player(gateway, robot, [], embodiment="panda").open()
     with pytest.raises(RuntimeError, match="with"):
         make_player(gateway, robot, []).play(instruction="go", episode_id="one")
+
+
+def test_frames_that_nothing_here_can_compress_are_refused_before_the_robot_moves(gateway, robot, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "simplejpeg", None)
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(FixRequestError, match=r"pip install 'premotor\[images\]'.* image_encoding='raw'"):
+        make_player(gateway, robot, [], image_encoding="jpeg").open()
+    with make_player(gateway, robot, []):
+        pass
 
 
 def test_no_gateway_is_an_error_at_once(gateway, robot) -> None:

@@ -27,7 +27,13 @@ class FakeClock:
 def begun(steps: ControlSteps) -> tuple[int, int]:
     found = steps.wait(threading.Event())
     assert found is not None
-    return found
+    return found[:2]
+
+
+def caught_up(steps: ControlSteps) -> tuple[int, int]:
+    found = steps.catch_up()
+    assert found is not None
+    return found[:2]
 
 
 def test_steps_begin_at_their_own_moments_without_drift() -> None:
@@ -65,15 +71,25 @@ def test_no_step_begins_once_it_is_stopped() -> None:
     assert ControlSteps(10.0, MonotonicClock()).wait(stop) is None
 
 
+def test_a_step_knows_the_moment_that_it_began_at_however_late_it_is_taken() -> None:
+    clock = FakeClock()
+    steps = ControlSteps(10.0, clock)
+    steps.wait(threading.Event())
+    clock.time_s += 0.37
+    found, again = steps.wait(threading.Event()), steps.catch_up()
+    assert found is not None and again is not None
+    assert abs(found.begin_s - 1000.3) < 1e-9 and abs(again.begin_s - 1000.3) < 1e-9
+
+
 def test_what_took_longer_than_its_step_is_told_which_step_it_is_by_then() -> None:
     clock = FakeClock()
     steps = ControlSteps(10.0, clock)
     assert begun(steps) == (0, 0)
     clock.time_s += 0.05
-    assert steps.catch_up() == (0, 0)
+    assert caught_up(steps) == (0, 0)
     clock.time_s += 0.21
-    assert steps.catch_up() == (2, 2)
-    assert steps.catch_up() == (2, 0)
+    assert caught_up(steps) == (2, 2)
+    assert caught_up(steps) == (2, 0)
     assert begun(steps) == (3, 0)
 
 
@@ -82,7 +98,7 @@ def test_there_are_as_many_steps_as_was_said_used_or_not() -> None:
     steps = ControlSteps(10.0, clock, num_steps=5)
     assert [begun(steps) for _ in range(3)] == [(0, 0), (1, 0), (2, 0)]
     clock.time_s += 0.15
-    assert steps.catch_up() == (3, 1)
+    assert caught_up(steps) == (3, 1)
     clock.time_s += 0.25
     assert steps.catch_up() is None
     assert steps.wait(never) is None

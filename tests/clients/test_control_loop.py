@@ -42,6 +42,7 @@ from premotor.client.events import (
     EpisodeEnded,
     Failed,
     Held,
+    Observed,
     PeriodsSkipped,
     PlayerEvent,
     Recovered,
@@ -90,7 +91,8 @@ class StepClock:
 class FakeRobot:
     """An ideal arm that goes no further than its limit and keeps what it was told."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: StepClock) -> None:
+        self.clock = clock
         self.limit = 1e6
         self.position = START_STATE.copy()
         self.told: list[np.ndarray] = []
@@ -101,7 +103,7 @@ class FakeRobot:
 
     def observe(self) -> RobotObservation:
         return RobotObservation(
-            images={"front": np.zeros((8, 8, 3), np.uint8)}, state=self.state(), capture_time_s=123.0
+            images={"front": np.zeros((8, 8, 3), np.uint8)}, state=self.state(), capture_time_s=self.clock.now_s()
         )
 
     def state(self) -> np.ndarray:
@@ -169,7 +171,8 @@ class Stand:
     """A loop with everything around it replaced by something that a test can see."""
 
     def __init__(self, fates: Iterator[Fate], description: PolicyDescription = DESCRIPTION, **changed: Any) -> None:
-        self.clock, self.robot = StepClock(), FakeRobot()
+        self.clock = StepClock()
+        self.robot = FakeRobot(self.clock)
         self.asker = FakeAsker(self.clock, fates)
         self.events: list[PlayerEvent] = []
         self.latency = LatencyEstimate(RATE_HZ)
@@ -189,10 +192,11 @@ class Stand:
 
     def step(self, step: int, num_skipped: int = 0) -> None:
         self.clock.step = step
-        self.loop.run_step(ControlStep(step, num_skipped), lambda: self.catch_up(step))
+        self.loop.run_step(ControlStep(step, num_skipped, self.clock.now_s()), lambda: self.catch_up(step))
 
     def catch_up(self, begun: int) -> ControlStep | None:
-        return ControlStep(self.clock.step, self.clock.step - begun) if self.clock.step < self.num_steps else None
+        step = self.clock.step
+        return ControlStep(step, step - begun, self.clock.now_s()) if step < self.num_steps else None
 
     def run(self, num_steps: int) -> None:
         for step in range(num_steps):
@@ -302,20 +306,22 @@ def test_periods_that_went_by_are_said_and_their_actions_are_not_played() -> Non
 
 
 class SlowRobot(FakeRobot):
-    """One that time goes by with while it is looked at."""
+    """One that time goes by with while it is looked at, before its frames are taken and after."""
 
     def __init__(self, clock: StepClock) -> None:
-        super().__init__()
-        self._clock = clock
+        super().__init__(clock)
+        self.returning_steps: dict[int, int] = {}  # by the step that the frames were taken in
         self.observing_steps: dict[int, int] = {}  # by the step that it began in
         self.measuring_steps: dict[int, int] = {}
 
     def observe(self) -> RobotObservation:
-        self._clock.step += self.observing_steps.get(self._clock.step, 0)
-        return super().observe()
+        self.clock.step += self.observing_steps.get(self.clock.step, 0)
+        observation = super().observe()
+        self.clock.step += self.returning_steps.get(self.clock.step, 0)
+        return observation
 
     def state(self) -> np.ndarray:
-        self._clock.step += self.measuring_steps.get(self._clock.step, 0)
+        self.clock.step += self.measuring_steps.get(self.clock.step, 0)
         return super().state()
 
 
@@ -357,9 +363,51 @@ def test_a_robot_that_cannot_look_in_time_moves_between_two_looks() -> None:
     while stand.clock.step < 60:
         stand.step(stand.clock.step + 1)
     played, held = stand.of(ActionPlayed), stand.of(Held)
-    assert len(played) >= len(held) - 1 > 5
-    assert {event.age_steps for event in played} == {HORIZON - 1}
+    assert len(played) >= 2 * len(held) > 10
+    # From the answer on, a step after the frames were taken, until the policy means to look again.
+    assert {event.age_steps for event in played} == set(range(1, EXECUTION_HORIZON))
     assert played_on_time(stand)
+
+
+def test_a_chunk_is_for_the_step_in_which_its_frames_were_taken_and_not_for_the_one_in_which_looking_began() -> None:
+    stand, robot = slow_stand(always(1), rule=RealTimeChunkingRule())
+    # A camera that is waited for, and one whose frame is old when it is there.
+    robot.observing_steps, robot.returning_steps = {4: 2}, {14: 2}
+    for step in (0, 1, 2, 3, 4, 7, 8, 9, 10, 11, 12, 13, 14, 17):
+        stand.step(step)
+    taken = [question.step for question in stand.asker.questions][:4]
+    assert taken == [0, 6, 10, 14]
+    assert [question.captured_s for question in stand.asker.questions][:4] == [step / RATE_HZ for step in taken]
+    assert [event.step for event in stand.of(Observed)][:4] == taken
+    # A chunk's rows are its steps' numbers, so what is continued begins at the observation.
+    assert [chunking.previous_actions[0, 0] for chunking in chunkings(stand)][:2] == [6, 10]
+    arrived = {event.for_step: event for event in stand.of(ChunkArrived)}
+    assert [arrived[step].latency_s for step in taken[:3]] == pytest.approx([0.1] * 3)
+    assert [(event.step, event.for_step) for event in stand.of(ActionPlayed)][4:6] == [(7, 6), (8, 6)]
+    assert played_on_time(stand)
+
+
+def test_steps_that_looking_takes_are_asked_ahead_of() -> None:
+    stand, robot = slow_stand(always(1), execution_horizon=HORIZON)
+    robot.observing_steps = dict.fromkeys(range(100), 2)
+    while stand.clock.step < 60:
+        stand.step(stand.clock.step + 1)
+    # But for the first time, when nobody knew.
+    assert [event.step for event in stand.of(Held) if event.step > 20] == []
+    assert {event.threshold_steps for event in stand.of(Asked)[3:]} == {2 + 2}
+
+
+@pytest.mark.parametrize(("says_s", "step"), [(-1e6, 4), (0.0, 4), (0.55, 5), (1e6, 6)])
+def test_frames_are_never_older_than_their_look_nor_from_the_future(says_s: float, step: int) -> None:
+    class Liar(SlowRobot):
+        def observe(self) -> RobotObservation:
+            return replace(super().observe(), capture_time_s=says_s)
+
+    stand = Stand(always(1))
+    stand.robot = stand.loop._robot = robot = Liar(stand.clock)
+    robot.observing_steps = {4: 2}
+    stand.step(4)
+    assert [question.step for question in stand.asker.questions] == [step]
 
 
 def test_no_command_is_sent_once_the_episode_has_run_out_while_the_robot_was_looked_at() -> None:
@@ -464,7 +512,7 @@ def chunkings(stand: Stand) -> list[Any]:
 
 def test_an_answer_to_a_question_of_an_earlier_episode_is_not_played() -> None:
     stand = Stand(always(1))
-    question = Question(owner=object(), step=0, asked_s=0, expires_s=9, arguments={})  # pyright: ignore
+    question = Question(owner=object(), step=0, captured_s=0, expires_s=9, arguments={})  # pyright: ignore
     stand.asker.extra.append(Answer(question=question, outcome=chunk_for(0), arrived_s=0.0))
     stand.step(0)
     assert stand.of(ChunkArrived) == []

@@ -7,6 +7,8 @@ import math
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -212,7 +214,7 @@ def test_a_comparison_that_cannot_be_is_refused(wrong: dict, said: str) -> None:
     [
         (["--rounds", "1"], "at least 2"),
         (["--control-rate-hz", "0"], "control_rate_hz is 0"),
-        (["--pin-servers", "100000"], "CPUs [100000] came"),
+        (["--pin-client", "none", "--pin-servers", "100000"], "CPUs [100000] came"),
     ],
 )
 def test_the_command_refuses_a_wrong_call(capsys, flags: list[str], said: str) -> None:
@@ -277,7 +279,7 @@ class FakeWay:
 
 
 def fake_ways(**served: FakeWay) -> Any:
-    return Ways(description=DESCRIPTION, bare=FakeBare(), served=served, missing={})  # pyright: ignore[reportArgumentType]
+    return Ways(description=DESCRIPTION, asked={"embodiment": "arm"}, bare=FakeBare(), served=served, missing={})  # pyright: ignore[reportArgumentType]
 
 
 def toy_settings(**changes: object) -> CompareSettings:
@@ -374,14 +376,38 @@ async def test_a_way_that_answered_everything_is_not_saturated_and_its_ratio_a_b
 
 async def test_few_rounds_and_shared_cpus_are_marked() -> None:
     result, _ = await measured(toy_settings(), fake_ways(premotor=FakeWay()))
+    shortcut = (
+        "triton: its questions go whole through Triton's HTTP service, which reads 4 KiB at a time; those of our "
+        "service lie in shared memory from 64 KiB on"
+    )
     assert result["marks"] == [
         "not pinned: robots and servers share this machine's CPUs",
+        shortcut,
         "latency and fleet: 2 rounds, a figure to be published has at least 8",
         "capacity: 2 rounds, a figure to be published has at least 8",
     ]
     assert next(iter(compare_lines(result))) == "MARK not pinned: robots and servers share this machine's CPUs"
     pinned = settings(client_cpus=(1,), server_cpus=(0,))
-    assert list(rounds._marks(pinned)) == []
+    assert list(rounds._marks(pinned)) == [shortcut]
+    # Where there is no Triton on either side, or on one alone, nobody has it easier by that.
+    for other in ({"backend": "local"}, {"ways": ("bare", "premotor", "openpi")}):
+        assert list(rounds._marks(replace(pinned, **other))) == []
+
+
+async def test_a_result_says_what_made_it_and_no_more_of_the_machine(monkeypatch, tmp_path: Path) -> None:
+    for way, package in (("openpi", "policy_websocket"), ("lerobot", "lerobot")):
+        described = tmp_path / way / f"lib/python3.11/site-packages/{package}-1.2.3.dist-info/METADATA"
+        described.parent.mkdir(parents=True)
+        described.write_text(f"Metadata-Version: 2.1\nName: {package.replace('_', '-')}\nVersion: 1.2.3\n")
+    monkeypatch.setattr(sys, "argv", ["x", "compare", "--checkpoint", "/far/away/tabletop", "--rounds", "2"])
+    told = toy_settings(robot_counts=(), peers=tmp_path)
+    result, _ = await measured(told, fake_ways(premotor=FakeWay()))
+    assert result["command"] == "python -m premotor.client compare --checkpoint tabletop --rounds 2"
+    assert result["asked"] == {"embodiment": "arm"}
+    assert {"python", "torch"} <= set(result["versions"])
+    assert (result["versions"]["policy-websocket"], result["versions"]["lerobot"]) == ("1.2.3", "1.2.3")
+    assert datetime.fromisoformat(result["began"]).tzinfo is not None
+    assert str(tmp_path) not in json.dumps(result) and "far/away" not in json.dumps(result)
 
 
 async def test_the_pipe_to_a_driver_is_said_beside_the_latency_that_it_is_in() -> None:

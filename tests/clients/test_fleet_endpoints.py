@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import ssl
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,8 +19,9 @@ import numpy as np
 import pytest
 import websockets.asyncio.server
 
+from premotor.client.asker import TIMEOUTS_BEFORE_RECONNECTING
 from premotor.client.description import Camera, Embodiment, Group, PolicyDescription
-from premotor.client.errors import FixRequestError
+from premotor.client.errors import FixRequestError, PolicyError
 from premotor.client.fleet import lerobot_driver
 from premotor.client.fleet.endpoint import AskError, MissingPeerError, Reconnection
 from premotor.client.fleet.endpoints import openpi as openpi_wire
@@ -33,7 +36,9 @@ from premotor.client.fleet.pipe import PipeProgram
 from premotor.client.fleet.questions import Question, Questions
 from premotor.client.fleet.robot import Robot
 from premotor.client.fleet.settings import FleetSettings
+from premotor.client.identity import TlsOptions
 from premotor.client.sync_client import PolicyClient
+from premotor.v1 import policy_pb2
 from service.backend import BackendRequest
 from service.openpi.limits import OpenpiLimits
 from service.openpi.wire import unpack as service_unpack
@@ -107,6 +112,18 @@ async def test_premotor_answers_with_a_chunk_its_timing_and_its_bytes(gateway, e
 
 
 @pytest.mark.parametrize("endpoint_class", [UnaryEndpoint, StreamEndpoint])
+async def test_premotor_says_which_revision_the_episode_is_on(gateway, endpoint_class) -> None:
+    endpoint = endpoint_class(await asyncio.to_thread(target, gateway.address))
+    await endpoint.open(timeout_s=TIMEOUT_S)
+    try:
+        for asked in (question(), question(), replace(question(), episode=3)):
+            await endpoint.ask(asked, timeout_s=TIMEOUT_S, sent=ignored)
+    finally:
+        await endpoint.close()
+    assert [request.episode_revision for request in gateway.service.requests] == ["", "0123456789ab", ""]
+
+
+@pytest.mark.parametrize("endpoint_class", [UnaryEndpoint, StreamEndpoint])
 async def test_premotor_failures_have_the_names_of_the_clients_errors(gateway, endpoint_class) -> None:
     endpoint = endpoint_class(await asyncio.to_thread(target, gateway.address))
     await endpoint.open(timeout_s=TIMEOUT_S)
@@ -143,6 +160,76 @@ async def test_a_broken_stream_is_opened_again_and_counted(gateway) -> None:
         await endpoint.close()
 
 
+async def test_a_stream_on_which_nothing_comes_is_given_up_as_a_player_does(gateway) -> None:
+    endpoint = StreamEndpoint(await asyncio.to_thread(target, gateway.address))
+    await endpoint.open(timeout_s=TIMEOUT_S)
+    failures: list[str] = []
+    try:
+        await endpoint.ask(question(), timeout_s=TIMEOUT_S, sent=ignored)
+        gateway.service.is_cut_off.set()
+        first = endpoint._stream
+        while "Disconnected" not in failures:
+            with pytest.raises(AskError) as failed:
+                await endpoint.ask(question(), timeout_s=0.05, sent=ignored)
+            failures.append(failed.value.kind)
+        assert failures == ["DeadlineExceededError"] * TIMEOUTS_BEFORE_RECONNECTING + ["Disconnected"]
+        gateway.service.is_cut_off.clear()
+        answer = None
+        while answer is None:
+            try:
+                answer = await endpoint.ask(question(), timeout_s=TIMEOUT_S, sent=ignored)
+            except AskError as error:
+                assert error.kind == "Disconnected"
+                await asyncio.sleep(0.01)
+        assert endpoint._stream is not first
+        assert endpoint.num_reconnections == 1
+    finally:
+        await endpoint.close()
+
+
+class ClogCall:
+    """A StreamChunks call whose network takes one message and no more until it is free."""
+
+    def __init__(self) -> None:
+        self.taken: asyncio.Queue[str] = asyncio.Queue()
+        self.free = asyncio.Event()
+
+    async def write(self, message: policy_pb2.StreamChunksRequest) -> None:
+        self.taken.put_nowait(message.request.request_id)
+        await self.free.wait()
+
+    async def __aiter__(self) -> AsyncIterator[policy_pb2.StreamChunksResponse]:
+        await asyncio.Event().wait()
+        yield policy_pb2.StreamChunksResponse()
+
+    def cancel(self) -> None: ...
+
+
+async def test_what_the_network_does_not_take_makes_way_for_the_newest_and_is_not_sent_late() -> None:
+    call = ClogCall()
+    stream = premotor_wire._Stream(lambda: call)
+
+    async def ask(number: int, timeout_s: float) -> str:
+        try:
+            await stream.ask(policy_pb2.PredictChunkRequest(request_id=f"r{number}"), timeout_s)
+        except (PolicyError, asyncio.TimeoutError) as error:
+            return type(error).__name__
+        raise AssertionError("nobody answers")
+
+    asked = [asyncio.create_task(ask(0, TIMEOUT_S))]
+    assert await asyncio.wait_for(call.taken.get(), TIMEOUT_S) == "r0"
+    asked += [asyncio.create_task(ask(number, TIMEOUT_S)) for number in (1, 2, 3)]
+    assert await asyncio.wait_for(asyncio.gather(*asked[1:3]), TIMEOUT_S) == ["ObservationSupersededError"] * 2
+    asked[3].cancel()
+    await asyncio.gather(asked[3], return_exceptions=True)
+    # It waited in vain, and what comes after it is the next to be sent.
+    call.free.set()
+    last = asyncio.create_task(ask(4, TIMEOUT_S))
+    assert await asyncio.wait_for(call.taken.get(), TIMEOUT_S) == "r4"
+    await stream.close()
+    assert await asyncio.gather(asked[0], last) == ["PolicyError"] * 2
+
+
 async def test_a_gateway_that_is_not_there_is_said_so() -> None:
     description = PremotorTarget(
         address="127.0.0.1:1",
@@ -163,8 +250,10 @@ async def test_a_gateway_that_is_not_there_is_said_so() -> None:
 Serve = Callable[[websockets.asyncio.server.ServerConnection], Awaitable[None]]
 
 
-async def openpi_server(handler: Serve) -> tuple[websockets.asyncio.server.Server, str]:
-    server = await websockets.asyncio.server.serve(handler, "127.0.0.1", 0, compression=None)
+async def openpi_server(
+    handler: Serve, *, tls: ssl.SSLContext | None = None
+) -> tuple[websockets.asyncio.server.Server, str]:
+    server = await websockets.asyncio.server.serve(handler, "127.0.0.1", 0, compression=None, ssl=tls)
     return server, f"127.0.0.1:{next(iter(server.sockets)).getsockname()[1]}"
 
 
@@ -205,6 +294,35 @@ async def test_openpi_sends_what_its_servers_read_and_reads_what_they_send() -> 
     assert answer.server_s == {"inference": 0.005}
     assert answer.actions.shape == (4, 3)
     assert sent == [len(pack_observation(question()))]
+
+
+async def test_openpi_shows_its_token_only_to_a_server_that_is_vouched_for(certificates) -> None:
+    heard = []
+
+    async def handler(connection: websockets.asyncio.server.ServerConnection) -> None:
+        assert connection.request is not None
+        heard.append(connection.request.headers["Authorization"])
+        await connection.send(packed({}))
+        await connection.recv()
+        await connection.send(packed({"actions": np.ones((4, 3), np.float32)}))
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificates.server, certificates.server_key)
+    server, address = await openpi_server(handler, tls=context)
+    try:
+        for roots, answers in ((certificates.ca, True), (certificates.other_ca, False)):
+            tls = TlsOptions(root_certificates=roots.read_bytes())
+            endpoint = OpenpiEndpoint(address, generator=random.Random(0), token="t", tls=tls)
+            if answers:
+                await endpoint.open(timeout_s=TIMEOUT_S)
+                assert (await endpoint.ask(question(), timeout_s=TIMEOUT_S, sent=ignored)).actions.shape == (4, 3)
+            else:
+                with pytest.raises(AskError, match="CERTIFICATE_VERIFY_FAILED"):
+                    await endpoint.open(timeout_s=TIMEOUT_S)
+            await endpoint.close()
+    finally:
+        server.close()
+    assert heard == ["Api-Key t"]
 
 
 async def test_openpi_never_takes_a_late_answer_for_the_next_ones() -> None:

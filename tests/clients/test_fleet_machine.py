@@ -5,22 +5,24 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from premotor.client.fleet import machine
-from premotor.client.fleet.machine import check_cpus, cpu_shares, describe_machine, pinned, tree_cpu_s
+from premotor.client.fleet.machine import check_cpus, cpu_shares, describe_commit, describe_machine, pinned, tree_cpu_s
 
 
 @pytest.mark.parametrize(
     ("cpus", "robots", "servers"),
     [
-        ((0, 1), (), ()),
+        ((0,), (), ()),
+        ((0, 1), (1,), (0,)),
         ((0, 1, 2), (2,), (0, 1)),
         (range(16), (12, 13, 14, 15), tuple(range(12))),
     ],
 )
-def test_robots_and_servers_part_the_cpus_where_there_are_more_than_two(
+def test_robots_and_servers_part_the_cpus_where_there_is_more_than_one(
     monkeypatch, cpus: tuple[int, ...], robots: tuple[int, ...], servers: tuple[int, ...]
 ) -> None:
     monkeypatch.setattr(machine, "_affinity", lambda: set(cpus))
@@ -62,6 +64,18 @@ def test_the_cpu_time_of_a_process_includes_what_it_started() -> None:
         found = tree_cpu_s(process.pid)
         process.stdin.close()
     assert found is None or found >= 0.2
+
+
+def test_the_commit_is_that_of_the_directory_and_says_what_differs_from_it(tmp_path: Path) -> None:
+    assert describe_commit(tmp_path) is None
+    git = ("git", "-c", "user.name=a", "-c", "user.email=a@b")
+    (tmp_path / "file").write_text("one")
+    for command in (("init", "-q"), ("add", "file"), ("commit", "-q", "-m", "one"), ("tag", "v1")):
+        subprocess.run((*git, *command), cwd=tmp_path, check=True)
+    commit = subprocess.check_output(("git", "rev-parse", "HEAD"), cwd=tmp_path, text=True).strip()
+    assert describe_commit(tmp_path) == commit
+    (tmp_path / "file").write_text("two")
+    assert describe_commit(tmp_path) == f"{commit}-dirty"
 
 
 def test_a_machine_is_described_without_its_name() -> None:

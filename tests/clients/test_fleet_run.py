@@ -8,6 +8,7 @@ import re
 import sys
 import time
 from dataclasses import replace
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -19,15 +20,16 @@ from premotor.client.errors import FixRequestError
 from premotor.client.fleet.command import fleet_lines
 from premotor.client.fleet.endpoint import Answer, AskError, Sent
 from premotor.client.fleet.faults import Fault, FaultCommands, FaultEvent, carry_out, default_faults, read_faults
-from premotor.client.fleet.figures import broken_assertions, fleet_figures, robot_figures
+from premotor.client.fleet.figures import broken_assertions, fairness_and_bytes, fleet_figures, robot_figures
 from premotor.client.fleet.html_report import fleet_page
 from premotor.client.fleet.network import NONE
 from premotor.client.fleet.proxy import ShapingProxy
 from premotor.client.fleet.questions import Question, Questions
 from premotor.client.fleet.robot import Ask, Robot, RobotLog
-from premotor.client.fleet.run import FleetRun, run_fleet
+from premotor.client.fleet.run import FleetRun, check_run, run_fleet
 from premotor.client.fleet.settings import FleetSettings
 from premotor.client.fleet.svg import Axis, Plot
+from premotor.client.identity import TlsOptions
 from premotor.client.sync_client import PolicyClient
 
 CHUNK = np.zeros((4, 3), np.float32)
@@ -86,8 +88,10 @@ def test_the_command_measures_and_writes_both_reports(gateway, tmp_path: Path, c
     result, page = tmp_path / "fleet.json", tmp_path / "fleet.html"
     command = ["fleet", "--address", gateway.address, "--policy", "tabletop", "--robots", "3", "--rate-hz", "4"]
     command += ["--duration", "1200ms", "--settle", "400ms", "--control-rate-hz", "8", "--network", "lan"]
-    main([*command, "--json", str(result), "--html", str(page), "--processes", "2"])
+    code = main([*command, "--json", str(result), "--html", str(page), "--processes", "2"])
     report = json.loads(result.read_text())
+    # A machine that is too busy for the robots to keep their times makes no other report.
+    assert code == (0 if report["valid"] else 1)
     fleet = report["fleet"]
     assert fleet["num_questions"] == fleet["num_answered"] > 6
     assert fleet["num_control_steps"] == 3 * 6
@@ -126,6 +130,15 @@ def test_a_wrong_call_is_refused_before_anything_is_asked(gateway, capsys, flags
     assert main(["fleet", "--address", gateway.address, *flags]) == 2
     assert said in capsys.readouterr().err
     assert gateway.service.requests == []
+
+
+def test_no_proxy_stands_on_the_way_of_an_encrypted_wire(settings: FleetSettings) -> None:
+    encrypted = replace(settings, tls=TlsOptions())
+    check_run(encrypted, ())
+    with pytest.raises(ValueError, match="no network profile, no faults with TLS"):
+        check_run(replace(encrypted, network="lan"), ())
+    with pytest.raises(ValueError, match="no network profile, no faults with TLS"):
+        run_fleet(encrypted, [Fault(kind="pause", at_s=0.1, duration_s=0.1)])
 
 
 def test_a_page_that_could_not_be_written_is_refused_before_anything_is_asked(gateway, capsys) -> None:
@@ -250,16 +263,34 @@ def test_a_run_that_could_not_keep_its_times_is_invalid(settings: FleetSettings)
 def test_unequal_supply_shows_in_the_index(settings: FleetSettings) -> None:
     served = RobotLog(robot=0, asks=[ask(0.25 * i, 0.01) for i in range(5)])
     starved = RobotLog(robot=1, asks=[ask(0.25 * i, None) for i in range(5)])
+    starved.messages["DeadlineExceededError"] = "late"
     found = figures(settings, [served, starved])
     assert found["fleet"]["fairness"]["jain_index_of_supplied_steps"] == pytest.approx(0.5)
     assert found["fleet"]["robots_supplied"] == 1
     assert [robot["supplied_share"] for robot in found["robots"]] == [1.0, 0.0]
+    robots = tuple(robot_figures(settings, log) for log in (served, starved))
+    run = FleetRun(settings=settings, robots=robots, report={**found, **CONDITIONS})
+    said = {name: text for text, name in fairness_and_bytes(found)}
+    assert said["Jain's index of supplied steps"] == "0.500"
+    assert said["latency p99 of the robots"] == "10.0 to 10.0 ms"
+    # To a person as well, in both reports.
+    page, lines = fleet_page(run), "\n".join(fleet_lines(run))
+    for name, text in said.items():
+        assert f"{name} {text}" in lines
+        assert f"<b>{text}</b><span>{escape(name)}</span>" in page
 
 
 def test_a_swap_is_seen_where_the_revision_changes(settings: FleetSettings) -> None:
     log = RobotLog(robot=2, asks=[ask(0.5, 0.1), ask(0.7, 0.1), ask(0.9, 0.1, revision="b")])
     (swap,) = figures(settings, [log])["fleet"]["swaps_seen"]
     assert swap == {"robot": 2, "at_s": pytest.approx(1.0), "before": "a", "after": "b"}
+
+
+def test_episodes_that_go_to_one_revision_or_the_other_are_no_swaps_after_the_first(settings: FleetSettings) -> None:
+    revisions = "aabbabba"
+    log = RobotLog(robot=0, asks=[ask(0.1 * i, 0.1, revision=revision) for i, revision in enumerate(revisions)])
+    (swap,) = figures(settings, [log])["fleet"]["swaps_seen"]
+    assert (swap["at_s"], swap["before"], swap["after"]) == (pytest.approx(0.3), "a", "b")
 
 
 def test_a_hold_is_the_fault_that_began_last_before_it(settings: FleetSettings) -> None:

@@ -10,6 +10,7 @@ from premotor.client.fleet.command import parse_cpus
 from premotor.client.fleet.questions import NUM_VIEWS, Questions, with_frames
 from premotor.client.fleet.schedule import question_times_s
 from premotor.client.fleet.settings import FleetSettings, parse_cameras, parse_duration_s
+from premotor.client.identity import TlsOptions
 
 STATE = Group(
     name="arm",
@@ -134,3 +135,43 @@ def test_texts_of_the_command_line() -> None:
     ):
         with pytest.raises(ValueError, match=repr(text)):
             parse(text)
+
+
+def test_a_question_is_described_by_what_it_holds() -> None:
+    questions = Questions(POLICY, with_frames(BODY, 1, 24, 32), image_encoding="raw", with_history=False, seed=0)
+    asked = questions.question(0, 0)
+    assert questions.describe() == {
+        "embodiment": "arm",
+        "cameras": ["front 32x24"],
+        "frame_bytes": 24 * 32 * 3,
+        "state_bytes": 8,
+        "instruction_bytes": len(asked.instruction.encode()),
+    }
+
+
+@pytest.mark.parametrize(
+    ("shown", "said"),
+    [
+        ({"endpoint": "lerobot", "tls": TlsOptions()}, "lerobot is not encrypted"),
+        ({"endpoint": "triton", "triton_model": "m", "tls": TlsOptions()}, "triton is not encrypted"),
+        ({"endpoint": "triton", "triton_model": "m", "token": "t"}, "triton carries no token"),
+        (
+            {"endpoint": "openpi", "token": "t", "addresses": ("127.0.0.1:1", "remote:8000")},
+            "to remote:8000 unencrypted",
+        ),
+        (
+            {"endpoint": "premotor", "token": "t", "addresses": ("remote:1",), "network": "wan"},
+            "to remote:1 unencrypted",
+        ),
+    ],
+)
+def test_a_wire_that_would_not_keep_what_robots_show_is_refused(shown: dict, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        settings(num_robots=1, **shown)
+
+
+def test_robots_of_openpi_show_no_certificate(certificates) -> None:
+    own = TlsOptions(certificate=certificates.client.read_bytes(), key=certificates.client_key.read_bytes())
+    assert settings(tls=own, token="t", addresses=("remote:1",)).tls is own
+    with pytest.raises(ValueError, match="openpi shows no certificate"):
+        settings(endpoint="openpi", tls=own)

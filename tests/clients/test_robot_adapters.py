@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -236,6 +237,18 @@ def test_a_robot_whose_cameras_nobody_waits_for_may_read_all_of_it(follower: Fak
 
 def test_history_gets_what_the_robot_says_that_it_sent(robot: LeRobotRobot) -> None:
     np.testing.assert_array_equal(robot.act(np.array([100.0, 11.0, 10.0], np.float32)), [15, 11, 10])
+
+
+def test_frames_that_were_waited_for_are_stamped_when_they_came(follower: FakeFollower, robot: LeRobotRobot) -> None:
+    read, came_s = follower.get_observation, []
+
+    def waits() -> dict[str, Any]:
+        found = read()
+        came_s.append(time.monotonic())
+        return found
+
+    follower.get_observation = waits
+    assert robot.observe().capture_time_s >= came_s[0]
 
 
 def test_a_frame_is_kept_from_a_camera_that_writes_over_its_own(follower: FakeFollower, robot: LeRobotRobot) -> None:

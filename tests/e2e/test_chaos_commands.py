@@ -38,7 +38,7 @@ def test_kills_leave_typed_errors_in_time_and_an_intact_registry(toy_checkpoint,
     assert result["kills"] == {"gateway": 1, "database": 1}
     assert result["registry_intact"] is True
     assert (result["late"], result["wrong_revision"]) == (0, 0), result
-    assert set(result["typed_errors"]) <= {"UNAVAILABLE", "DEADLINE_EXCEEDED"}, result
+    assert set(result["typed_errors"]) <= {"UNAVAILABLE", "DEADLINE_EXCEEDED"} and not result["untyped_errors"], result
     # A robot that has its chunks from memory does not notice a database.
     assert result["longest_gap_s"]["database"] < 5.0
 
@@ -118,12 +118,13 @@ RESULTS: dict[str, tuple[dict[str, Any], dict[str, tuple[Any, str]]]] = {
     ),
     "kill": (
         {
-            "recovered": True, "typed_errors": {"UNAVAILABLE": 9}, "late": 0, "wrong_revision": 0,
-            "registry_intact": True,
+            "recovered": True, "typed_errors": {"UNAVAILABLE": 9}, "untyped_errors": {}, "late": 0,
+            "wrong_revision": 0, "registry_intact": True,
         },
         {
             "recovered": (False, "no chunk for 120 s"),
-            "typed_errors": ({"UNKNOWN": 1}, "{'UNKNOWN': 1}"),
+            "typed_errors": ({"UNKNOWN": 1}, "tell a robot nothing: {'UNKNOWN': 1}"),
+            "untyped_errors": ({"DEADLINE_EXCEEDED": 1}, "did not give itself: {'DEADLINE_EXCEEDED': 1}"),
             "late": (1, "late is 1"),
             "wrong_revision": (1, "wrong_revision is 1"),
             "registry_intact": (False, "the registry is not as it was"),

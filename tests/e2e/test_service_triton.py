@@ -31,6 +31,7 @@ from service.backend import (
     BackendFailedError,
     BackendRequest,
     BackendUnavailableError,
+    InstructionRefusedError,
     RealTimeChunking,
 )
 from service.local import to_chunk_request
@@ -192,9 +193,12 @@ async def test_a_large_request_that_is_given_up_is_not_read_as_the_next(running:
 async def test_a_request_that_fails_fails_alone(running: Running) -> None:
     good = running.cases[0].request
     unreadable, refused = replace(good, embodiment_index=99), replace(good, num_inference_steps=10_000)
-    asked = (good, unreadable, good, refused, good)
+    too_long = replace(good, instruction="1" * 129)
+    asked = (good, unreadable, good, refused, good, too_long)
     answers = await asyncio.gather(*(running.predict(request) for request in asked), return_exceptions=True)
-    assert [isinstance(answer, BackendFailedError) for answer in answers] == [False, True, False, True, False]
+    assert [isinstance(answer, BackendFailedError) for answer in answers] == [False, True, False, True, False, False]
+    assert isinstance(answers[5], InstructionRefusedError)
+    assert str(answers[5]) == "observation.instruction: an instruction of 129 tokens came, expected at most 128"
     assert isinstance(answers[4], BackendChunk)
     np.testing.assert_allclose(answers[4].actions, running.cases[0].expected, rtol=0, atol=1e-5)
 

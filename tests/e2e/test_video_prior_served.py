@@ -11,9 +11,11 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+import torch
 
 from policy.embodiment import Camera, EmbodimentSpec, Group, GroupKind
 from policy.policy import Policy
+from policy.request import ChunkRequest
 from premotor.client import PolicyClient
 from premotor.v1 import policy_pb2_grpc
 from premotor.wire import decode_tensor
@@ -38,6 +40,7 @@ SPEC = EmbodimentSpec(
     control_rate_hz=10.0,
 )
 WAIT_S = 60.0
+HAS_TRITON = (sys.platform, platform.machine()) == ("linux", "x86_64")
 TASK = "drawer-open"
 
 
@@ -137,7 +140,7 @@ def robots(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_policy_from_video_is_served_with_the_chunks_it_gives_in_process(
     checkpoint: Path, backend: BackendKind
 ) -> None:
-    if backend == "triton" and (sys.platform, platform.machine()) != ("linux", "x86_64"):
+    if backend == "triton" and not HAS_TRITON:
         pytest.skip("Triton's wheel is for Linux x86-64")
     revision, policy = read_revision(checkpoint, policy=POLICY), Policy.from_checkpoint(checkpoint)
     assert policy.manifest["variant"] == "video-prior"
@@ -158,20 +161,23 @@ def test_a_policy_from_video_is_served_with_the_chunks_it_gives_in_process(
     assert np.abs(chunks[0] - chunks[1]).max() > 1e-3
 
 
-def test_a_policy_from_video_is_promoted_over_another_and_moves_a_simulated_robot(robots: Path) -> None:
+def test_a_policy_from_video_is_promoted_over_another_and_a_simulated_robot_plays_its_chunks(robots: Path) -> None:
     from training.simulation.registry import make_simulation
 
     arguments = ("--store", str(robots))
     simulation, path = make_simulation(TASK), f"/v1/fleet/policies/{POLICY}"
+    backend: BackendKind = "triton" if HAS_TRITON else "local"
+    in_process = {name: Policy.from_checkpoint(robots / name) for name in ("no-prior", "video-prior")}
     with (
-        served(robots / "no-prior", ModelSettings(), backend="local", arguments=arguments) as service,
+        served(robots / "no-prior", ModelSettings(), backend=backend, arguments=arguments) as service,
         PolicyClient(service.grpc_address) as client,
         AdminClient(AdminAddress(url=service.admin_url)) as admin,
     ):
         horizon = client.get_policy(POLICY).execution_horizon
 
-        def play() -> tuple[str, np.ndarray]:
-            """One chunk's first actions: the revision that gave them, and how the robot's state changed."""
+        def play(seed: int) -> tuple[str, np.ndarray]:
+            """One chunk's first actions, which are those of its checkpoint on what the robot saw and no other's: the
+            revision that gave them, and how the robot's state changed."""
             before, frame = simulation.state(), simulation.observe()
             chunk = client.predict_chunk(
                 policy=POLICY,
@@ -181,21 +187,34 @@ def test_a_policy_from_video_is_promoted_over_another_and_moves_a_simulated_robo
                 images=frame.images,
                 state=frame.state,
                 instruction=simulation.instruction,
+                seed=seed,
+                image_encoding="raw",
                 timeout_s=WAIT_S,
             )
+            asked = ChunkRequest(
+                embodiment=simulation.spec.name,
+                images={name: torch.from_numpy(pixels.copy()) for name, pixels in frame.images.items()},
+                state=torch.from_numpy(frame.state.copy()),
+                instruction=simulation.instruction,
+                seed=seed,
+            )
+            expected = {policy.revision: policy.predict_chunk([asked])[0].numpy() for policy in in_process.values()}
+            np.testing.assert_allclose(chunk.actions, expected.pop(chunk.revision), rtol=0, atol=1e-4)
+            assert np.abs(chunk.actions - expected.popitem()[1]).max() > 1e-2
             for action in chunk.actions[:horizon]:
                 simulation.step(action)
             return chunk.revision, simulation.state() - before
 
         simulation.reset(100_000)
         try:
-            old, _ = play()
+            old, _ = play(0)
             new = admin.carry_out(f"{path}/revisions", {"location": "video-prior"})["revision"]
             admin.carry_out(f"{path}/revisions/{new}:promote", {"move_episodes": True})
             variants = {each: admin.get(f"{path}/revisions/{each}")["variant"] for each in (old, new)}
             assert variants == {old: "no-prior", new: "video-prior"}
-            played = [play() for _ in range(3)]
+            played = [play(seed) for seed in range(1, 4)]
         finally:
             simulation.close()
+    assert (old, new) == tuple(policy.revision for policy in in_process.values())
     assert {revision for revision, _ in played} == {new}
     assert np.abs(sum(moved for _, moved in played)).max() > 1e-3, "the robot stands still"

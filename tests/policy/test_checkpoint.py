@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from policy.checkpoint import CheckpointError, load_probe, revision_of
 from policy.embodiment import EmbodimentSpec
+from policy.instructions import InstructionTooLongError
 from policy.policy import InvalidObservationError, Policy
 from policy.request import ChunkRequest
 
@@ -176,3 +177,13 @@ def test_a_request_that_does_not_fit_is_refused_by_name(
     request = replace(make_toy_request(toy_specs[0]), **change)  # type: ignore[arg-type]
     with pytest.raises(InvalidObservationError, match=message):
         policy.predict_chunk([request])
+
+
+def test_an_instruction_that_would_be_cut_is_refused_with_both_numbers(
+    toy_checkpoint: Path, make_toy_request: MakeRequest, toy_specs: tuple[EmbodimentSpec, ...]
+) -> None:
+    policy = Policy.from_checkpoint(toy_checkpoint)
+    fits = replace(make_toy_request(toy_specs[0]), instruction="1" * 128)
+    policy.check(fits)
+    with pytest.raises(InstructionTooLongError, match="an instruction of 129 tokens came, expected at most 128"):
+        policy.check(replace(fits, instruction="1" * 129))

@@ -205,11 +205,26 @@ def test_stage_1s_prior_starts_encoder_and_decoder(make_model: MakeModel) -> Non
 def test_bodies_start_where_video_ended(make_model: MakeModel, observe: Observe) -> None:
     model = make_model()
     observation = observe(model.config)
+    first_camera = torch.arange(observation.camera_mask.shape[1]) == 0
+    observation = replace(observation, camera_mask=observation.camera_mask & first_camera)
     seen = replace(observation, embodiment=torch.full((3,), model.video_body))
     video = model.observe(seen).without_history
     assert differ(model.observe(observation).without_history, video) == [True] * 3
     model.start_bodies_from_video()
     torch.testing.assert_close(model.observe(observation).without_history, video)
+
+
+def test_every_camera_of_a_body_starts_as_the_one_that_video_has(make_model: MakeModel) -> None:
+    model = make_model()
+    views = [model.backbone.get_parameter(name) for name in ("keypoint_view", "grid_view")]
+    before = [view.detach().clone() for view in views]
+    model.start_bodies_from_video()
+    for view, own in zip(views, before, strict=True):
+        assert view.shape[1] == 2 and not torch.equal(own[-1, 0], own[-1, 1])
+        for body in range(model.config.num_embodiments):
+            for camera in range(2):
+                assert torch.equal(view[body, camera], own[-1, 0])
+        assert torch.equal(view[-1], own[-1])
 
 
 def test_sight_is_what_differs_from_a_cameras_mean(make_model: MakeModel, observe: Observe) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -220,3 +221,11 @@ def test_a_fetch_has_no_time_in_all(tmp_path):
     options = _web_options(ArtifactLimits(read_timeout_s=7.0))
     timeout = options["client_kwargs"]["timeout"]
     assert (timeout.total, timeout.sock_read, timeout.connect) == (None, 7.0, 7.0)
+
+
+@pytest.mark.parametrize(("scheme", "module"), [("s3", "s3fs"), ("gs", "gcsfs"), ("az", "adlfs"), ("abfs", "adlfs")])
+def test_a_scheme_whose_library_is_not_installed_is_refused_naming_the_extra(tmp_path, monkeypatch, scheme, module):
+    monkeypatch.setitem(sys.modules, module, None)
+    store = ArtifactStore(root=None, cache=tmp_path / "cache")
+    with pytest.raises(RevisionError, match=rf"reads {scheme}:// is installed .*'premotor\[object-store\]'"):
+        store.open(POLICY, f"{scheme}://bucket/checkpoint")

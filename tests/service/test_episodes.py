@@ -41,7 +41,7 @@ def test_an_episode_is_remembered_while_it_asks_and_forgotten_once_it_is_silent(
 
 
 def test_the_longest_silent_episode_is_forgotten_when_there_are_too_many(clock):
-    table = EpisodeTable(max_robots=2, now_s=clock)
+    table = EpisodeTable(max_episodes=2, now_s=clock)
     for number in (1, 2):
         table.hold(episode(number), OLD)
     table.hold(episode(1), OLD)
@@ -68,6 +68,23 @@ def test_letting_go_of_a_revision_moves_its_episodes_of_that_policy_only():
         table.hold(each, revision)
     assert table.release("tabletop", OLD) == 1
     assert [table.revision(each) for each in (episode(1), episode(2), other)] == [None, NEW, OLD]
+
+
+def test_what_is_pinned_is_in_progress_and_changes_nothing_of_what_is_routed(clock):
+    table = EpisodeTable(idle_s=10.0, now_s=clock)
+    table.hold(episode(1), OLD)
+    for revision in (NEW, THIRD, NEW):
+        table.hold_pinned(episode(1), revision)
+    assert table.revision(episode(1)) == OLD
+    assert [table.count("tabletop", revision) for revision in (OLD, NEW, THIRD)] == [1, 1, 1]
+    table.hold_pinned(episode(2), OLD)
+    assert table.revision(episode(2)) is None
+    # Those that are routed are let go of, whoever pins a revision asked for no other.
+    assert (table.release("tabletop", OLD), table.release("tabletop", NEW)) == (1, 0)
+    assert [table.count("tabletop", revision) for revision in (OLD, NEW, THIRD)] == [1, 1, 1]
+    clock.now_s = 10.1
+    assert [table.is_pinned(episode(1), revision) for revision in (NEW, THIRD)] == [False, False]
+    assert [table.count("tabletop", revision) for revision in (OLD, NEW, THIRD)] == [0, 0, 0]
 
 
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 1.0])

@@ -189,6 +189,53 @@ async def test_a_tokens_caps_are_kept_on_calls_and_streams(kit, desk):
     assert len(backend.requests) == 2
 
 
+async def begun(gateway, metadata=(), method: str = "PredictChunk"):
+    """A call whose message is still to come."""
+    ask = gateway.channel.stream_unary(
+        f"/premotor.v1.PolicyService/{method}",
+        request_serializer=lambda message: message.SerializeToString(),
+        response_deserializer=policy_pb2.PredictChunkResponse.FromString,
+    )
+    call = ask(timeout=TIMEOUT_S, metadata=metadata)
+    await call.wait_for_connection()
+    return call
+
+
+@pytest.mark.parametrize("method", ["PredictChunk", "GetPolicy", "ListPolicies"])
+async def test_a_message_that_is_still_coming_has_a_place_and_beyond_the_cap_none_is_read(kit, desk, method):
+    metadata = bearer(desk.give("infer", caps=Caps(max_in_flight=1)))
+    request = kit.request()
+    request.observation.instruction = "x" * 100_000
+    async with kit.serve(credentials=desk.credentials, limits=GatewayLimits(max_message_bytes=4096)) as gateway:
+        slow = await begun(gateway, metadata, method)
+        over = await refused(gateway.stub.PredictChunk(request, timeout=TIMEOUT_S, metadata=metadata))
+        assert over.reason == policy_pb2.RequestError.REASON_OVERLOADED
+        assert refused_calls(gateway, "cap") == 1
+        slow.cancel()
+        async with asyncio.timeout(TIMEOUT_S):
+            # Now it is read, and too large.
+            with pytest.raises(grpc.aio.AioRpcError, match="larger than max"):
+                while True:
+                    call = gateway.stub.PredictChunk(request, timeout=TIMEOUT_S, metadata=metadata)
+                    if read_error_metadata(await call.trailing_metadata()) is None:
+                        await call
+
+
+async def test_a_message_that_comes_late_is_answered(kit, desk):
+    async with kit.serve(credentials=desk.credentials) as gateway:
+        call = await begun(gateway, bearer(desk.give("infer")))
+        await call.write(kit.request(request_id="late"))
+        assert (await call).request_id == "late"
+
+
+async def test_a_call_that_ends_without_its_message_is_refused_as_one_that_says_nothing(kit, desk):
+    async with kit.serve(credentials=desk.credentials) as gateway:
+        call = await begun(gateway, bearer(desk.give("infer")))
+        await call.done_writing()
+        error = await refused(call)
+    assert (error.code, error.field) == (grpc.StatusCode.INVALID_ARGUMENT.value[0], "policy")
+
+
 async def test_a_tokens_rate_is_told_with_the_time_to_wait(kit, desk):
     metadata = bearer(desk.give("infer", caps=Caps(max_requests_per_s=2)))
     async with kit.serve(credentials=desk.credentials) as gateway:

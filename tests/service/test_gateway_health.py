@@ -13,6 +13,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from premotor.v1 import policy_pb2
 from premotor.wire import read_error_metadata
 from service.gateway import GatewayLimits
+from service.policies import ServedPolicies
 
 SERVICES = ["", "premotor.v1.PolicyService", "premotor.v1.PolicyService/tabletop"]
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -161,6 +162,22 @@ async def test_get_and_list_publish_the_description_that_requests_are_validated_
     assert got.policy == kit.revision.description
     assert list(listed.policies) == [kit.revision.description]
     assert got.policy.revision and got.policy.schema_digest
+
+
+@pytest.mark.asyncio
+async def test_a_gateway_that_is_starting_lists_nothing_rather_than_no_policies(kit):
+    policies, request = ServedPolicies(), policy_pb2.ListPoliciesRequest()
+    starting = type(kit)(kit.revision)
+    starting.policies = policies
+    async with starting.serve() as gateway:
+        for tell in (lambda: None, lambda: policies.apply({}, waiting=["tabletop"])):
+            tell()
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await gateway.stub.ListPolicies(request, timeout=TIMEOUT_S)
+            assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+            assert "the gateway is starting" in refused.value.details()
+        policies.apply({})
+        assert not (await gateway.stub.ListPolicies(request, timeout=TIMEOUT_S)).policies
 
 
 @pytest.mark.asyncio

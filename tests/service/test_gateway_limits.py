@@ -12,7 +12,7 @@ import grpc
 import numpy as np
 import pytest
 
-from premotor.v1 import policy_pb2
+from premotor.v1 import policy_pb2, policy_pb2_grpc
 from premotor.wire import decode_duration, encode_tensor, read_error_metadata
 from service.credentials import Caps
 from service.gateway import GatewayLimits, limits
@@ -156,6 +156,23 @@ async def too_many_streams(kit: Any, desk: Any) -> None:
         stream.cancel()
 
 
+async def too_many_calls(kit: Any, desk: Any) -> None:
+    async with kit.serve(limits=GatewayLimits(max_calls=1)) as gateway:
+        stream = gateway.stub.StreamChunks(timeout=TIMEOUT_S)
+        await stream.write(policy_pb2.StreamChunksRequest(request=kit.request()))
+        assert (await stream.read()).HasField("chunk")
+        # One connection waits for its own calls to end; another is refused.
+        async with grpc.aio.insecure_channel(gateway.address, options=[("grpc.use_local_subchannel_pool", 1)]) as other:
+            predict = policy_pb2_grpc.PolicyServiceStub(other).PredictChunk
+            with pytest.raises(grpc.aio.AioRpcError, match="limit exceeded") as failed:
+                await predict(kit.request(), timeout=TIMEOUT_S)
+            assert failed.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            waiting = asyncio.ensure_future(ask(gateway, kit.request()))
+            await stream.done_writing()
+            assert await stream.read() is grpc.aio.EOF
+            assert await waiting is None
+
+
 async def too_much_for_a_token(kit: Any, desk: Any) -> None:
     busy, other = (
         {"metadata": (("authorization", f"Bearer {desk.give('infer', caps=Caps(max_requests_per_s=1))}"),)}
@@ -201,6 +218,7 @@ BEYOND: dict[str, Callable[..., Awaitable[None]]] = {
     "max_queued_bytes_per_policy": too_much_waiting,
     "max_in_flight_per_stream": too_many_on_a_stream,
     "max_streams": too_many_streams,
+    "max_calls": too_many_calls,
     "Caps": too_much_for_a_token,
 }
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 from concurrent.futures import Executor, Future
+from typing import Any
 
 import grpc
 import numpy as np
@@ -14,13 +15,18 @@ from prometheus_client import CollectorRegistry
 
 from premotor.v1 import policy_pb2
 from premotor.wire import decode_duration, decode_tensor, read_error_metadata
-from service.backend import BackendDeadlineError, BackendFailedError, BackendUnavailableError
+from service.backend import (
+    BackendDeadlineError,
+    BackendFailedError,
+    BackendUnavailableError,
+    InstructionRefusedError,
+)
 from service.gateway import GatewayLimits
 from service.gateway.answers import ChunkAnswerer
 from service.gateway.images import Frame, decode_frames
 from service.gateway.metrics import GatewayMetrics
 from service.logs import JsonFormatter
-from service.policies import ServedPolicies
+from service.policies import ServedPolicies, ServedPolicy
 from service.revision import read_revision
 
 TIMEOUT_S = 10.0
@@ -71,6 +77,52 @@ async def test_a_chunk_says_the_schema_of_the_revision_that_answered_not_of_the_
         pinned = await gateway.stub.PredictChunk(request, timeout=TIMEOUT_S)
     assert main.schema_digest == described.policy.schema_digest == kit.revision.description.schema_digest
     assert pinned.schema_digest == other.description.schema_digest != main.schema_digest
+
+
+async def test_a_request_that_pins_a_revision_is_in_progress_there_and_is_routed_nowhere(kit, tmp_path):
+    other = read_revision(kit.write_checkpoint(tmp_path / "other", variant="no-prior"), policy="tabletop")
+    both = type(kit)(kit.revision)
+    both.policies = ServedPolicies.fixed({"tabletop": [kit.revision, other]})
+    async with both.serve() as gateway:
+        request = kit.request()
+        request.revision = other.revision
+        assert (await gateway.stub.PredictChunk(request, timeout=TIMEOUT_S)).revision == other.revision
+        assert both.policies.num_in_progress("tabletop", other.revision) == 1
+        # Nothing that came with it is remembered when its ids are none.
+        request.robot_id = "r" * 129
+        await failure_of(gateway.stub.PredictChunk(request, timeout=TIMEOUT_S))
+        assert both.policies.num_in_progress("tabletop", other.revision) == 1
+        answered = await gateway.stub.PredictChunk(kit.request(), timeout=TIMEOUT_S)
+    assert answered.revision == kit.revision.revision
+
+
+async def test_an_episode_goes_on_with_the_revision_that_its_robot_names_where_such_episodes_do(kit, tmp_path):
+    other = read_revision(kit.write_checkpoint(tmp_path / "other", variant="no-prior"), policy="tabletop")
+    serving, named = kit.revision.revision, other.revision
+    both = type(kit)(kit.revision)
+    both.policies = ServedPolicies()
+    policy = ServedPolicy(revisions={serving: kit.revision, named: other}, shares=((serving, 1.0),))
+
+    async def answers(episode_id: str, **said: Any) -> str:
+        request = kit.request()
+        request.episode_id = episode_id
+        request.MergeFrom(policy_pb2.PredictChunkRequest(**said))
+        return (await gateway.stub.PredictChunk(request, timeout=TIMEOUT_S)).revision
+
+    async with both.serve() as gateway:
+        both.policies.apply({"tabletop": policy}, going_on=[("tabletop", named)])
+        assert await answers("1") == serving
+        assert await answers("2", episode_revision=named) == named
+        # Known from then on, and known better than by hearsay.
+        assert await answers("2") == named
+        assert await answers("3") == serving
+        assert await answers("3", episode_revision=named) == serving
+        assert await answers("4", episode_revision="") == serving
+        assert await answers("5", episode_revision=named, revision=serving) == serving
+        both.policies.apply({"tabletop": policy})
+        assert await answers("6", episode_revision=named) == serving
+        with pytest.raises(grpc.aio.AioRpcError, match="episode_revision: 129 bytes came, expected 0 to 128"):
+            await answers("7", episode_revision="x" * 129)
 
 
 @pytest.mark.asyncio
@@ -190,6 +242,19 @@ async def test_a_backends_failure_becomes_its_status_and_tells_nothing_of_the_ma
         assert not error.HasField("retry_delay")
     else:
         assert decode_duration(error.retry_delay, field="retry_delay") == retry_s
+
+
+@pytest.mark.asyncio
+async def test_an_instruction_that_only_the_model_can_measure_is_refused_as_any_other_field(kit):
+    failure = InstructionRefusedError("an instruction of 129 tokens came, expected at most 128")
+    async with kit.serve(backend=kit.backend(failure=failure)) as gateway:
+        failed, error = await failure_of(gateway.stub.PredictChunk(kit.request(), timeout=TIMEOUT_S))
+    assert failed.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert (error.field, error.reason) == ("observation.instruction", policy_pb2.RequestError.REASON_INVALID)
+    assert "129 tokens came, expected at most 128" in error.message
+    # Who asks wrongly is no revision's fault.
+    record = gateway.server.outcomes.record("tabletop", kit.revision.revision, since_s=0.0, window_s=60.0)
+    assert record.num_requests == 0
 
 
 def one_nan(request) -> np.ndarray:

@@ -461,6 +461,26 @@ async def test_whoever_keeps_a_model_busy_goes_when_another_s_chunk_leaves_it_id
     await models.end()
 
 
+@pytest.mark.parametrize(("gap_s", "goes"), [(0.25, True), (0.05, False)])
+async def test_a_gap_is_used_only_when_nobody_is_expected_before_its_end(gap_s: float, goes: bool) -> None:
+    models, period_s, inside_s = Models(room=4), 0.4, 0.1
+    await in_company_with_too_much(models, "quick")
+    # A long one in a gap: it has far too much from now on.
+    await work(models, "other's first", robot="other", for_s=0.0)
+    models.now_s += 1.0
+    await models.answer(*models.inside)
+    models.ask("quick, waiting", robot="quick")
+    # "third" asks twice, a period apart, while "other" keeps the model from being left idle.
+    models.ask("other's", robot="other")
+    for next_s in (period_s, period_s - gap_s):
+        await work(models, f"third's {next_s}", robot="third", for_s=inside_s)
+        models.now_s += next_s - inside_s
+    assert list(models.inside) == ["other's"]
+    await models.answer("other's")
+    assert ("quick, waiting" in models.inside) is goes
+    await models.end()
+
+
 async def test_a_gap_is_left_to_those_within_their_share_while_any_are_there() -> None:
     models = Models(room=4)
     await in_company_with_too_much(models, "quick")

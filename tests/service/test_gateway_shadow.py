@@ -175,7 +175,7 @@ async def test_a_shadow_that_fails_now_and_then_is_said_to_fail_above_a_share_an
 async def test_a_shadow_that_reads_requests_otherwise_is_not_asked_and_that_is_said(kit, tmp_path, caplog):
     changed = read_revision(kit.write_checkpoint(tmp_path / "changed", config={"history_steps": 4}), policy=POLICY)
     backend, registry = TwoModels(changed.revision, identical), CollectorRegistry()
-    traffic = ShadowTraffic(backend=backend, metrics_registry=registry)
+    traffic = ShadowTraffic(backend=backend, metrics_registry=registry, shadowed=lambda: {(POLICY, changed.revision)})
     traffic.start()
     embodiment = kit.revision.description.embodiments[1]
     served = BackendChunk(actions=np.zeros((16, 8), np.float32), inference_s=0.0, queue_s=0.0)
@@ -199,3 +199,58 @@ async def test_a_shadow_that_reads_requests_otherwise_is_not_asked_and_that_is_s
     assert counted == {(changed.revision, "other_schema"): 20}
     (alarm,) = fields_of(caplog, "shadow fails")
     assert alarm["error"] == f"its schema is not that of {kit.revision.revision}, which serves"
+
+
+async def test_a_shadow_that_hangs_costs_another_policys_shadow_nothing_and_both_are_forgotten_with_their_routes(
+    kit, other, tmp_path
+):
+    hanging, well = other, read_revision(kit.write_checkpoint(tmp_path / "well", variant="no-prior"), policy=POLICY)
+    backend, registry = TwoModels(hanging.revision, identical), CollectorRegistry()
+    backend.hold = asyncio.Event()
+    shadowed = {("a", hanging.revision), ("b", well.revision)}
+    traffic = ShadowTraffic(backend=backend, metrics_registry=registry, shadowed=lambda: shadowed)
+    request = BackendRequest(
+        embodiment_index=1,
+        images=(),
+        state=np.zeros(9, np.float32),
+        instruction="",
+        history_states=np.zeros((0, 9), np.float32),
+        history_actions=np.zeros((0, 8), np.float32),
+        seed=1,
+        num_inference_steps=1,
+    )
+    served = await backend.predict(kit.revision.revision, request, timeout_s=1)
+
+    def offer(policy: str, revision: Revision) -> None:
+        shadow, embodiment = Shadow(revision=revision.revision, share=1.0), kit.revision.description.embodiments[1]
+        traffic.offer(policy, shadow, (kit.revision, revision), embodiment, request, served)
+
+    def outcomes(policy: str) -> dict[str, float]:
+        samples = [sample for family in registry.collect() for sample in family.samples]
+        ours = [sample for sample in samples if sample.labels["policy"] == policy]
+        counted = {each.labels["outcome"]: each.value for each in ours if each.name == "premotor_shadow_requests_total"}
+        assert counted or not ours
+        return counted
+
+    async def until(policy: str, expected: dict[str, float]) -> None:
+        async with asyncio.timeout(10):
+            while outcomes(policy) != expected:  # noqa: ASYNC110  # only the metrics tell
+                await asyncio.sleep(0.01)
+
+    traffic.start()
+    for _ in range(30):
+        offer("a", hanging)
+    for _ in range(10):
+        offer("b", well)
+    assert outcomes("a") == {"dropped": 14}
+    await until("b", {"answered": 10})
+    shadowed.clear()
+    await until("a", {})
+    await until("b", {})
+    # It is one again, and nothing is held against it.
+    shadowed.add(("b", well.revision))
+    offer("b", well)
+    await until("b", {"answered": 1})
+    await traffic.stop()
+    offer("b", well)
+    assert outcomes("b") == {"answered": 1}

@@ -63,6 +63,11 @@ REFUSALS = {
     "no request id": (assign(request_id=""), "request_id", "0 bytes came"),
     "long id": (assign(robot_id="r" * 129), "robot_id", "129 bytes came, expected 1 to 128"),
     "long id in bytes": (assign(request_id="é" * 65), "request_id", "130 bytes came"),
+    "long episode revision": (
+        assign(episode_revision="r" * 129),
+        "episode_revision",
+        "129 bytes came, expected 0 to 128",
+    ),
     "no embodiment": (assign(embodiment=""), "embodiment", "none came, the policy drives 'sawyer', 'panda'"),
     "unknown embodiment": (assign(embodiment="pandas"), "embodiment", "the nearest name is 'panda'"),
     "no observation": (lambda r: r.ClearField("observation"), "observation", "it is required"),
@@ -212,7 +217,7 @@ def test_the_largest_numbers_that_a_counter_reaches_are_taken(kit, validator):
 def test_the_longest_history_ids_and_instruction_are_taken(kit, validator):
     request = kit.request()
     set_history(8, 8)(request)
-    request.robot_id = "r" * 128
+    request.robot_id = request.episode_revision = "r" * 128
     request.observation.instruction = "a" * 1024
     request.num_inference_steps = 32
     request.seed = 2**63 - 1

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import threading
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import pytest_asyncio
 
+from policy.policy import Policy
 from service.backend import (
     BackendDeadlineError,
     BackendError,
     BackendFailedError,
+    BackendRequest,
     BackendUnavailableError,
+    InstructionRefusedError,
     RealTimeChunking,
 )
+from service.inference import load_policy
 from service.local import LocalBackend
 from service.model_settings import ModelSettings
 from service.probe import ProbeCase, read_probe
@@ -38,6 +44,7 @@ def cases(revision: Revision) -> tuple[ProbeCase, ...]:
 @pytest_asyncio.fixture
 async def backend(revision: Revision) -> AsyncIterator[LocalBackend]:
     backend = LocalBackend(ModelSettings(max_batch_size=4))
+    await backend.start()
     await backend.load(revision)
     yield backend
     await backend.close()
@@ -101,6 +108,13 @@ async def test_a_prefix_that_the_checkpoint_was_not_trained_for_fails_alone(
         await backend.predict(revision.revision, replace(cases[0].request, real_time_chunking=chunking), timeout_s=10)
 
 
+async def test_an_instruction_that_is_too_long_is_refused_with_both_numbers(
+    backend: LocalBackend, revision: Revision, cases: tuple[ProbeCase, ...]
+) -> None:
+    with pytest.raises(InstructionRefusedError, match=r"^observation\.instruction: an instruction of 129 tokens came"):
+        await backend.predict(revision.revision, replace(cases[0].request, instruction="1" * 129), timeout_s=10)
+
+
 async def test_the_event_loop_turns_while_the_model_runs(
     backend: LocalBackend, revision: Revision, cases: tuple[ProbeCase, ...]
 ) -> None:
@@ -128,6 +142,48 @@ async def test_a_request_that_fails_fails_alone(
     for answer in (answers[0], answers[3]):
         assert not isinstance(answer, BaseException)
         np.testing.assert_allclose(answer.actions, cases[0].expected, rtol=0, atol=1e-5)
+
+
+async def test_robots_are_answered_while_another_revision_loads(
+    backend: LocalBackend, revision: Revision, cases: tuple[ProbeCase, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, may_end = threading.Event(), threading.Event()
+
+    def load_slowly(directory: Path, **settings: Any) -> Policy:
+        begun.set()
+        assert may_end.wait(30)
+        return load_policy(directory, **settings)
+
+    monkeypatch.setattr("service.local.load_policy", load_slowly)
+    loading = asyncio.create_task(backend.load(replace(revision, revision="another")))
+    try:
+        assert await asyncio.to_thread(begun.wait, 10)
+        for case in cases:
+            chunk = await backend.predict(revision.revision, case.request, timeout_s=10)
+            np.testing.assert_allclose(chunk.actions, case.expected, rtol=0, atol=1e-5)
+        assert not loading.done() and not await backend.ready("another")
+    finally:
+        may_end.set()
+    await loading
+    assert (await backend.predict("another", cases[0].request, timeout_s=10)).batch_size == 1
+
+
+async def test_a_shadow_waits_for_every_robot_also_for_those_that_came_after_it(
+    backend: LocalBackend, revision: Revision, cases: tuple[ProbeCase, ...]
+) -> None:
+    request = cases[0].request
+    ended: list[str] = []
+
+    async def ask(who: str, request: BackendRequest) -> int:
+        chunk = await backend.predict(revision.revision, request, timeout_s=10)
+        ended.append(who)
+        return chunk.batch_size
+
+    copy = replace(request, is_shadow=True)
+    asked = [("shadow", copy), *[("robot", request)] * 5, ("shadow", copy)]
+    # Nor does it make the batch of a robot larger.
+    assert await asyncio.gather(*(ask(who, each) for who, each in asked)) == [2, 4, 4, 4, 4, 1, 2]
+    assert ended == ["robot"] * 5 + ["shadow"] * 2
 
 
 async def test_what_has_expired_is_not_run(

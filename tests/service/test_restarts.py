@@ -31,15 +31,24 @@ def logging_as_before() -> Iterator[None]:
 
 
 @asynccontextmanager
-async def running(*policies: tuple[str, Path], **where: Any) -> AsyncIterator[dict[str, Any]]:
+async def starting(*policies: tuple[str, Path], **where: Any) -> AsyncIterator[asyncio.Task[dict[str, Any]]]:
     config = ServeConfig(
         policies=policies, model=ModelSettings(), backend="local", port=0, admin_port=0, drain_s=0.0, **where
     )
     service = Service(config)
+    task = asyncio.create_task(service.start())
     try:
-        yield await service.start()
+        yield task
     finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
         await service.stop()
+
+
+@asynccontextmanager
+async def running(*policies: tuple[str, Path], **where: Any) -> AsyncIterator[dict[str, Any]]:
+    async with starting(*policies, **where) as task:
+        yield await task
 
 
 def serve_once(*policies: tuple[str, Path], **where: Any) -> None:
@@ -90,6 +99,38 @@ def test_a_start_whose_checkpoint_is_gone_is_refused(checkpoint, tmp_path, capsy
     shutil.rmtree(checkpoint)
     assert main([*ARGUMENTS, "--state", str(state)]) == 1
     assert f"cannot serve: policy 'tabletop': {checkpoint} is not a directory" in capsys.readouterr().err
+
+
+async def test_a_restart_leaves_a_policy_that_was_retired_retired(checkpoint, tmp_path):
+    state = tmp_path / "state"
+    async with running(("tabletop", checkpoint), state=state) as announced:
+        assert await retired(announced, "tabletop") == "succeeded"
+    async with running(("tabletop", checkpoint), state=state) as announced:
+        assert (announced["event"], announced["policies"]) == ("ready", {})
+
+
+async def retired(announced: dict[str, Any], policy: str) -> str:
+    """How that ended."""
+    async with httpx.AsyncClient(base_url=announced["admin"], timeout=10.0) as http, asyncio.timeout(10):
+        operation = (await http.post(f"/v1/fleet/policies/{policy}:retire")).json()
+        while operation["state"] == "running":
+            operation = (await http.get(f"/v1/operations/{operation['operation']}")).json()
+    return operation["state"]
+
+
+async def test_two_services_that_start_at_once_on_a_fresh_registry_serve_the_same(checkpoint, tmp_path):
+    registry = f"sqlite:///{tmp_path}/registry.db"
+    async with (
+        starting(("tabletop", checkpoint), registry=registry, state=tmp_path / "a") as first,
+        starting(("tabletop", checkpoint), registry=registry, state=tmp_path / "b") as second,
+    ):
+        announced = [await first, await second]
+        (served,) = {tuple(each["policies"].items()) for each in announced}
+        assert [policy for policy, _ in served] == ["tabletop"]
+        assert [await readiness(each) for each in announced] == [(200, {"tabletop": True})] * 2
+        async with httpx.AsyncClient(base_url=announced[0]["admin"], timeout=10.0) as http:
+            entries = (await http.get("/v1/audit")).json()["entries"]
+        assert [entry["outcome"] for entry in entries if entry["action"] == "promote"] == ["succeeded"]
 
 
 async def test_a_policy_that_is_gone_does_not_keep_the_others_from_being_served(checkpoint, tmp_path):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from premotor.v1 import policy_pb2
+from service.episodes import Episode
 from service.errors import UnknownPolicyError, UnknownRevisionError
 from service.policies import ServedPolicies
 from service.revision import RevisionError, load_revision, read_revision
@@ -90,6 +91,14 @@ def test_the_shipped_policy_is_to_its_robots_what_it_was():
     """Says no more than that: a retrained checkpoint keeps the digest, one for other bodies or chunks gets another."""
     description = read_revision(SHIPPED, policy="tabletop").description
     assert description.schema_digest == "4d5e9f5baf7905324ecb3d492839a0ca047bd2fcaf1f3798b314bd3b7e8a7432"
+
+
+def test_the_shipped_policy_is_small_enough_to_ship():
+    assert sum(path.stat().st_size for path in SHIPPED.rglob("*") if path.is_file()) <= 25_000_000
+    manifest = json.loads((SHIPPED / "manifest.json").read_text())
+    assert manifest["num_parameters"] <= 12_000_000
+    # In fp32, so that the manifest cannot say less than there is.
+    assert manifest["files"]["model.safetensors"]["num_bytes"] <= 4 * manifest["num_parameters"] + 100_000
 
 
 def test_a_step_limit_is_published_and_changes_what_a_robot_relies_on(checkpoint):
@@ -227,9 +236,10 @@ def test_the_first_revision_serves_and_every_listed_one_can_be_pinned(kit, tmp_p
     second = read_revision(kit.write_checkpoint(tmp_path / "second", variant="no-prior"), policy="tabletop")
     policies = ServedPolicies.fixed({"tabletop": [first, second]})
     assert policies.serving("tabletop") is first
-    assert policies.pinned("tabletop", second.revision) is second
+    episode = Episode(policy="tabletop", robot_id="robot", episode_id="1")
+    assert policies.pinned(episode, second.revision) is second
     with pytest.raises(UnknownRevisionError, match=first.revision):
-        policies.pinned("tabletop", "0" * 12)
+        policies.pinned(episode, "0" * 12)
     with pytest.raises(UnknownPolicyError, match="the nearest name is 'tabletop'"):
         policies.serving("table-top")
 

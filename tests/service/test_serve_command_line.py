@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from service.__main__ import main
+from service.episodes import EpisodeTable
 from service.serve import ServeConfig, Service
 
 
@@ -31,12 +32,20 @@ def logging_as_before() -> Iterator[None]:
     [
         (["serve", "--policy", "tabletop"], "is not NAME=DIR"),
         (["serve", "--policy", "=somewhere"], "is not NAME=DIR"),
+        (
+            ["serve", "--policy", "lab:tabletop=somewhere"],
+            "expected a name of 1 to 128 characters, none of them / or :",
+        ),
+        (["serve", "--policy", "a/b=somewhere"], "a policy 'a/b' came"),
+        (["serve", "--policy", f"{'a' * 129}=somewhere"], "expected a name of 1 to 128 characters"),
+        (["serve", "--policy", "a=b", "--episode-idle-s", "0"], "episode_idle_s is 0"),
         (["serve"], "--policy"),
         (["serve", "--policy", "a=b", "--port", "70000"], "is not a port"),
         (["serve", "--policy", "a=b", "--openpi-port", "x"], "'x' is not a port"),
         (["serve", "--policy", "a=b", "--openpi-map", "/nowhere/map.json"], "No such file"),
         (["serve", "--policy", "a=b", "--openpi-port", "0", "--openpi-map", __file__], "is no observation map"),
         (["serve", "--policy", "a=b", "--backend", "trition"], "invalid choice: 'trition'"),
+        (["serve", "--policy", "a=b", "--triton-control-key", __file__], "does not hold KEY=VALUE"),
         (["serve", "--policy", "a=b", "--threads", "0"], "threads is 0"),
         (["serve", "--policy", "a=b", "--gateways", "0"], "num_gateways is 0"),
         (
@@ -107,6 +116,28 @@ def test_a_service_that_is_alone_is_fenced_where_told(
     ports = ("--port", "0", "--admin-port", "0", "--drain-s", "0")
     assert main(["serve", "--state", str(tmp_path), "--backend", "local", *ports, *flags]) == 0
     assert said == [("reachable", fenced, fenced)]
+
+
+def test_the_silence_that_ends_an_episode_is_the_operators_to_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def table(*, idle_s: float) -> EpisodeTable:
+        said_s.append(idle_s)
+        return EpisodeTable(idle_s=idle_s)
+
+    async def start(config: ServeConfig) -> None:
+        service = Service(config)
+        try:
+            await service.start()
+        finally:
+            await service.stop()
+
+    said_s: list[float] = []
+    monkeypatch.setattr("service.processes.gateway.EpisodeTable", table)
+    monkeypatch.setattr("service.serve.serve", start)
+    flags = ("--port", "0", "--admin-port", "0", "--drain-s", "0", "--backend", "local", "--state", str(tmp_path))
+    assert main(["serve", *flags, "--episode-idle-s", "7.5"]) == 0
+    assert said_s == [7.5]
 
 
 def test_check_prints_the_revision_of_a_good_checkpoint(

@@ -15,7 +15,13 @@ import grpc
 import numpy as np
 import pytest
 
-from service.backend import BackendDeadlineError, BackendFailedError, BackendRequest, BackendUnavailableError
+from service.backend import (
+    BackendDeadlineError,
+    BackendFailedError,
+    BackendRequest,
+    BackendUnavailableError,
+    InstructionRefusedError,
+)
 from service.model_settings import ModelSettings
 from service.probe import ProbeCase, read_probe
 from service.revision import Revision, RevisionError, read_revision
@@ -53,6 +59,8 @@ class FakeTriton:
     # Set once that was asked in vain.
     was_asked: asyncio.Event = field(default_factory=asyncio.Event)
     holding: asyncio.Event = field(default_factory=asyncio.Event)
+    # What it asks of who loads models, "KEY=VALUE".
+    control_key: str = ""
     loads: list[str] = field(default_factory=list)
     unloads: list[str] = field(default_factory=list)
     num_inferences: int = 0
@@ -102,6 +110,9 @@ class FakeTriton:
         )
 
     async def _load(self, request: bytes, context: grpc.aio.ServicerContext) -> bytes:
+        if self.control_key and not self._is_shown_by(context):
+            # As Triton says it.
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "This protocol is restricted")
         model = request[2:].decode()
         async with self.arrived:
             self.loads.append(model)
@@ -114,6 +125,10 @@ class FakeTriton:
             self.infer_error = None
         self.missing.discard(model)
         return b""
+
+    def _is_shown_by(self, context: grpc.aio.ServicerContext) -> bool:
+        key, _, value = self.control_key.partition("=")
+        return (f"triton-grpc-protocol-{key}", value) in tuple(map(tuple, context.invocation_metadata() or ()))
 
     async def _unload(self, request: bytes, context: grpc.aio.ServicerContext) -> bytes:
         self.unloads.append(request[2:].decode())
@@ -171,6 +186,7 @@ class FakeProcess:
         self.repository = repository
         self.address = ""
         self.control_address = ""
+        self.control_key = ""
         self.owner = ""
         self.shares_memory = False
         self.num_starts = 0
@@ -459,6 +475,17 @@ async def test_a_failure_of_the_model_is_not_taken_for_its_death(process: FakePr
         with pytest.raises(BackendFailedError, match="InvalidObservationError"):
             await backend.predict(revision.revision, process.triton.cases[0].request, timeout_s=5)
         assert await backend.ready(revision.revision)
+
+
+async def test_an_instruction_that_the_model_refuses_is_the_robots_fault(
+    process: FakeProcess, revision: Revision
+) -> None:
+    async with started(process, revision) as backend:
+        process.triton.infer_error = (500, "InstructionTooLongError: an instruction of 129 tokens came")
+        with pytest.raises(
+            InstructionRefusedError, match=r"^observation\.instruction: an instruction of 129 tokens came$"
+        ):
+            await backend.predict(revision.revision, process.triton.cases[0].request, timeout_s=5)
 
 
 async def test_a_model_that_dies_while_nobody_asks_is_noticed(process: FakeProcess, revision: Revision) -> None:
@@ -849,3 +876,13 @@ async def test_a_model_that_its_first_process_no_longer_has_is_reported_to_it(
         await become_ready(backend, revision)
     assert reported == [revision.revision]
     assert process.triton.loads == []
+
+
+async def test_a_triton_that_lets_only_some_load_models_is_shown_its_key(process, revision):
+    process.triton.control_key = process.control_key = "robots=s3cret=="
+    async with started(process, revision) as backend:
+        assert await backend.ready(revision.revision)
+    process.control_key = "robots=another"
+    with pytest.raises(BackendUnavailableError, match="restricted"):
+        async with started(process, revision):
+            pass

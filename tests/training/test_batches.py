@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -197,6 +198,7 @@ class Spy(nn.Module):
     """In the place of a VLA: keeps what the policy hands to the model."""
 
     config = CONFIG
+    backbone = SimpleNamespace(instructions=SimpleNamespace(tokens=str.split))
     observation: ObservationBatch
     history: HistoryBatch | None
 

@@ -210,12 +210,14 @@ class FakeRay(ModuleType):
         self.exceptions = ModuleType("ray.exceptions")
         self.exceptions.RayError = type("RayError", (Exception,), {})  # type: ignore[attr-defined]
         self.address = ""
+        self.environment: Mapping[str, str] = {}
         self.functions: list[Any] = []
         self.lost: set[str] = set()
         self.slow = 1
 
-    def init(self, address: str) -> None:
+    def init(self, address: str, runtime_env: Mapping[str, Mapping[str, str]]) -> None:
         self.address = address
+        self.environment = runtime_env["env_vars"]
 
     def shutdown(self) -> None:
         self.address = ""
@@ -265,6 +267,15 @@ def test_a_cluster_is_given_the_function_that_a_process_runs(ray: FakeRay, recor
     assert events[0]["recordings"] == ["data/button-press", "motion/button-press"]
 
 
+def test_processes_of_a_cluster_render_as_here_and_take_one_core(ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
+    for here, there in (("osmesa", "osmesa"), (None, "egl")):
+        monkeypatch.delenv("MUJOCO_GL", raising=False)
+        if here:
+            monkeypatch.setenv("MUJOCO_GL", here)
+        assert run_on_ray([], "10.0.0.1:6379", silent) == {}
+        assert ray.environment == {"MUJOCO_GL": there, "OMP_NUM_THREADS": "1"}
+
+
 def test_a_machine_that_a_cluster_loses_is_one_failure(ray: FakeRay, recorded: Path) -> None:
     ray.lost = {"data/button-press"}
     jobs = recording_jobs(SMOKE, recorded, tasks=["button-press"], motion=True)
@@ -282,7 +293,7 @@ def test_an_address_without_ray_is_an_error_with_its_remedy(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(MissingRayError, match="pip install ray"):
+    with pytest.raises(MissingRayError, match=r"pip install ray.*pip install --no-deps robosuite"):
         run_on_ray([], "10.0.0.1:6379", silent)
     recorded = bench_data(tmp_path, capsys, "--ray", "10.0.0.1:6379")
     assert recorded.status == 1

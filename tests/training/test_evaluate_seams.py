@@ -17,6 +17,8 @@ from training.evaluate import Target
 from training.rollout import Episode, summarise
 from training.seams import SeamMeter
 
+SHIPPED = Path(__file__).resolve().parents[2] / "checkpoints" / "tabletop"
+
 
 class Asked:
     """Stands for the evaluation itself: keeps whom it was to ask and how; a seam of half a radian."""
@@ -40,7 +42,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
 
 
 def evaluate(run: Path, *arguments: str) -> int:
-    return main(["evaluate", "--threads", "1", "--run", str(run), "--tasks", "lift", "--episodes", "1", *arguments])
+    asked = ["evaluate", "--threads", "1", "--run", str(run), "--tasks", "lift", "--episodes", "1", *arguments]
+    return main(asked if "--address" in arguments else [*asked, "--checkpoint", str(SHIPPED)])
 
 
 def test_a_rule_and_a_delay_reach_the_target_and_the_jumps_are_printed(

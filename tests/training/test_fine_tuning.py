@@ -108,3 +108,12 @@ def test_the_delay_of_landmarks_counts_steps(tmp_path: Path) -> None:
     at_once, second, third = norms(0), norms(1), norms(2)
     assert second[0] == third[0] != at_once[0]
     assert second[1] != third[1]
+
+
+def test_an_instruction_that_would_be_cut_is_refused_with_its_data_and_the_remedy() -> None:
+    corpus = shared_training.corpus()
+    long = replace(corpus.packs[1], instructions=("hand it over", "1" * 129))
+    with pytest.raises(
+        ValueError, match=r"pack pair of task 'pair': an instruction of 129 .* at most 128: '1+'\.\.\.; short"
+    ):
+        replace(corpus, packs=[corpus.packs[0], long])

@@ -60,7 +60,7 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("verb", ["inspect", "export"])
-def test_a_run_that_is_not_trained_is_refused_with_the_verb_that_trains_it(
+def test_a_run_that_is_not_trained_is_refused_before_its_recordings_are_packed(
     recipe_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str
 ) -> None:
     assert call(verb, "--recipe", recipe_file, "--run", tmp_path) == 1
@@ -69,7 +69,7 @@ def test_a_run_that_is_not_trained_is_refused_with_the_verb_that_trains_it(
         "",
         f"{verb}: stage 2 in {tmp_path / 'stage2'} is at step 0 of 2; run the verb 'stage2' first, which resumes\n",
     )
-    assert not (tmp_path / "stage1").exists() and not (tmp_path / "stage2").exists()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_that_is_half_trained_is_refused_and_not_trained_on(
@@ -233,7 +233,52 @@ def test_scenes_that_were_trained_on_are_not_held_out(
     monkeypatch.setattr(inspection, "record", Expert(demonstrate, (3, 50_000)).record)
     corpus: Corpus = open_corpus(recipe, trained)
     with pytest.raises(ValueError, match=r"scenes \[3\] of 'slide' are among its demonstrations"):
-        inspection.held_out_packs(corpus, tmp_path, num_workers=1)
+        inspection.held_out_packs(corpus, inspection.scenes_of_run(corpus), tmp_path, num_workers=1)
+    manifest = {"data": {"slide": {"first_seed": 0, "last_seed": 3}}}
+    with pytest.raises(ValueError, match=r"scenes \[3\] of 'slide' are among its demonstrations"):
+        inspection.held_out_packs(corpus, inspection.scenes_of_checkpoint(manifest), tmp_path, num_workers=1)
+
+
+@pytest.fixture
+def alone(trained: RunDirectory, recipe: Recipe, tmp_path: Path) -> Path:
+    """A checkpoint whose recordings are nowhere, as in a fresh clone."""
+    corpus = open_corpus(recipe, trained)
+    elsewhere = replace(recipe, data=replace(recipe.data, root=str(tmp_path / "nowhere")))
+    export_checkpoint(
+        replace(corpus, recipe=elsewhere), corpus.build_model(), tmp_path / "alone", training={}, metrics={}
+    )
+    return tmp_path / "alone"
+
+
+def test_held_out_scenes_need_the_checkpoint_alone(
+    alone: Path,
+    simulated: None,
+    demonstrate: Callable[[Path, Sequence[int]], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(inspection, "record", Expert(demonstrate, TUNING_SEEDS).record)
+    asked = ("--checkpoint", alone, "--run", tmp_path / "run", "--held-out", "--json", tmp_path / "found.json")
+    assert call("inspect", *asked) == 0
+    (row,) = rows_of(tmp_path / "found.json")
+    assert (row["frames"], row["num_frames"], row["trained_with_history"]) == ("held-out", 20 + 21, True)
+
+
+def test_a_checkpoint_without_its_recordings_names_the_call_that_records_them(
+    alone: Path, recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("inspect", "--checkpoint", alone) == 1
+    assert capsys.readouterr().err == (
+        f"inspect: no demonstrations of slide in {tmp_path / 'nowhere' / 'data'}; "
+        "run the verb 'record' with --recipe, a file of recipe 'toy', first\n"
+    )
+    shipped = Recipe.load("cross13-continue")
+    shipped = replace(shipped, data=replace(shipped.data, root=str(tmp_path / "nowhere")))
+    with pytest.raises(FileNotFoundError) as raised:
+        open_corpus(shipped, RunDirectory.of(shipped, tmp_path))
+    assert str(raised.value).endswith(
+        "; run 'python -m training record --recipe cross13-continue' (about 32 minutes of one core) first"
+    )
 
 
 def test_what_no_simulator_plays_has_no_scene_to_hold_out(

@@ -162,6 +162,18 @@ def test_another_learning_rate_is_refused_in_the_same_directory(tmp_path: Path) 
         train(tmp_path)
 
 
+def test_a_line_that_a_full_disk_cut_in_half_is_written_again(tmp_path: Path) -> None:
+    train(tmp_path / "unbroken")
+    with pytest.raises(FloatingPointError):
+        train(tmp_path / "run", spoil=at_step(9, nan_loss))
+    log = tmp_path / "run" / "metrics.jsonl"
+    log.write_text(log.read_text() + '{"step": 8, "loss": 0.1, "gradi')
+    train(tmp_path / "run")
+    written = [json.loads(line) for line in log.read_text().splitlines()]
+    unbroken = [json.loads(line) for line in (tmp_path / "unbroken" / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["loss"]) for row in written] == [(row["step"], row["loss"]) for row in unbroken]
+
+
 class KilledError(Exception):
     pass
 

@@ -470,6 +470,16 @@ def test_a_served_question_names_robot_and_episode(service: tuple[RecordingServi
     run_episode(FakeSimulation(max_steps=2), ServedSource(client, "tabletop", robot_id="sim-slide", history=False), 5)
     (request,) = recording.requests
     assert (request.policy, request.robot_id, request.episode_id) == ("tabletop", "sim-slide", "slide-5")
+    assert request.revision == ""
+
+
+def test_a_served_question_pins_the_revision_that_its_source_is_of(
+    service: tuple[RecordingService, PolicyClient],
+) -> None:
+    recording, client = service
+    source = ServedSource(client, "tabletop", robot_id="sim-slide", history=False, revision="0123456789ab")
+    run_episode(FakeSimulation(max_steps=2), source, 5)
+    assert [request.revision for request in recording.requests] == ["0123456789ab"]
 
 
 def test_history_is_the_last_steps_of_this_episode_oldest_first() -> None:

@@ -10,6 +10,7 @@ import hashlib
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -193,6 +194,15 @@ def test_a_missing_simulator_is_an_error_with_its_remedy(monkeypatch: pytest.Mon
     monkeypatch.delitem(sys.modules, "gym_aloha.constants", raising=False)
     with pytest.raises(MissingSimulatorError, match=r"gym-aloha.*pip install"):
         make_simulation("transfer-cube")
+
+
+def test_the_remedy_for_robosuite_is_one_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "robosuite", None)
+    root = Path(__file__).resolve().parents[2]
+    (pin,) = (line for line in (root / "constraints.txt").read_text().splitlines() if line.startswith("robosuite=="))
+    with pytest.raises(MissingSimulatorError, match=f"lift.* needs robosuite.*then pip install --no-deps {pin}$"):
+        make_simulation("lift")
+    assert f"pip install --no-deps {pin}" in (root / "CONTRIBUTING.md").read_text()
 
 
 def test_a_task_names_the_versions_its_images_depend_on() -> None:

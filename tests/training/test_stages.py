@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -18,10 +18,14 @@ import torch
 
 import training.stage1
 import training.stage2
+from policy.backbone import ObservationBatch
+from policy.models import Model
+from policy.vla import HistoryBatch
 from tests.training import killed_training
+from training.batches import Mixture
 from training.corpus import Corpus, open_corpus
 from training.export import export_checkpoint
-from training.inspection import inspect
+from training.inspection import format_inspection, inspect
 from training.loop import Schedule, saved_step, step_seed
 from training.objective import encode_motion, flow_loss, observe_sampled, prior_decay, stage2_losses
 from training.parallel import Processes
@@ -108,14 +112,25 @@ def test_stage1_killed_and_resumed_gives_the_losses_of_an_unbroken_run(
     check_same(tmp_path / "killed", unbroken_stage1[0], resumed, unbroken_stage1[1])
 
 
-def test_stage1_ended_by_sigkill_and_resumed_gives_the_losses_of_an_unbroken_run(tmp_path: Path) -> None:
-    unbroken = train_stage1(killed_training.corpus(), tmp_path / "unbroken")
-    program = [sys.executable, "-m", killed_training.__name__, str(tmp_path / "killed"), "7"]
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_a_stage_ended_by_sigkill_and_resumed_gives_the_losses_of_an_unbroken_run(stage: str, tmp_path: Path) -> None:
+    kill_at = random.Random(stage).randrange(5, 12)
+    unbroken = killed_training.train(stage, tmp_path / "unbroken")
+    program = [sys.executable, "-m", killed_training.__name__, stage, str(tmp_path / "killed"), str(kill_at)]
     ended = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
-    assert (steps(tmp_path / "killed"), saved_step(tmp_path / "killed")) == (list(range(7)), 4)
-    resumed = train_stage1(killed_training.corpus(), tmp_path / "killed")
+    assert (steps(tmp_path / "killed"), saved_step(tmp_path / "killed")) == (list(range(kill_at)), kill_at // 4 * 4)
+    resumed = killed_training.train(stage, tmp_path / "killed")
     check_same(tmp_path / "killed", tmp_path / "unbroken", resumed, unbroken)
+
+
+def test_runs_that_share_a_finished_stage_1_only_read_it(corpus: Corpus, tmp_path: Path) -> None:
+    trained = train_stage1(corpus, tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    again = train_stage1(corpus, tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    for name, value in trained.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value), name
 
 
 @pytest.mark.parametrize("kill_at", [2, 5])
@@ -220,7 +235,7 @@ def test_alignment_moves_the_vlm_and_never_the_encoder(corpus: Corpus) -> None:
     assert any(value.grad is not None and value.grad.abs().sum() > 0 for value in vla.backbone.parameters())
 
 
-def test_padding_never_enters_the_flow_loss(corpus: Corpus) -> None:
+def test_the_errors_of_padded_steps_are_no_part_of_the_flow_loss(corpus: Corpus) -> None:
     vla = corpus.build_model()
     motion = corpus.mixture(corpus.packs, landmarks=False).motion([(0, np.array([18, 40]))])
     assert not motion.step_mask.all(), "the window must reach past an episode's end"
@@ -255,15 +270,50 @@ def test_an_exported_run_serves_and_describes_itself(corpus: Corpus, tmp_path: P
         export_checkpoint(corpus, vla, tmp_path / "checkpoint", training={}, metrics={})
 
 
-def test_inspection_sees_a_blind_policy(corpus: Corpus) -> None:
-    vla = corpus.build_model()
-    torch.nn.init.normal_(vla.prior.decoder.velocity_out.weight, std=0.5)
-    rows = inspect(vla, corpus.mixture(corpus.packs, landmarks=False), num_frames=24)
-    assert rows[0]["images_ratio"] != 1.0
-    blind = corpus.mixture(corpus.packs, landmarks=False)
-    for pack in blind.packs:
-        pack.images["front"] = np.zeros_like(pack.images["front"])  # type: ignore[index]
-    assert inspect(vla, blind, num_frames=24)[0]["images_ratio"] == pytest.approx(1.0)
+class Looker(torch.nn.Module):
+    """Reads the frame's number off the picture, and answers with that frame's chunk, half a unit too high.
+
+    One that copies does as if the last step of its history said it all, and looks only where it has no history.
+    """
+
+    def __init__(self, corpus: Corpus, mixture: Mixture, *, copies: bool) -> None:
+        super().__init__()
+        self.config, self._copies = corpus.config, copies
+        self._chunks = mixture.motion([(0, np.arange(mixture.packs[0].num_frames))]).actions + 0.5
+
+    def sample(
+        self, observation: ObservationBatch, history: HistoryBatch | None, noise: torch.Tensor, *_: Any
+    ) -> torch.Tensor:
+        seen = self._chunks[observation.images[:, 0, 0, 0, 0].long()]
+        if history is None or not self._copies:
+            return seen
+        return history.actions[:, -1:].expand_as(seen)
+
+
+@pytest.mark.parametrize("copies", [False, True])
+def test_inspection_tells_a_policy_that_looks_from_one_that_copies_its_history(corpus: Corpus, copies: bool) -> None:
+    pack = corpus.packs[0]
+    numbers = np.arange(pack.num_frames, dtype=np.uint8)[:, None, None, None]
+    numbered = replace(pack, images={"front": np.broadcast_to(numbers, pack.images["front"].shape)})
+    mixture = corpus.mixture([numbered], landmarks=False)
+    looker = cast(Model, Looker(corpus, mixture, copies=copies))
+    (row,) = inspect(looker, mixture, num_frames=pack.num_frames)
+    assert row["error"] == pytest.approx(0.5, rel=1e-4)
+    assert row["images_ratio"] == pytest.approx(row["error_images_shuffled"] / row["error"])
+    assert row["images_ratio"] > 1.2
+    assert row["images_ratio_history"] == (1.0 if copies else row["images_ratio"])
+    assert row["state_ratio"] == row["state_ratio_history"] == 1.0
+    judged, without = format_inspection([{**row, "frames": "training", "trained_with_history": True}]).splitlines()[1:3]
+    assert (judged.split()[1], float(judged.split()[-2])) == ("true", round(row["images_ratio_history"], 2))
+    assert (without.split()[1], float(without.split()[-2])) == ("none", round(row["images_ratio"], 2))
+
+
+def test_a_policy_without_history_is_judged_without() -> None:
+    figures = ("error", "error_images_shuffled", "error_state_shuffled", "images_ratio", "state_ratio")
+    row = {"task": "slide", "frames": "training", "trained_with_history": False, **dict.fromkeys(figures, 2.0)}
+    table = format_inspection([row | {f"{name}_history": 9.0 for name in figures}])
+    assert "with no history, shuffled images cost 2.00 to 2.00 times the true error" in table
+    assert "9.0" not in table
 
 
 def test_a_delay_is_named_by_the_runs_that_have_one_which_share_a_stage_1(

@@ -14,6 +14,8 @@ from training.__main__ import main
 from training.evaluate import format_table
 from training.rollout import Episode, summarise
 
+SHIPPED = Path(__file__).resolve().parents[2] / "checkpoints" / "tabletop"
+
 
 def row(task: str, successes: int, episodes: int = 4) -> Mapping[str, Any]:
     played = [
@@ -44,7 +46,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
 
 
 def evaluate(run: Path, *arguments: str) -> int:
-    return main(["evaluate", "--threads", "1", "--run", str(run), "--checkpoint", "somewhere", *arguments])
+    return main(["evaluate", "--threads", "1", "--run", str(run), "--checkpoint", str(SHIPPED), *arguments])
 
 
 @pytest.mark.parametrize(

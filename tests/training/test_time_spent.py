@@ -41,6 +41,12 @@ def test_an_interval_is_measured_by_its_steps_not_by_its_length(tmp_path: Path) 
     assert time_of_log(path).left_out_seconds == pytest.approx(0.0)
 
 
+def test_a_line_that_was_cut_in_half_counts_nothing(tmp_path: Path) -> None:
+    path = write_log(tmp_path, [(4.0, 1), (10.0, 20)])
+    path.write_text(path.read_text() + '{"step": 40, "steps_per_s": 2.0, "sec')
+    assert time_of_log(path).seconds == 14.0
+
+
 def test_what_was_never_trained_took_no_time(tmp_path: Path) -> None:
     assert time_of_log(tmp_path / "metrics.jsonl") == TimeSpent(seconds=0.0, left_out_seconds=0.0)
     assert usual_step_s([]) == 0.0

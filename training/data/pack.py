@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 import shutil
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -168,7 +169,8 @@ def build_pack(
 ) -> Pack:
     """Convert one LeRobot dataset, or a registered one, frames resized to image_size, or without images if None.
 
-    Writes `<directory>.tmp` and renames it; returns at once when `directory` holds a pack of the same dataset content.
+    Writes `<directory>.tmp`, renames it and says so on stderr; returns at once when `directory` holds a pack of the
+    same dataset content.
     Raises DatasetError for a dataset that does not fit its embodiment.
     """
     directory = Path(directory)
@@ -211,7 +213,10 @@ def build_pack(
     if directory.exists():
         shutil.rmtree(directory)
     temporary.rename(directory)
-    return Pack.open(directory)
+    pack = Pack.open(directory)
+    made = f"packed {directory.name}: {pack.num_episodes} episodes, {pack.num_frames} frames"
+    print(made, file=sys.stderr, flush=True)
+    return pack
 
 
 def _check_fits(reader: LeRobotReader, spec: EmbodimentSpec, *, with_images: bool) -> None:

@@ -93,14 +93,16 @@ def _film_pack(seeds: Sequence[int], settings: FilmSettings, options: argparse.N
             masks = flow_masks(filmed.frames, settings.rate_hz) if options.masks == "flow" else None
             if masks is not None and options.hand_only:
                 masks = hand_part(masks, filmed.hand)
+            truth = filmed.hand if options.hand_only else filmed.truth
             writer.add(
                 filmed.clip,
                 filmed.frames,
                 masks=masks,
-                truth=filmed.hand if options.hand_only else filmed.truth,
+                truth=truth,
                 effector=filmed.effector,
                 scenery=filmed.scenery,
                 flow_steps=None if masks is None else flow_steps(filmed.frames, masks),
+                truth_steps=None if masks is None else flow_steps(filmed.frames, truth),
             )
             if options.videos:
                 captions |= _write_film(options.videos, filmed)

@@ -33,7 +33,7 @@ def add_ego_pack_verb(verbs: Any) -> None:
         "--rate-hz", type=float, default=10.0, metavar="HZ", help="keep every k-th frame, at most (default: 10)"
     )
     verb.add_argument(
-        "--gap-s", type=float, default=0.5, metavar="S", help="of a pair; clips under two of it are skipped (0.5)"
+        "--gap-s", type=float, default=1.0, metavar="S", help="of a pair; clips under two of it are skipped (1.0)"
     )
     verb.add_argument(
         "--masks",

@@ -2,8 +2,8 @@
 
 A pack is a directory with `clips.json` (the clips, what was skipped and why, the sha256 of each array) and
 `frames.npy` uint8 [total, S, S, 3], RGB and upright. Optional arrays run beside it: `masks.npy` and `truth.npy`
-uint8 [total, S, S], `flow_steps.npy` float32 [total, 4], `effector.npy` and `scenery.npy` float32 [total, 2]. Owns the
-format, not where clips come from.
+uint8 [total, S, S], `flow_steps.npy` and `truth_steps.npy` float32 [total, 4], `effector.npy` and `scenery.npy` float32
+[total, 2]. Owns the format, not where clips come from.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Masks = npt.NDArray[np.uint8]
 Places = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
 
-_OPTIONAL = ("masks", "flow_steps", "truth", "effector", "scenery")
+_OPTIONAL = ("masks", "flow_steps", "truth", "truth_steps", "effector", "scenery")
 
 
 class ClipPackError(ValueError):
@@ -71,9 +71,9 @@ class ClipPack:
     """All clips' frames end to end. Arrays are memory maps, read-only.
 
     `masks` says from 0 to 255 how much of a pixel moves by its own around that frame, and `flow_steps` how that goes on
-    to the next frame (motion_moments.py); both are made of the frames. `truth`, `effector` and `scenery` are
-    privileged, known to a simulator alone: for scores, probes and the arm that is trained on the truth, which is
-    `replace(pack, masks=pack.truth)`.
+    to the next frame (motion_moments.py); both are made of the frames. `truth`, `truth_steps`, `effector` and `scenery`
+    are privileged, known to a simulator alone: for scores, probes and the arm that is trained on the truth, which is
+    `pack.with_truth()`.
     """
 
     directory: Path
@@ -85,6 +85,7 @@ class ClipPack:
     masks: Masks | None  # [total, S, S]
     flow_steps: Moments | None  # [total, 4]
     truth: Masks | None  # [total, S, S], the hand and what it moves
+    truth_steps: Moments | None  # [total, 4], flow_steps inside the truth
     effector: Places | None  # [total, 2], x right and y down in [-1, 1]; NaN where unknown
     scenery: Places | None  # [total, 2], the background's shift against the clip's first frame, same units
 
@@ -131,6 +132,10 @@ class ClipPack:
             if _file_sha256(self.directory / name) != expected:
                 raise ClipPackError(f"clip pack {self.directory}: {name} does not have the sha256 in {MANIFEST}")
 
+    def with_truth(self) -> ClipPack:
+        """The pack with the simulator's masks in place of its own, and flow inside them; nothing of its own is left."""
+        return replace(self, masks=self.truth, flow_steps=self.truth_steps)
+
     def frames_of(self, clip: Clip) -> slice:
         """Where a clip's frames lie in every array of the pack."""
         return slice(clip.first_frame, clip.first_frame + clip.num_frames)
@@ -176,6 +181,7 @@ class ClipPackWriter(AbstractContextManager["ClipPackWriter"]):
         effector: Places | None = None,
         scenery: Places | None = None,
         flow_steps: Moments | None = None,
+        truth_steps: Moments | None = None,
     ) -> Clip:
         """The clip as stored. `frames` is uint8 [T, S, S, 3]; the others are as ClipPack says, [T, ...].
 
@@ -187,6 +193,7 @@ class ClipPackWriter(AbstractContextManager["ClipPackWriter"]):
             "masks": masks,
             "flow_steps": flow_steps,
             "truth": truth,
+            "truth_steps": truth_steps,
             "effector": effector,
             "scenery": scenery,
         }
@@ -302,6 +309,11 @@ class FramePairs:
     def __len__(self) -> int:
         return int(self._end[-1]) if len(self._end) else 0
 
+    @property
+    def clips_without(self) -> list[str]:
+        """Names of the clips that are too short to have a pair."""
+        return [self.pack.clips[index].name for index in np.flatnonzero(np.diff(self._end, prepend=0) == 0)]
+
     def places(self, indices: npt.ArrayLike) -> tuple[Integers, Integers]:
         """The clip [B] and the two frames [B, 2] of each pair, no pixel read. Raises IndexError beyond the last."""
         index = np.asarray(indices, np.int64)
@@ -371,7 +383,7 @@ def _kind(name: str, size: int) -> tuple[np.dtype[Any], tuple[int, ...]]:
         return np.dtype(np.uint8), (size, size, 3)
     if name in ("masks", "truth"):
         return np.dtype(np.uint8), (size, size)
-    return np.dtype(np.float32), (NUM_MOMENTS if name == "flow_steps" else 2,)
+    return np.dtype(np.float32), (NUM_MOMENTS if name in ("flow_steps", "truth_steps") else 2,)
 
 
 def _mapped(path: Path, name: str, total: int, size: int) -> npt.NDArray[Any]:

@@ -52,7 +52,8 @@ class Budget:
 
     `episodes` is how many end a run, `fewer_episodes` names experiments that end with fewer; `curve_episodes` is for
     every checkpoint before the last. `episode_s` is the mean over solved and failed episodes, `evaluation_start_s` the
-    simulator's and the policy's start.
+    simulator's and the policy's start. `step_costs` and these are for plans alone: of cpu they are what steps usually
+    took in its own logs, with all workers busy, of gpu they are estimates.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""How a claim of paper A's experiments stands in a table: ours with its interval, what is behind it, the paper's.
+"""How a claim of paper A's experiments stands in a table: ours, its interval, its sample, the paper's, its footnotes.
 
 Reads the values of a results.json. Which claims there are and their verdicts are outcomes.py's.
 """
@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from training.experiments.markdown import sample_cell, seeds_cell
+from training.experiments.markdown import count, sample_cell, seeds_cell
 
+# Arms whose trainings compute more different amounts than this are said to.
+_ALIKE_COMPUTE = 0.05
 Values = Mapping[str, Any]
 
 
@@ -48,10 +50,25 @@ def sample(claim: Values) -> str:
     if "ratio" not in claim:
         return sample_cell(claim["difference"])
     first, last = claim["steps"]
-    return seeds_cell(claim["ratio"], f"{last - first + 1} steps")
+    return seeds_cell(claim["ratio"], count(last - first + 1, "step"))
 
 
 def papers(claim: Values) -> str:
     if "ratio" in claim:
         return "-" if claim["paper_ratio"] is None else f"about {claim['paper_ratio']:.0f} times"
     return "-" if claim["paper_points"] is None else f"{claim['paper_points']:+.1f} points"
+
+
+def remarks(claim: Values, values: Values) -> list[str]:
+    """Footnotes of a claim among the `values` of its experiment: what else its arms differ in."""
+    return [*_compute(claim, values), *([claim["note"]] if claim["note"] else [])]
+
+
+def _compute(claim: Values, values: Values) -> list[str]:
+    if "ratio" in claim or claim["than"]:
+        return []
+    seconds = {arm["name"]: arm["compute"]["seconds"] for arm in values["arms"]}
+    arm, baseline = seconds[claim["arm"]], seconds[claim["baseline"]]
+    if not arm or not baseline or abs(arm / baseline - 1) <= _ALIKE_COMPUTE:
+        return []
+    return [f"The arm's training computes {arm / baseline:.2f} times what its baseline's does, as measured."]

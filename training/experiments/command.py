@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from training.experiments.definitions import EXPERIMENTS, experiment
+from training.experiments.definitions.catalogue import EXPERIMENTS, experiment
 from training.experiments.video import command as video
 from training.experiments.video.definitions import VIDEO_EXPERIMENTS
 

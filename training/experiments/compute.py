@@ -6,13 +6,13 @@ Owns which steps do the same work and how long one takes, by the logs of runs. T
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from training.experiments.store import Run, Store
+from training.json_file import read_lines
 from training.recipe import RunDirectory, Stage2Recipe
 from training.time_spent import usual_step_s
 
@@ -80,10 +80,9 @@ def to_json(steps: Sequence[Steps], step_s: Mapping[StepKind, float]) -> dict[st
     }
 
 
-def read_log(directory: Path) -> list[Mapping[str, Any]]:
+def read_log(directory: Path) -> Sequence[Mapping[str, Any]]:
     """The rows of a stage's metrics.jsonl; none where nothing was trained."""
-    path = directory / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    return read_lines(directory / "metrics.jsonl")
 
 
 def _stage2_work(recipe: Stage2Recipe) -> tuple[Any, ...]:

@@ -100,7 +100,8 @@ class Comparison:
 
     `than` are two further arms: the claim is then on the difference of both differences. `paper_points` is paper A's
     difference in percentage points. `where_less_compute` is what is claimed instead where the baseline's training
-    turned out to compute clearly less than the arm's; its {share} is how much of it.
+    turned out to compute clearly less than the arm's; its {share} is how much of it. `note` is what a reader of the
+    claim alone would miss.
     """
 
     claim: str
@@ -112,6 +113,7 @@ class Comparison:
     expected: Direction = "higher"
     paper_points: float | None = None
     where_less_compute: str = ""
+    note: str = ""
 
     @property
     def arms(self) -> tuple[str, ...]:
@@ -122,7 +124,8 @@ class Comparison:
 class Ratio:
     """A claim on a logged quantity: `baseline` has more of it than `arm` over some steps, by the paper's factor.
 
-    `steps` are the first and the last of them, counted from 1: the loss of step 1 is that before any update.
+    `steps` are the first and the last of them, counted from 1: the loss of step 1 is that before any update. `note` is
+    what a reader of the claim alone would miss.
     """
 
     claim: str
@@ -131,11 +134,15 @@ class Ratio:
     baseline: str
     steps: tuple[int, int] = (1, 100)
     paper_ratio: float | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """Arms and what is claimed of them. `goal` is a share of success that its best arm is to reach over all tasks."""
+    """Arms and what is claimed of them. `goal` is a share of success that its best arm is to reach over all tasks.
+
+    `references` are arms that lack nothing of what the others lack: where these hardly succeed, nothing can be told.
+    """
 
     name: str
     title: str
@@ -148,6 +155,7 @@ class Experiment:
     paper: str  # what paper A says of it, in a sentence or two
     notes: tuple[str, ...] = ()  # what a reader must know of how it was done
     goal: float | None = None
+    references: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         names = [arm.name for arm in self.arms]
@@ -159,6 +167,8 @@ class Experiment:
                 raise ValueError(
                     f"experiment {self.name}: {comparison.claim!r} compares {unknown}, expected some of {names}"
                 )
+        if unknown := sorted(set(self.references) - set(names)):
+            raise ValueError(f"experiment {self.name}: references are {unknown}, expected some of {names}")
 
     def arm(self, name: str) -> Arm:
         return next(arm for arm in self.arms if arm.name == name)

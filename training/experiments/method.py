@@ -10,6 +10,7 @@ from typing import Any
 
 from training.experiments.markdown import ASKED_EPISODES, ASKED_SEEDS, count, table
 from training.experiments.named_run import how_tested, is_partial, recipes_line
+from training.experiments.store import UNKNOWN_COMMIT
 
 _ASKED_CURVE_EPISODES = 10
 # Of the data's growth, this much must show in what stage 1 sees of it.
@@ -70,7 +71,15 @@ def shortfalls(values: Values) -> list[str]:
     commits = {run["git_commit"] for arm in values["arms"] for run in arm["runs"] if run["git_commit"]}
     if len(commits) > 1:
         lines.append(f"The policies were trained at {len(commits)} commits: {', '.join(sorted(commits))}.")
+    if len(values["tested_at"]) > 1 or UNKNOWN_COMMIT in values["tested_at"]:
+        each = (_tests_of(commit, about) for commit, about in sorted(values["tested_at"].items()))
+        lines.append(f"Commits at which the tests ran: {'; '.join(each)}.")
     return lines
+
+
+def _tests_of(commit: str, about: Values) -> str:
+    versions = (f"{package} {' and '.join(each)}" for package, each in sorted(about["versions"].items()))
+    return f"{commit} ({', '.join([count(about['tests'], 'test'), *versions])})"
 
 
 def compute_table(values: Values) -> list[str]:
@@ -78,24 +87,28 @@ def compute_table(values: Values) -> list[str]:
     of_training: dict[tuple[str, ...], list[Values]] = {}
     for arm in values["arms"]:
         of_training.setdefault(tuple(run["digest"] for run in arm["runs"]), []).append(arm)
-    arms = [(arm["compute"], arm["name"], len(others)) for arm, *others in of_training.values()]
-    known = [compute["seconds"] for compute, _, _ in arms if compute["seconds"]]
+    arms = [(arm, len(others)) for arm, *others in of_training.values()]
+    known = [arm["compute"]["seconds"] for arm, _ in arms if arm["compute"]["seconds"]]
     if not known:
         return []
     rows = [
         [
-            f"{name} and {count(num_others, 'arm')} more" if num_others else name,
-            *(_steps_cell(compute, phase) for phase in ("stage 1", "distilling", "stage 2")),
-            *(("-", "-") if compute["seconds"] is None else _seconds_cells(compute["seconds"], known[0])),
+            f"{arm['name']} and {count(num_others, 'arm')} more" if num_others else arm["name"],
+            *(_steps_cell(arm["compute"], phase) for phase in ("stage 1", "distilling", "stage 2")),
+            *_seconds_cells(arm["compute"]["seconds"], known[0]),
+            _stage1_cell(arm),
         ]
-        for compute, name, num_others in arms
+        for arm, num_others in arms
     ]
     return [
         "## Compute",
         "One seed's training as steps, each at its measured seconds: the median of a run, which no standstill moves, "
         "and of all runs here with such steps the least, for the machine had other work as well. Shares are of the "
-        "first arm that is known.",
-        table(["arm", "stage 1", "stage 2, distilling", "stage 2, else", "seconds", "share"], rows),
+        "first arm that is known. The last column is stage 1's seconds over stage 2's, where stage 2 is trained to its "
+        "end; paper A's stage 1 takes about a tenth.",
+        table(
+            ["arm", "stage 1", "stage 2, distilling", "stage 2, else", "seconds", "share", "stage 1 over stage 2"], rows
+        ),
     ]
 
 
@@ -105,8 +118,17 @@ def _steps_cell(compute: Values, phase: str) -> str:
     return " + ".join(cells) or "-"
 
 
-def _seconds_cells(seconds: float, first: float) -> tuple[str, str]:
-    return f"{seconds:.0f}", f"{seconds / first:.2f}"
+def _seconds_cells(seconds: float | None, first: float) -> tuple[str, str]:
+    return ("-", "-") if seconds is None else (f"{seconds:.0f}", f"{seconds / first:.2f}")
+
+
+def _stage1_cell(arm: Values) -> str:
+    """Of an arm that is tested: the others stop early."""
+    parts, seconds = arm["compute"]["parts"], arm["compute"]["seconds"]
+    if seconds is None or not arm["checkpoints"] or parts[0]["phase"] != "stage 1":
+        return "-"
+    stage1_s = parts[0]["steps"] * parts[0]["step_s"]
+    return f"{100 * stage1_s / (seconds - stage1_s):.1f} %"
 
 
 def _low_data(values: Values) -> list[str]:

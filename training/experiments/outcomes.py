@@ -91,6 +91,7 @@ class ArmsFound:
             "checkpoint": comparison.checkpoint,
             "expected": comparison.expected,
             "paper_points": comparison.paper_points,
+            "note": comparison.note,
             "difference": estimate.to_json() if estimate else None,
             "verdict": verdict(estimate, comparison.expected),
         }
@@ -118,6 +119,7 @@ class ArmsFound:
             "baseline": ratio.baseline,
             "steps": list(ratio.steps),
             "paper_ratio": ratio.paper_ratio,
+            "note": ratio.note,
             "ratio": estimate.to_json() if estimate else None,
             "verdict": verdict(estimate, "higher", neutral=1.0),
         }

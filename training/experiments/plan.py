@@ -6,7 +6,7 @@ Owns what a job is, what it waits for and its estimated seconds. Carries nothing
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from training.experiments.budget import Budget
@@ -93,22 +93,18 @@ def tested_steps(experiment: Experiment, arm: Arm, run: Run) -> tuple[int, ...]:
 
 
 def plan(experiments: Sequence[Experiment], store: Store, seeds: Sequence[int]) -> Plan[Job]:
-    """Seed by seed, so that what there is after any time has all arms."""
-    jobs: dict[str, Job] = {}
-    for seed in seeds:
-        for experiment in experiments:
-            for arm in experiment.arms:
-                for job in _jobs_of(experiment, arm, store, seed):
-                    jobs[job.key] = _greater(jobs.get(job.key), job)
-    left = [job for job in jobs.values() if not is_done(job, store)]
-    factors = _measured_factors(list(jobs.values()), store)
+    """All jobs and those left, at the budget's costs times what the costs of done jobs were off by."""
+    jobs = _jobs(experiments, store, seeds)
+    left = tuple(job for job in jobs if not is_done(job, store))
+    factors = _measured_factors(jobs, store)
     seconds = {job.key: factors[job.kind] * _estimate(job, store, "left") for job in left}
-    return Plan(kinds=KINDS, jobs=tuple(jobs.values()), left=tuple(left), seconds=seconds)
+    return Plan(kinds=KINDS, jobs=jobs, left=left, seconds=seconds)
 
 
-def from_nothing(planned: Plan[Job], store: Store) -> Plan[Job]:
+def plan_from_nothing(experiments: Sequence[Experiment], store: Store, seeds: Sequence[int]) -> Plan[Job]:
     """The same jobs as if none was done, at the budget's own costs."""
-    return replace(planned, left=planned.jobs, seconds={job.key: _estimate(job, store, "all") for job in planned.jobs})
+    jobs = _jobs(experiments, store, seeds)
+    return Plan(kinds=KINDS, jobs=jobs, left=jobs, seconds={job.key: _estimate(job, store, "all") for job in jobs})
 
 
 def is_done(job: Job, store: Store) -> bool:
@@ -117,6 +113,17 @@ def is_done(job: Job, store: Store) -> bool:
     if isinstance(job, Stage2Job):
         return store.trained_steps(job.run) >= job.until
     return len(store.evaluation(job.run, job.step, job.condition, job.task).seeds) >= job.num_episodes
+
+
+def _jobs(experiments: Sequence[Experiment], store: Store, seeds: Sequence[int]) -> tuple[Job, ...]:
+    """Seed by seed, so that what there is after any time has all arms; what is wanted twice is one job."""
+    jobs: dict[str, Job] = {}
+    for seed in seeds:
+        for experiment in experiments:
+            for arm in experiment.arms:
+                for job in _jobs_of(experiment, arm, store, seed):
+                    jobs[job.key] = _greater(jobs.get(job.key), job)
+    return tuple(jobs.values())
 
 
 def _jobs_of(experiment: Experiment, arm: Arm, store: Store, seed: int) -> list[Job]:

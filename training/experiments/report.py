@@ -11,13 +11,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from training.experiments.claim_cells import claims, estimate, ours, paper_value, papers, sample
-from training.experiments.definitions import EXPERIMENTS
+from training.experiments.claim_cells import claims, estimate, ours, paper_value, papers, remarks, sample
+from training.experiments.definitions.catalogue import EXPERIMENTS
+from training.experiments.footnotes import Footnotes
 from training.experiments.markdown import SAMPLE, SAMPLE_LEGEND, table, whole_percent
 from training.experiments.method import compute_table, method, progress, shortfalls
 from training.experiments.named_run import command, is_partial
 from training.experiments.plots import draw
-from training.experiments.success_tables import goal, success_table, task_table
+from training.experiments.success_tables import floors, goal, success_table, task_table
 from training.experiments.summary import format_summary
 from training.experiments.verdict import RULE, what_held
 from training.experiments.video import report as video_report
@@ -48,7 +49,8 @@ def write_reports(results: Path) -> list[Path]:
 
 def format_report(values: Values, figures: Sequence[str]) -> str:
     """One experiment on one page."""
-    succeeded = [*success_table(values), *task_table(values), goal(values)]
+    succeeded = [*success_table(values), *task_table(values), goal(values), *floors(values)]
+    footnotes = Footnotes()
     parts = [
         f"# {values['experiment']}: {values['title']}",
         values["question"],
@@ -58,10 +60,21 @@ def format_report(values: Values, figures: Sequence[str]) -> str:
         *(["## Success", *succeeded] if any(succeeded) else []),
         "## Claims",
         table(
-            ["claim", "ours (95 % interval)", SAMPLE, "paper A", "verdict"],
-            [[each["claim"], ours(each), sample(each), papers(each), each["verdict"]] for each in claims(values)],
+            ["claim", "ours (95 % interval)", SAMPLE, "paper A", "verdict", "note"],
+            [
+                [
+                    each["claim"],
+                    ours(each),
+                    sample(each),
+                    papers(each),
+                    each["verdict"],
+                    footnotes.cell(remarks(each, values)),
+                ]
+                for each in claims(values)
+            ],
         ),
         SAMPLE_LEGEND,
+        footnotes.as_list(),
         _what_held(values),
         f"Paper A: {values['paper']}",
         "## How it was done",

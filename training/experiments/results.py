@@ -12,9 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from training.experiments.definitions.catalogue import EXPERIMENTS
 from training.experiments.experiment import EULER_STEPS, Experiment
 from training.experiments.outcomes import ArmsFound
-from training.experiments.plan import EvaluationJob, Stage1Job, from_nothing, is_done, plan
+from training.experiments.plan import EvaluationJob, Job, Stage1Job, is_done, plan, plan_from_nothing
 from training.experiments.store import Run, Store, read_json
 from training.json_file import write_json
 from training.recipe import Recipe
@@ -38,6 +39,7 @@ def collect(experiment: Experiment, store: Store, seeds: Sequence[int]) -> dict[
         "figure": experiment.figure,
         "axis": experiment.axis,
         "goal": experiment.goal,
+        "references": list(experiment.references),
         "budget": {
             "name": budget.name,
             "what": budget.what,
@@ -64,11 +66,15 @@ def collect(experiment: Experiment, store: Store, seeds: Sequence[int]) -> dict[
         "arms": [found.arm(arm) for arm in experiment.arms],
         "comparisons": [found.comparison(comparison) for comparison in experiment.comparisons],
         "ratios": [found.ratio(ratio) for ratio in experiment.ratios],
-        "planned_hours": round(from_nothing(jobs, store).hours(budget.num_workers), 2),
+        "planned_hours": _planned_hours([experiment], store, seeds),
+        "planned_hours_of_all": _planned_hours(list(EXPERIMENTS.values()), store, seeds),
         "costs": _costs(jobs.jobs, store),
-        "versions": {"python": platform.python_version(), **versions()},
+        "tested_at": _tested_at(jobs.jobs, store),
+        "collected_at": {
+            "git_commit": git_commit(),
+            "versions": {"python": platform.python_version(), **versions()},
+        },
         "hardware": hardware(),
-        "git_commit": git_commit(),
     }
 
 
@@ -116,7 +122,25 @@ def _without_path(run: Run, runs: Mapping[str, Run]) -> Recipe:
     return replace(run.recipe, stage2=replace(run.recipe.stage2, start_from=f"{arm} ({digest})"))
 
 
-def _costs(jobs: Sequence[Any], store: Store) -> dict[str, float]:
+def _planned_hours(experiments: Sequence[Experiment], store: Store, seeds: Sequence[int]) -> float:
+    return round(plan_from_nothing(experiments, store, seeds).hours(store.budget.num_workers), 2)
+
+
+def _tested_at(jobs: Sequence[Job], store: Store) -> dict[str, Any]:
+    """Commit, or UNKNOWN_COMMIT -> how many tests ran at it, and with which versions of the simulators' packages."""
+    found: dict[str, Any] = {}
+    for job in jobs:
+        if isinstance(job, EvaluationJob):
+            for made in store.evaluation(job.run, job.step, job.condition, job.task).made_with:
+                of_commit = found.setdefault(made.git_commit, {"tests": 0, "versions": {}})
+                of_commit["tests"] += 1
+                for package, version in made.versions.items():
+                    known = of_commit["versions"].setdefault(package, [])
+                    known += [version] if version not in known else []
+    return found
+
+
+def _costs(jobs: Sequence[Job], store: Store) -> dict[str, float]:
     """Hours of one worker so far; what experiments share is counted in each, standstills of the machine apart."""
     seconds = {"stage1": 0.0, "stage2": 0.0, "evaluation": 0.0, "left_out": 0.0}
     test_step_s = store.test_step_s()

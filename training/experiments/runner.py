@@ -47,7 +47,9 @@ class Work(Protocol):
     def evaluate(
         self, checkpoint: Path, condition: Condition, task: str, first_seed: int, num_episodes: int
     ) -> Mapping[str, Any]:
-        """A row of training/evaluate.py with the checkpoint's `revision`."""
+        """A row of training/evaluate.py with the checkpoint's `revision`, and the `git_commit` and the simulator's
+        `versions` that made it.
+        """
         ...
 
 

@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from training.time_spent import TimeSpent, time_of_log, usual_step_s, without_st
 
 DataIdentity = Callable[[Recipe], Mapping[str, str]]
 _OUTCOME = "outcome.json"
+UNKNOWN_COMMIT = "unknown"
 
 
 class BusyError(RuntimeError):
@@ -131,14 +132,26 @@ class Store:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MadeWith:
+    """The code that tried some scenes, and the versions that these depend on."""
+
+    git_commit: str
+    versions: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Scenes tried so far, in the order of their seeds, of one revision; more are added, none is tried twice."""
+    """Scenes tried so far, in the order of their seeds, of one revision; more are added, none is tried twice.
+
+    `made_with` is what tried them, each once however many scenes it tried.
+    """
 
     revision: str = ""
     seeds: tuple[int, ...] = ()
     solved: tuple[bool, ...] = ()
     num_steps: float = 0.0  # of all scenes together
     seconds: float = 0.0  # as measured
+    made_with: tuple[MadeWith, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.seeds) != len(self.solved):
@@ -147,12 +160,14 @@ class Evaluation:
     def plus(self, row: Mapping[str, Any], seconds: float) -> Evaluation:
         """With a row of `Work.evaluate` added."""
         solved = set(row["solved_seeds"])
+        made = MadeWith(git_commit=row["git_commit"] or UNKNOWN_COMMIT, versions=row["versions"])
         return Evaluation(
             revision=row["revision"],
             seeds=(*self.seeds, *row["seeds"]),
             solved=(*self.solved, *(seed in solved for seed in row["seeds"])),
             num_steps=self.num_steps + row["mean_steps"] * len(row["seeds"]),
             seconds=self.seconds + seconds,
+            made_with=self.made_with if made in self.made_with else (*self.made_with, made),
         )
 
     def spent(self, step_s: float) -> TimeSpent:
@@ -168,6 +183,7 @@ class Evaluation:
             "outcomes": "".join("1" if solved else "0" for solved in self.solved),
             "num_steps": self.num_steps,
             "seconds": round(self.seconds, 3),
+            "made_with": [asdict(made) for made in self.made_with],
         }
 
     @classmethod
@@ -175,12 +191,15 @@ class Evaluation:
         if not values:
             return cls()
         outcomes, first = values["outcomes"], values["first_seed"]
+        # Tests did not always say what made them.
+        made_with = values.get("made_with", [{"git_commit": UNKNOWN_COMMIT, "versions": {}}])
         return cls(
             revision=values["revision"],
             seeds=tuple(range(first, first + len(outcomes))),
             solved=tuple(outcome == "1" for outcome in outcomes),
             num_steps=values["num_steps"],
             seconds=values["seconds"],
+            made_with=tuple(MadeWith(**made) for made in made_with),
         )
 
 

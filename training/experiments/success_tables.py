@@ -1,4 +1,4 @@
-"""Success by arm, group and task as tables, and what the best arm reaches of an experiment's goal.
+"""Success by arm, group and task as tables, what the best arm reaches of an experiment's goal, and what none reaches.
 
 Reads the values of a results.json.
 """
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from training.experiments.claim_cells import points
-from training.experiments.markdown import count, percent_cell, seeds_cell, table, task_cell
+from training.experiments.markdown import count, percent_cell, seeds_cell, table, task_cell, whole_percent
 
 _GROUPS = ("all", "low-data", "rest")
 _FAILS_BELOW = 0.1
@@ -76,6 +76,38 @@ def goal(values: Values) -> str:
     if failed := [f"{task} ({100 * rate:.0f} %)" for task, rate in tasks.items() if rate < _FAILS_BELOW]:
         words.append(f"Below {100 * _FAILS_BELOW:.0f} % are {', '.join(failed)}.")
     return " ".join(words)
+
+
+def floors(values: Values) -> list[str]:
+    """A line each on tasks and on reference arms that succeed so rarely that arms can hardly differ."""
+    return [line for line in (_tasks_at_the_floor(values), _references_at_the_floor(values)) if line]
+
+
+def _tasks_at_the_floor(values: Values) -> str:
+    found = []
+    for task in values["tasks"]:
+        of_arms = [tasks[task] for arm in _tested(values) if task in (tasks := _last(arm)["tasks"])]
+        rates = [of["successes"] / of["episodes"] for of in of_arms if of["episodes"]]
+        if rates and max(rates) < _FAILS_BELOW:
+            found.append(f"{task} ({whole_percent(max(rates))})")
+    return (
+        f"**Floor.** Below {whole_percent(_FAILS_BELOW)} in every arm, the best one's in brackets: {', '.join(found)}. "
+        "There arms can hardly differ."
+        if found
+        else ""
+    )
+
+
+def _references_at_the_floor(values: Values) -> str:
+    found = {
+        arm["name"]: estimate
+        for arm in _tested(values)
+        if arm["name"] in values["references"] and (estimate := _last(arm)["groups"].get("all"))
+    }
+    if not found or max(estimate["value"] for estimate in found.values()) >= _FAILS_BELOW:
+        return ""
+    reached = ", ".join(f"{name} {percent_cell(estimate)} %" for name, estimate in found.items())
+    return f"**Floor.** Arms that lack nothing: {reached}. What the others lack can hardly show below that."
 
 
 def _tested(values: Values) -> list[Values]:

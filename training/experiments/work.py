@@ -70,6 +70,8 @@ class TrainingWork:
     ) -> Mapping[str, Any]:
         from policy.checkpoint import revision_of
         from training.evaluate import Target, evaluate
+        from training.export import git_commit
+        from training.simulation.registry import simulator_versions
 
         if not checkpoint.is_dir():
             raise FileNotFoundError(f"{checkpoint} was deleted and more scenes are asked for; delete its run as well")
@@ -83,7 +85,12 @@ class TrainingWork:
         )
         with logged(checkpoint.parent):
             (row,) = evaluate(target, tasks=[task], num_episodes=num_episodes, first_seed=first_seed)
-        return {**row, "revision": revision_of(checkpoint)}
+        return {
+            **row,
+            "revision": revision_of(checkpoint),
+            "git_commit": git_commit(),
+            "versions": simulator_versions(task),
+        }
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,7 +40,7 @@ def add_latent_actions_verb(verbs: Any) -> None:
 
 
 def perform(options: argparse.Namespace) -> int:
-    from training.ego_video.pack import ClipPack
+    from training.ego_video.pack import ClipPack, FramePairs
     from training.json_file import write_json
     from training.latent_actions.probes import format_figures, probe
     from training.latent_actions.train import EYES, LATENT_ACTIONS, read_eyes, train_eyes, train_latent_actions
@@ -48,6 +49,10 @@ def perform(options: argparse.Namespace) -> int:
         raise ValueError("--eyes-image-size is of a model of --eyes; eyes that are trained have eyes.visual.image_size")
     eyes_settings, settings = _settings(options)
     packs = [ClipPack.open(path) for path in options.clips]
+    tested = ClipPack.open(options.test_clips) if options.test_clips else packs[0]
+    for pack in {each.directory: each for each in (*packs, tested)}.values():
+        for name in FramePairs(pack, settings.gap_s, settings.max_gap_s).clips_without:
+            print(f"{pack.directory}: {name} has no two frames {settings.gap_s:g} s apart, unused", file=sys.stderr)
     if options.eyes:
         eyes = read_eyes(options.eyes, options.eyes_image_size).to(options.device)
     else:
@@ -55,7 +60,6 @@ def perform(options: argparse.Namespace) -> int:
     model = train_latent_actions(
         packs, eyes, settings, options.run / LATENT_ACTIONS, seed=options.seed, device=options.device
     )
-    tested = ClipPack.open(options.test_clips) if options.test_clips else packs[0]
     figures = {
         "clips": [str(path) for path in options.clips],
         "test_clips": str(tested.directory),

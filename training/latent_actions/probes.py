@@ -185,8 +185,9 @@ def _use(codes: npt.NDArray[np.int64], num_codes: int) -> dict[str, float]:
 
 
 def format_figures(figures: Mapping[str, Any]) -> str:
-    """The figures as lines for a person."""
-    lines = [f"{figures['num_pairs']} pairs of {figures['num_clips']} clips"]
+    """The figures as lines for a person; `held_out` says whether the model never saw the clips."""
+    which = "held out" if figures["held_out"] else "clips it was trained on (--test-clips names others)"
+    lines = [f"{figures['num_pairs']} pairs of {figures['num_clips']} clips, {which}"]
     for name, use in figures.get("codes", {}).items():
         lines.append(f"{name} codes: usage {use['usage']:.0%}, perplexity {use['perplexity']:.1f}")
     for name, values in figures["r2"].items():
@@ -194,5 +195,9 @@ def format_figures(figures: Mapping[str, Any]) -> str:
     for name, values in figures.get("bodies", {}).items():
         errors = ", ".join(f"{arm} {error:.3f}" for arm, error in values["transfer"].items())
         cka = ", ".join(f"{arm} {values['cka'][arm]['mean']:.3f}" for arm in ("as_is", "without_body"))
-        lines += [f"codes from {name}: error {errors}", f"alignment of {name}: CKA {cka}"]
+        removed = values["cka"]["num_directions_removed"]
+        lines += [
+            f"codes from {name}: error {errors}",
+            f"alignment of {name}: CKA {cka} ({removed} directions removed)",
+        ]
     return "\n".join(lines)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 _SHARE_DECAY = 0.98  # of the running mean over steps of a code's share of the assignments
-_DEAD_BELOW = 0.1  # of an equal share
+DEAD_BELOW = 0.1  # of an equal share
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Codebook(nn.Module):
     def revive(self, latents: Float[Tensor, "*batch dim"], generator: torch.Generator) -> None:
         """Move every dead code to a latent drawn from these and count it as used like any other."""
         equal = 1 / len(self.share)
-        dead = self.share < _DEAD_BELOW * equal
+        dead = self.share < DEAD_BELOW * equal
         rows = latents.flatten(0, -2)
         # Drawn for all codes, dead or not: no value is read from the device, and a step always draws as many.
         drawn = torch.randint(len(rows), (len(dead),), generator=generator, device=rows.device)
@@ -69,8 +69,8 @@ def shares(codes: Int[Tensor, "*batch"], num_codes: int) -> Float[Tensor, " num_
 
 
 def usage(share: Float[Tensor, " num_codes"]) -> Float[Tensor, ""]:
-    """The fraction of codes that are used at all."""
-    return (share > 0).float().mean()
+    """The fraction of codes that are not dead: of many pairs one of a code's, or a few, are no use of it."""
+    return (share >= DEAD_BELOW / len(share)).float().mean()
 
 
 def perplexity(share: Float[Tensor, " num_codes"]) -> Float[Tensor, ""]:

@@ -210,13 +210,13 @@ def masked(pack: ClipPack, settings: LatentActionSettings) -> ClipPack:
     """The pack with the masks that `settings` name. Raises ValueError where it has none of them."""
     if settings.masks == "none":
         return replace(pack, masks=None)
-    masks = pack.truth if settings.masks == "truth" else pack.masks
-    if masks is None:
+    own = pack.with_truth() if settings.masks == "truth" else pack
+    if own.masks is None:
         raise ValueError(
             f"clip pack {pack.directory} has no {settings.masks} masks; "
             "pack it again with them, or train with masks 'none'"
         )
-    return replace(pack, masks=masks)
+    return own
 
 
 def _needs_moments(settings: LatentActionSettings) -> bool:

@@ -16,6 +16,10 @@ from training.simulation import tasks
 from training.simulation.bodies import load_body
 from training.simulation.task import Simulation
 
+_REMEDY = "make setup, or pip install 'premotor[sim]'"
+# It demands a numpy < 2 that it does not need as it is used here, so that no extra can name it; see the Makefile.
+ROBOSUITE_REMEDY = f"{_REMEDY} and then pip install --no-deps robosuite==1.5.2"
+
 TASK_NAMES = tuple(sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(tasks.__path__)))
 
 
@@ -40,7 +44,7 @@ def make_simulation(task: str) -> Simulation:
     except ModuleNotFoundError as error:
         raise MissingSimulatorError(
             f"task {task!r} needs {definition.PACKAGE}, and the module {error.name!r} is not installed: "
-            "pip install 'premotor[sim]'"
+            + (ROBOSUITE_REMEDY if definition.PACKAGE == "robosuite" else _REMEDY)
         ) from error
 
 

@@ -54,8 +54,7 @@ class StandardizedLatents:
 
     Who moves, and how far it gets within a gap, shifts latents more than where it goes does. Measured on five robots:
     a pair's own z is found among 64 in 47 % of held-out pairs with latents learned from hands (44 % without this), in
-    46 % with latents learned from these robots (19 %). Of a body that V never saw it finds no more than chance: E's z
-    of one body says little about another's.
+    46 % with latents learned from these robots (19 %).
     """
 
     features: Sequence[Vectors]  # per pack [num_frames, num_tokens * latent_dim]
@@ -96,21 +95,38 @@ class MotionPairs:
     z: Sequence[Vectors]  # of each pack [num_frames, latent_dim], zeros where there is no pair
     training: Sequence[npt.NDArray[np.int64]]  # frames of each pack
     held_out: Sequence[npt.NDArray[np.int64]]  # of its last episodes
+    unseen: Sequence[npt.NDArray[np.int64]]  # all of a body that is held out, none of the others
 
     @classmethod
     def of(
-        cls, mixture: Mixture, latents: StandardizedLatents, prior: ActionPrior, held_out_fraction: float
+        cls,
+        mixture: Mixture,
+        latents: StandardizedLatents,
+        prior: ActionPrior,
+        *,
+        held_out_fraction: float,
+        held_out_body: str = "",
     ) -> MotionPairs:
-        """Raises ValueError for a pack without a pair to train on."""
+        """Raises ValueError for a pack without a pair to train on and a `held_out_body` that is none or the only."""
+        bodies = [pack.spec.name for pack in mixture.packs]
+        if held_out_body and not {held_out_body} < set(bodies):
+            raise ValueError(
+                f"joint.alignment.held_out_body is {held_out_body!r}, expected one of several: {sorted(set(bodies))}"
+            )
+        none = np.zeros(0, np.int64)
         parts = [
-            _split(pack, paired, held_out_fraction) for pack, paired in zip(mixture.packs, latents.paired, strict=True)
+            (none, none, np.flatnonzero(paired))
+            if body == held_out_body
+            else (*_split(pack, paired, held_out_fraction), none)
+            for body, pack, paired in zip(bodies, mixture.packs, latents.paired, strict=True)
         ]
         return cls(
             tasks=[pack.task for pack in mixture.packs],
             features=latents.features,
             z=_motion_latents(prior, mixture, latents.paired),
-            training=[training for training, _ in parts],
-            held_out=[held_out for _, held_out in parts],
+            training=[training for training, _, _ in parts],
+            held_out=[held_out for _, held_out, _ in parts],
+            unseen=[unseen for _, _, unseen in parts],
         )
 
     def batch(self, picks: Picks) -> AlignmentRows:
@@ -197,11 +213,16 @@ def align(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         head = VideoHead(pairs.features[0].shape[1], recipe.width, corpus.config.latent_dim).to(device)
-    weights = [data.weight(task) for task in pairs.tasks]
-    sampler = TaskBalancedSampler([len(frames) for frames in pairs.training], weights, recipe.batch_size, seed)
+    trained = [index for index, frames in enumerate(pairs.training) if len(frames)]
+    sampler = TaskBalancedSampler(
+        [len(pairs.training[index]) for index in trained],
+        [data.weight(pairs.tasks[index]) for index in trained],
+        recipe.batch_size,
+        seed,
+    )
 
     def batch(step: int) -> AlignmentRows:
-        picks = [(index, pairs.training[index][places]) for index, places in sampler.batch(step)]
+        picks = [(trained[at], pairs.training[trained[at]][places]) for at, places in sampler.batch(step)]
         return to_device(pairs.batch(picks), device)
 
     def loss(step: int, rows: AlignmentRows, generator: torch.Generator) -> Mapping[str, Tensor]:
@@ -223,16 +244,21 @@ def align(
     return head.eval()
 
 
-@torch.inference_mode()
 def score_alignment(head: VideoHead, pairs: MotionPairs) -> dict[str, float]:
-    """How well V says what E says, on held-out episodes of all packs alike.
+    """How well V says what E says, on held-out episodes of all packs alike; as "unseen_..." of a body that is held out.
 
     "distance" and "retrieval" are alignment_losses', in batches of `num_candidates`: 64, or all pairs where there are
     fewer. "constant_distance" is that of the best answer that is the same for every pair.
     """
-    places = np.concatenate(
-        [np.stack([np.full_like(frames, index), frames], 1) for index, frames in enumerate(pairs.held_out)]
-    )
+    scores = _score(head, pairs, pairs.held_out)
+    if any(len(frames) for frames in pairs.unseen):
+        scores |= {f"unseen_{name}": value for name, value in _score(head, pairs, pairs.unseen).items()}
+    return scores
+
+
+@torch.inference_mode()
+def _score(head: VideoHead, pairs: MotionPairs, among: Sequence[npt.NDArray[np.int64]]) -> dict[str, float]:
+    places = np.concatenate([np.stack([np.full_like(frames, index), frames], 1) for index, frames in enumerate(among)])
     if not len(places):
         return {"num_pairs": 0, "num_candidates": 0}
     places = np.random.default_rng(0).permutation(places)

@@ -36,21 +36,31 @@ def add_video_prior_verb(verbs: Any) -> None:
     verb.add_argument("--eyes", metavar="DIR", help="a vision model's directory in place of eyes that are trained here")
     verb.add_argument("--eyes-image-size", type=int, metavar="PIXELS", help="that it reads (default: its own)")
     verb.add_argument("--seed", type=int, help="of pretraining and adaptation (default: the recipe's)")
+    verb.add_argument(
+        "--held-out-body",
+        metavar="NAME",
+        help="of which the alignment learns nothing, for a score on a body never seen",
+    )
     verb.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     verb.add_argument("--threads", type=int, default=2, help="torch threads (default: 2)")
     verb.set_defaults(perform=_perform)
 
 
 def _perform(options: argparse.Namespace) -> int:
-    from training.video_prior.joint_pipeline import prior_of
+    from training.video_prior.joint_pipeline import JointPrior, prior_of
     from training.video_prior.recipe import VideoPriorRecipe, VideoPriorRun
 
     recipe = _as_asked(VideoPriorRecipe.load(options.recipe), options)
     root = options.run or Path("build/runs") / recipe.name
     run = VideoPriorRun.of(recipe, root, options.shared)
     run.keep_recipe(recipe)
-    where = _make(prior_of(recipe, run, options.device), options.part)
+    prior = prior_of(recipe, run, options.device)
+    where = _make(prior, options.part)
     print(f"{options.part}: {where or 'the recipe has none'}")
+    if options.part == "alignment" and where is not None:
+        assert isinstance(prior, JointPrior)
+        for name, value in prior.alignment_scores.items():
+            print(f"  {name}: {value:.4g}")
     return 0
 
 
@@ -61,6 +71,11 @@ def _as_asked(recipe: VideoPriorRecipe, options: argparse.Namespace) -> VideoPri
         recipe = replace(recipe, eyes_directory=options.eyes)
     if options.eyes_image_size is not None:
         recipe = replace(recipe, eyes_image_size=options.eyes_image_size)
+    if options.held_out_body is not None:
+        if recipe.joint is None:
+            raise ValueError(f"--held-out-body is of an alignment, and recipe {recipe.name} has no joint")
+        alignment = replace(recipe.joint.alignment, held_out_body=options.held_out_body)
+        recipe = replace(recipe, joint=replace(recipe.joint, alignment=alignment))
     if options.seed is not None:
         recipe = replace(recipe, base=replace(recipe.base, seed=options.seed))
     return recipe

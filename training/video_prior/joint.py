@@ -82,7 +82,7 @@ class LatentClips:
 
 def train_joint(
     corpus: Corpus,
-    prior: ActionPrior,
+    prior: ActionPrior | None,
     clips: LatentClips | None,
     recipe: JointRecipe,
     directory: Path,
@@ -93,8 +93,9 @@ def train_joint(
 ) -> VLA:
     """Train to the end of the corpus' stage 2 (or to step `until`), resuming what `directory` holds; averaged weights.
 
-    `prior` is stage 1's; `clips` None trains on robots alone. `made_by` says what made prior and latents, for a resumed
-    run to agree on. What is returned is paper A's VLA: the place of video without a body is left behind.
+    `prior` is stage 1's, None starts without one; `clips` None trains on robots alone. `made_by` says what made prior
+    and latents, for a resumed run to agree on. What is returned is paper A's VLA: the place of video without a body is
+    left behind.
     """
     stage2, backbone, packs = corpus.recipe.stage2, corpus.recipe.backbone, corpus.stage2_packs
     vla = _start(corpus, prior, with_video=clips is not None).to(device)
@@ -203,10 +204,11 @@ def without_video_body(corpus: Corpus, vla: VLA) -> VLA:
     return plain
 
 
-def _start(corpus: Corpus, prior: ActionPrior, *, with_video: bool) -> VLA:
+def _start(corpus: Corpus, prior: ActionPrior | None, *, with_video: bool) -> VLA:
     """The model as it trains: with stage 1's prior, a place for video, and LoRA where the recipe says so."""
     vla, backbone = corpus.build_model(), corpus.recipe.backbone
-    vla.prior.load_state_dict(prior.state_dict())
+    if prior is not None:
+        vla.prior.load_state_dict(prior.state_dict())
     if with_video:
         vla = with_video_body(corpus, vla)
     if backbone is not None and backbone.tuning == "lora":

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from policy.prior import ActionPrior
 from policy.vla import VLA
 from training.corpus import Corpus
 from training.ego_video.pack import ClipPack
@@ -34,9 +33,9 @@ from training.video_prior.joint_recipe import JointRecipe
 from training.video_prior.pipeline import VideoPrior
 from training.video_prior.recipe import VideoPriorRecipe, VideoPriorRun
 
+_PRIOR_METHOD = "action prior from state-action trajectories (arXiv 2606.26095)"  # the control's, which is paper A's
 JOINT_METHOD = (
-    "action prior from state-action trajectories (arXiv 2606.26095), its motion latent joined with that of "
-    "motion-focused latent actions (arXiv 2606.18955)"
+    f"{_PRIOR_METHOD}, its motion latent joined with that of motion-focused latent actions (arXiv 2606.18955)"
 )
 
 
@@ -59,9 +58,15 @@ class JointPrior(VideoPrior):
             for pack in packs
         ]
         bodies = [np.full(pack.num_frames, pack.spec.name) for pack in packs]
-        mixture = corpus.mixture(packs, landmarks=False)
-        prior = self._trained_prior
-        return MotionPairs.of(mixture, standardized(latents, bodies), prior, alignment.held_out_fraction)
+        mixture, prior = corpus.mixture(packs, landmarks=False), self.prior
+        assert prior is not None
+        return MotionPairs.of(
+            mixture,
+            standardized(latents, bodies),
+            prior,
+            held_out_fraction=alignment.held_out_fraction,
+            held_out_body=alignment.held_out_body,
+        )
 
     @cached_property
     def alignment_directory(self) -> Path:
@@ -85,20 +90,22 @@ class JointPrior(VideoPrior):
 
     @cached_property
     def alignment_scores(self) -> Mapping[str, float]:
-        """V against E on held-out episodes, as alignment.score_alignment says."""
-        return score_alignment(self.head, self.pairs)
+        """V against E on held-out episodes, as alignment.score_alignment says; nothing for the control."""
+        return score_alignment(self.head, self.pairs) if self._joint.sees_clips else {}
 
     @cached_property
     def latent_clips(self) -> LatentClips | None:
         """None for the control, whose stage 2 sees no clip."""
-        if not self._joint.video_weight:
+        if not self._joint.sees_clips:
             return None
         gap_s = self.recipe.latent_actions.gap_s
         latents = [label_pack(self.latent_actions, pack, gap_s=gap_s).latents for pack in self.clips]
         return LatentClips.of(self.clips, standardized(latents, [_bodies(pack) for pack in self.clips]), self.head)
 
-    def aligned(self) -> Path:
-        """Where V lies, trained."""
+    def aligned(self) -> Path | None:
+        """Where V lies, trained; None for the control."""
+        if not self._joint.sees_clips:
+            return None
         _ = self.head
         return self.alignment_directory
 
@@ -106,11 +113,13 @@ class JointPrior(VideoPrior):
         """The model at the end of stage 2, or at its step `until`."""
         return train_joint(
             self.corpus,
-            self._trained_prior,
+            self.prior,
             self.latent_clips,
             self._joint,
             self.run.adaptation,
-            made_by={**self._latents_made_by, "alignment": self.alignment_directory.name},
+            made_by={**self._latents_made_by, "alignment": self.alignment_directory.name}
+            if self._joint.sees_clips
+            else self._stage1_made_by,
             device=self.device,
             until=until,
         )
@@ -121,21 +130,22 @@ class JointPrior(VideoPrior):
         return self.recipe.joint
 
     @property
-    def _trained_prior(self) -> ActionPrior:
-        assert self.prior is not None
-        return self.prior
+    def _stage1_made_by(self) -> dict[str, Any]:
+        # The name of a part's directory says all that it is made of.
+        return {"stage1": self.stage1_directory.name if self.stage1_directory else None}
 
     @property
     def _latents_made_by(self) -> dict[str, Any]:
-        assert self.stage1_directory is not None
-        # The name of a part's directory says all that it is made of.
-        return {"stage1": self.stage1_directory.name, "latent_actions": model_digest(self.latent_actions)}
+        return {**self._stage1_made_by, "latent_actions": model_digest(self.latent_actions)}
 
     @property
     def _made_by(self) -> dict[str, Any]:
-        return {**super()._made_by, "method": JOINT_METHOD, "alignment": dict(self.alignment_scores)}
+        method = JOINT_METHOD if self._joint.sees_clips else _PRIOR_METHOD
+        return {**super()._made_by, "method": method, "alignment": dict(self.alignment_scores)}
 
     def _training(self, step: int) -> dict[str, Any]:
+        if not self._joint.sees_clips:
+            return super()._training(step)
         return {
             **super()._training(step),
             "alignment_steps": self._joint.alignment.schedule.num_steps,

@@ -19,6 +19,7 @@ class AlignmentRecipe:
     "regression" is the mean squared distance, as stage 2's alignment; "contrastive" is InfoNCE among the batch, cosines
     divided by `temperature`. `gap_s` is between the two frames; null is the length of a chunk, which E's window has.
     The last `held_out_fraction` of each task's episodes are never trained on: the scores of the manifest are theirs.
+    Of a body that is `held_out_body` V learns nothing, and all of its pairs have scores of their own.
     """
 
     loss: AlignmentLoss = "regression"
@@ -26,6 +27,7 @@ class AlignmentRecipe:
     width: int = 256
     gap_s: float | None = None
     held_out_fraction: float = 0.1
+    held_out_body: str = ""
     batch_size: int = 64
     schedule: Schedule = field(
         default_factory=lambda: Schedule(num_steps=1000, warmup_steps=50, ema_decay=0.99, weight_decay=1e-2)
@@ -44,8 +46,9 @@ class AlignmentRecipe:
 class JointRecipe:
     """What stage 2 learns from clips beside robots: z' of a clip's frame is pulled to z_v of what moves next in it.
 
-    `video_weight` is that term's; at 0 stage 2 is paper A's alone, the control. It falls to 0 over `video_decay_steps`
-    as stage 2's lambda does over decay_steps; null keeps it. `video_batch_size` frames come on top of stage 2's batch.
+    `video_weight` is that term's; at 0 stage 2 is paper A's alone, the control, which needs neither codes nor V. It
+    falls to 0 over `video_decay_steps` as stage 2's lambda does over decay_steps; null keeps it. `video_batch_size`
+    frames come on top of stage 2's batch.
     """
 
     alignment: AlignmentRecipe = field(default_factory=AlignmentRecipe)
@@ -60,6 +63,10 @@ class JointRecipe:
             raise ValueError(f"joint.video_decay_steps is {self.video_decay_steps}, expected at least 1, or null")
         if self.video_batch_size < 1:
             raise ValueError(f"joint.video_batch_size is {self.video_batch_size}, expected at least 1")
+
+    @property
+    def sees_clips(self) -> bool:
+        return self.video_weight > 0
 
     @classmethod
     def from_json(cls, values: Any) -> JointRecipe:

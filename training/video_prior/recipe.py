@@ -75,7 +75,7 @@ class VideoPriorRecipe:
     vision model as Hugging Face saves it, in place of training `eyes`; it reads pictures of `eyes_image_size` pixels,
     null is its own. `video_seed` is of eyes and codes, which runs of different seeds share. With `joint` the model is
     paper A's, and what is learned from clips is its motion latent: pretraining, intent and adaptation then stay out of
-    the recipe.
+    the recipe. Without a stage 1 it is paper A's head alone, which no prior and no clip has taught.
     """
 
     name: str
@@ -118,11 +118,12 @@ class VideoPriorRecipe:
 
     @property
     def needs_codes(self) -> bool:
-        return self.joint is not None or bool(self.pretraining.schedule.num_steps) or self.has_intent_loss
+        sees_clips = self.joint is not None and self.joint.sees_clips
+        return sees_clips or bool(self.pretraining.schedule.num_steps) or self.has_intent_loss
 
     @property
     def needs_eyes(self) -> bool:
-        return self.intent.use_eyes or self.needs_codes
+        return self.needs_codes or (self.joint is None and self.intent.use_eyes)
 
     def to_json(self) -> dict[str, Any]:
         return json.loads(json.dumps(asdict(self)))
@@ -228,13 +229,17 @@ def differences(kept: Any, asked: Any, where: str = "") -> list[str]:
 
 def _check_joint(recipe: VideoPriorRecipe) -> None:
     base = recipe.base
+    assert recipe.joint is not None
     if recipe.pretraining.schedule.num_steps or (recipe.intent, recipe.adaptation) != (
         IntentRecipe(),
         AdaptationRecipe(),
     ):
         raise ValueError("joint learns no codes: leave pretraining, intent and adaptation out of the recipe")
-    if not base.stage1.schedule.num_steps:
-        raise ValueError("base.stage1.schedule.num_steps is 0, and joint aligns video to stage 1's motion latent")
+    if not base.stage1.schedule.num_steps and (recipe.joint.sees_clips or base.stage2.decay_steps != 0):
+        raise ValueError(
+            "base.stage1.schedule.num_steps is 0, and joint aligns video to stage 1's motion latent; without a stage 1 "
+            "joint.video_weight and base.stage2.decay_steps are 0, which is paper A's head alone"
+        )
     if base.stage2.start_from:
         raise ValueError(f"base.stage2.start_from is {base.stage2.start_from!r}, expected none: joint starts anew")
 

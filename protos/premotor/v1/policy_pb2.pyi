@@ -88,7 +88,7 @@ class RealTimeChunking(_message.Message):
     def __init__(self, previous_actions: _Optional[_Union[Tensor, _Mapping]] = ..., inference_delay: _Optional[int] = ..., execution_horizon: _Optional[int] = ..., method: _Optional[_Union[RealTimeChunking.Method, str]] = ..., max_guidance_weight: _Optional[float] = ...) -> None: ...
 
 class PredictChunkRequest(_message.Message):
-    __slots__ = ("policy", "revision", "robot_id", "episode_id", "request_id", "observation", "history", "seed", "num_inference_steps", "embodiment", "num_underruns", "real_time_chunking")
+    __slots__ = ("policy", "revision", "robot_id", "episode_id", "request_id", "observation", "history", "seed", "num_inference_steps", "embodiment", "num_underruns", "real_time_chunking", "episode_revision")
     POLICY_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     ROBOT_ID_FIELD_NUMBER: _ClassVar[int]
@@ -101,6 +101,7 @@ class PredictChunkRequest(_message.Message):
     EMBODIMENT_FIELD_NUMBER: _ClassVar[int]
     NUM_UNDERRUNS_FIELD_NUMBER: _ClassVar[int]
     REAL_TIME_CHUNKING_FIELD_NUMBER: _ClassVar[int]
+    EPISODE_REVISION_FIELD_NUMBER: _ClassVar[int]
     policy: str
     revision: str
     robot_id: str
@@ -113,7 +114,8 @@ class PredictChunkRequest(_message.Message):
     embodiment: str
     num_underruns: int
     real_time_chunking: RealTimeChunking
-    def __init__(self, policy: _Optional[str] = ..., revision: _Optional[str] = ..., robot_id: _Optional[str] = ..., episode_id: _Optional[str] = ..., request_id: _Optional[str] = ..., observation: _Optional[_Union[Observation, _Mapping]] = ..., history: _Optional[_Union[History, _Mapping]] = ..., seed: _Optional[int] = ..., num_inference_steps: _Optional[int] = ..., embodiment: _Optional[str] = ..., num_underruns: _Optional[int] = ..., real_time_chunking: _Optional[_Union[RealTimeChunking, _Mapping]] = ...) -> None: ...
+    episode_revision: str
+    def __init__(self, policy: _Optional[str] = ..., revision: _Optional[str] = ..., robot_id: _Optional[str] = ..., episode_id: _Optional[str] = ..., request_id: _Optional[str] = ..., observation: _Optional[_Union[Observation, _Mapping]] = ..., history: _Optional[_Union[History, _Mapping]] = ..., seed: _Optional[int] = ..., num_inference_steps: _Optional[int] = ..., embodiment: _Optional[str] = ..., num_underruns: _Optional[int] = ..., real_time_chunking: _Optional[_Union[RealTimeChunking, _Mapping]] = ..., episode_revision: _Optional[str] = ...) -> None: ...
 
 class PredictChunkResponse(_message.Message):
     __slots__ = ("robot_id", "episode_id", "request_id", "capture_time", "actions", "revision", "seed", "timing", "real_time_chunking_method", "schema_digest")

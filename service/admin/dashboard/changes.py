@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from service.admin.dashboard.forms import Form
 from service.admin.dashboard.rendering import counted, percent, size
 from service.errors import InvalidRequestError
+from service.policies import POLICY_NAME
 from service.registry import Operation, PolicyRecord, RevisionRecord, RevisionState, Route
 from service.rollout import Rollout
 from service.rollout.operations import Promotion
 
-_POLICY_NAME = re.compile(r"[^/:]{1,128}")
 _DIGEST = re.compile(r"([0-9a-f]{12,64})?")
 
 
@@ -301,7 +301,7 @@ async def _guard(rollout: Rollout, subject: Subject, form: Form, actor: str) -> 
 
 async def _register(rollout: Rollout, subject: Subject, form: Form, actor: str) -> Operation:
     policy = subject.name or form.required("policy")
-    if _POLICY_NAME.fullmatch(policy) is None:
+    if re.fullmatch(POLICY_NAME, policy) is None:
         raise InvalidRequestError("policy", f"{policy!r} came, expected 1 to 128 characters, none of them / or :")
     location, revision = form.required("location"), form.text("revision", most_chars=64)
     if _DIGEST.fullmatch(revision) is None:

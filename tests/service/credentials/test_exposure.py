@@ -8,7 +8,13 @@ import logging
 import pytest
 
 from service.credentials import TokenCache
-from service.credentials.exposure import ExposedError, check_exposure, is_loopback, warn_while_exposed
+from service.credentials.exposure import (
+    ExposedError,
+    check_exposure,
+    is_loopback,
+    warn_of_public_triton,
+    warn_while_exposed,
+)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "localhost", "::1", "[::1]", "::ffff:127.0.0.1"])
@@ -33,6 +39,25 @@ def test_being_told_to_is_no_reason_to_warn_where_nothing_is_open():
     assert check_exposure(["0.0.0.0"], tls=True, tokens=False, insecure_listen=True)
     assert not check_exposure(["0.0.0.0"], tls=True, tokens=True, insecure_listen=True)
     assert not check_exposure(["localhost"], tls=False, tokens=False, insecure_listen=True)
+
+
+@pytest.mark.parametrize(
+    ("address", "public"),
+    [
+        ("localhost:8000", False),
+        ("[::1]:8001", False),
+        ("10.0.0.7:8001", False),
+        ("[fd00::7]:8001", False),
+        ("203.0.113.7.invalid:8001", False),
+        ("8.8.8.8:8001", True),
+        ("[::ffff:8.8.8.8]:8001", True),
+        ("[2001:4860:4860::8888]:8001", True),
+    ],
+)
+def test_a_triton_across_a_public_network_is_warned_of_since_it_speaks_no_tls(address, public, caplog):
+    warn_of_public_triton([address])
+    said = [record.fields for record in caplog.records if record.message == "triton is asked in the clear"]
+    assert [each["address"] for each in said] == [address] * public
 
 
 async def test_the_warning_comes_at_once_and_again_and_again(desk):

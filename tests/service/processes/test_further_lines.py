@@ -36,6 +36,7 @@ CONFIG = FurtherGatewayConfig(
     drain_s=1.5,
     load_timeout_s=20.0,
     drain_timeout_s=40.0,
+    episode_idle_s=30.0,
     log_level=20,
 )
 

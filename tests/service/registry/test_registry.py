@@ -27,6 +27,7 @@ from service.registry import (
     RevisionState,
     Route,
     Shadow,
+    Tally,
     open_database,
 )
 from service.registry.database import MIGRATIONS, migrate
@@ -256,6 +257,9 @@ def test_changes_from_many_threads_lose_nothing(registry: Registry) -> None:
 
 
 def test_a_gateway_s_placements_are_what_it_last_said(registry: Registry) -> None:
+    guard = Guard(max_error_rate=0.1, max_latency_p95_s=0.2)
+    tally = Tally(change=3, guard=guard, num_requests=20, num_errors=1, num_violations=2, num_slow=4)
+
     def placement(revision: str, state: RevisionState) -> Placement:
         return Placement(
             gateway_id="a",
@@ -265,6 +269,7 @@ def test_a_gateway_s_placements_are_what_it_last_said(registry: Registry) -> Non
             error="",
             attempt=1,
             num_in_progress=2,
+            tally=tally if state is S.READY else None,
         )
 
     heard = registry.beat("a", address="x:1", generation=0, placements=[placement(OLD, S.LOADING)])

@@ -16,6 +16,7 @@ import pytest
 from service.artifacts import ArtifactLimits, ArtifactStore
 from service.backend import BackendChunk, BackendRequest, BackendUnavailableError
 from service.episodes import EpisodeTable
+from service.gateway.outcomes import Outcomes
 from service.model_settings import ModelSettings
 from service.policies import ServedPolicies
 from service.registry import Registry, open_database
@@ -28,6 +29,7 @@ from service.rollout import (
     Rollout,
     RolloutSettings,
 )
+from service.rollout.tallies import Tallies
 
 PROBE_SHAPE = (16, 4)
 
@@ -39,8 +41,9 @@ class FakeModels:
     refusals: dict[str, Exception] = field(default_factory=dict)
     holds: dict[str, asyncio.Event] = field(default_factory=dict)
     loaded: set[str] = field(default_factory=set)
-    # What they answer to anything, where it is not what a probe recorded.
+    # What they answer to anything, where it is not what a probe recorded, and until when they keep it to themselves.
     answers: dict[str, float] = field(default_factory=dict)
+    answer_holds: dict[str, asyncio.Event] = field(default_factory=dict)
     calls: list[tuple[str, str]] = field(default_factory=list)
 
     async def start(self) -> None: ...
@@ -62,6 +65,8 @@ class FakeModels:
 
     async def predict(self, revision: str, request: BackendRequest, *, timeout_s: float) -> BackendChunk:
         self.calls.append(("predict", revision))
+        if revision in self.answer_holds:
+            await self.answer_holds[revision].wait()
         if revision not in self.loaded:
             raise BackendUnavailableError(f"{revision} is not loaded")
         actions = np.full(PROBE_SHAPE, self.answers.get(revision, 0.0), np.float32)
@@ -82,6 +87,7 @@ class Process:
     policies: ServedPolicies
     follower: Follower
     rollout: Rollout
+    outcomes: Outcomes
     now_s: list[float]
     stopped: bool = False
 
@@ -94,6 +100,26 @@ class Process:
             self.stopped = True
             await self.rollout.stop()
             await self.follower.stop()
+
+    async def crash(self) -> None:
+        """Ends without leaving the fleet."""
+        self.stopped = True
+        await self.rollout.stop()
+        assert self.follower._task is not None
+        self.follower._task.cancel()
+        self.follower._lease.stop()
+
+    async def look_at_drains(self) -> None:
+        """Returns once tending has looked at what drains, and has had time to end it."""
+        asked, ask = [], self.registry.placements
+
+        def counted(policy: str, revision: str):
+            asked.append(revision)
+            return ask(policy, revision)
+
+        self.registry.placements = counted
+        await self.until(lambda: len(asked) > 2)
+        self.registry.placements = ask
 
     async def until(self, condition) -> None:
         """Waits for something that the process does by itself."""
@@ -143,6 +169,7 @@ class FleetKit:
         *,
         models: FakeModels | None = None,
         lease: LeaseSettings | None = None,
+        follower_settings: FollowerSettings | None = None,
         retry_s: float = 0.05,
         now=lambda: datetime.now(UTC),
         cache: str = "cache",
@@ -154,7 +181,7 @@ class FleetKit:
         artifacts = ArtifactStore(root=self.store, cache=self._root / cache, limits=limits)
         now_s = [0.0]
         policies = ServedPolicies(episodes=EpisodeTable(now_s=lambda: now_s[0]))
-        models = models or FakeModels()
+        models, outcomes = models or FakeModels(), Outcomes()
         follower = Follower(
             registry=registry,
             backend=models,
@@ -163,7 +190,9 @@ class FleetKit:
             model=ModelSettings(),
             gateway_id=name,
             own_process=False,
-            settings=FollowerSettings(
+            tallies=Tallies(outcomes),
+            settings=follower_settings
+            or FollowerSettings(
                 interval_s=0.05,
                 beat_s=0.1,
                 lease=lease or LeaseSettings(),
@@ -178,7 +207,7 @@ class FleetKit:
             settings=RolloutSettings(**(defaults | settings)),
             now=now,
         )
-        process = Process(registry, models, policies, follower, rollout, now_s)
+        process = Process(registry, models, policies, follower, rollout, outcomes, now_s)
         self.processes.append(process)
         return process
 

@@ -14,7 +14,8 @@ from service.episodes import Episode
 from service.errors import NotReadyError
 from service.policies import ServedPolicies
 from service.registry import OperationState, RegistryUnavailableError
-from service.rollout import LeaseSettings
+from service.rollout import FollowerSettings, LeaseSettings, RolloutSettings
+from service.rollout.gateways import LiveGateways
 from service.rollout.lease import Lease
 
 POLICY = "tabletop"
@@ -73,7 +74,7 @@ async def two_gateways(fleet, *, gateway_lost_s: float):
     return (*found, old, new)
 
 
-async def longest_disagreement_s(first, second, during: asyncio.Task) -> float:
+async def longest_disagreement_s(first, second, during: asyncio.Future) -> float:
     """How long, at a stretch, one began episodes on another revision than the other."""
     longest_s, since_s = 0.0, None
     while not during.done():
@@ -133,8 +134,13 @@ async def test_a_roll_back_waits_for_no_gateway_that_is_silent(fleet):
     await carried_out(first, first.rollout.promote(POLICY, new, actor="ada"))
     cut_off(second)
     operation = await first.rollout.roll_back(POLICY, actor="ada")
-    await first.until(lambda: new_episode(first) == old)
-    await second.until(lambda: new_episode(second) == "")
+    both = asyncio.gather(
+        first.until(lambda: new_episode(first) == old), second.until(lambda: new_episode(second) == "")
+    )
+    apart_s = await longest_disagreement_s(first, second, both)
+    await both
+    # The one exception to a second: what is left of a lease that began before the change was announced.
+    assert apart_s < LEASE.lease_s
     # It is not done before the silent one is heard, or lost.
     assert first.registry.operation(operation.operation_id).state is OperationState.RUNNING
     join_up(second)
@@ -154,6 +160,48 @@ async def test_a_gateway_that_is_alone_begins_episodes_however_long_its_registry
     await process.until(lambda: not process.follower.reachable)
     assert process.follower.lease_s is None
     assert new_episode(process) == old
+
+
+async def test_a_gateway_that_crashed_is_no_company_for_the_one_that_takes_its_place(fleet):
+    crashed = fleet.process("crashed")
+    await crashed.start()
+    location = fleet.checkpoint("old", variant="old")
+    await carried_out(crashed, crashed.rollout.register(POLICY, location, actor="ada"))
+    (old,) = crashed.registry.policy(POLICY).revisions
+    await carried_out(crashed, crashed.rollout.promote(POLICY, old, actor="ada"))
+    assert new_episode(crashed) == old
+    await crashed.crash()
+    process = fleet.process("a", lease=LEASE, gateway_lost_s=LOST_S)
+    await process.start()
+    await process.until(lambda: new_episode(process) == old)
+    # Nobody changes anything: it is found out by itself.
+    await process.until(lambda: [each.gateway_id for each in process.registry.gateways()] == ["a"])
+    await process.until(lambda: process.follower.lease_s is None)
+    placements = process.registry.placements(POLICY, old)
+    assert [each.gateway_id for each in placements] == ["a"]
+    cut_off(process)
+    await process.until(lambda: not process.follower.reachable)
+    assert process.follower.lease_s is None
+    assert new_episode(process) == old
+
+
+async def test_a_database_that_was_away_for_all_has_lost_no_gateway_when_it_is_back(gateways):
+    first, second, _, _ = gateways
+    lost_s = 0.2
+    live = LiveGateways(first.registry, first.follower, lost_s=lost_s, poll_interval_s=0.01)
+    for process in (first, second):
+        cut_off(process)
+    await first.until(lambda: not (first.follower.reachable or second.follower.reachable))
+    assert {each.gateway_id for each in await live.alive()} == {"a", "b"}
+    away_since_s = time.monotonic()
+    await first.until(lambda: time.monotonic() > away_since_s + 2 * lost_s)
+    # One hears of it first; the other has had no time to say anything.
+    join_up(first)
+    await first.until(lambda: first.follower.reachable)
+    assert {each.gateway_id for each in await live.alive()} == {"a", "b"}
+    back_since_s = time.monotonic()
+    await first.until(lambda: time.monotonic() > back_since_s + 2 * lost_s)
+    assert {each.gateway_id for each in await live.alive()} == {"a"}
 
 
 @pytest.mark.parametrize(
@@ -180,3 +228,9 @@ async def test_the_fence_is_up_in_company_or_as_the_operator_says(fence, num_gat
 def test_a_lease_that_a_change_would_make_longer_is_refused():
     with pytest.raises(ValueError, match="switching_lease_s is 2"):
         LeaseSettings(lease_s=1.0, switching_lease_s=2.0)
+
+
+def test_a_lease_that_is_longer_than_its_gateway_is_waited_for_is_refused():
+    FollowerSettings().check_lost_after(RolloutSettings().gateway_lost_s)
+    with pytest.raises(ValueError, match="lease_s is 8 and beat_s 2, expected less together than gateway_lost_s"):
+        FollowerSettings(beat_s=2.0).check_lost_after(RolloutSettings().gateway_lost_s)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import asdict
 
 import pytest
 from sqlalchemy import create_engine, text
 
 from service.episodes import Episode
 from service.registry import OperationState
+from service.rollout import FollowerSettings, RolloutSettings
 
 POLICY = "tabletop"
 EPISODE = Episode(policy=POLICY, robot_id="robot", episode_id="1")
@@ -17,7 +19,9 @@ EPISODE = Episode(policy=POLICY, robot_id="robot", episode_id="1")
 
 @pytest.fixture
 async def gateways(postgres_fleet):
-    found = [postgres_fleet.process(name) for name in ("a", "b")]
+    """As they are shipped: what they promise hangs on how often they look."""
+    shipped = {"follower_settings": FollowerSettings(), **asdict(RolloutSettings())}
+    found = [postgres_fleet.process(name, **shipped) for name in ("a", "b")]
     for process in found:
         await process.start()
     return found
@@ -38,7 +42,7 @@ async def test_two_gateways_see_a_promotion_within_a_second_of_each_other(postgr
     revisions = [await registered(postgres_fleet, first, name) for name in ("one", "two")]
     await carried_out(first, first.rollout.promote(POLICY, revisions[0], actor="ada"))
     gaps_s = []
-    for number in range(8):
+    for number in range(4):
         asked, new = gateways[number % 2], revisions[(number + 1) % 2]
         changed_s: dict[str, float] = {}
 
@@ -51,9 +55,6 @@ async def test_two_gateways_see_a_promotion_within_a_second_of_each_other(postgr
         await carried_out(asked, asked.rollout.promote(POLICY, new, actor="ada"))
         await asyncio.wait_for(watching, 10)
         gaps_s.append(abs(changed_s["a"] - changed_s["b"]))
-        # The old one drains and is unloaded before the next turn.
-        for process in gateways:
-            await process.until(lambda process=process: len(process.models.loaded) == 1)
     assert max(gaps_s) < 1.0, gaps_s
 
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from service.episodes import Episode
 from service.errors import ConflictError, InvalidRequestError, NotReadyError
+from service.gateway import GatewayLimits
+from service.gateway.answers import ChunkAnswerer
+from service.gateway.metrics import GatewayMetrics
 from service.registry import OperationState, RevisionState
 from service.revision import RevisionError
 from service.rollout.operations import Promotion
@@ -173,9 +178,7 @@ async def test_a_gateway_that_died_does_not_hold_up_the_fleet(fleet):
     await first.start()
     await second.start()
     _, new = await serving(fleet, first, "old", "new")
-    # It ends without leaving.
-    await second.rollout.stop()
-    second.follower._task.cancel()
+    await second.crash()
     operation = await first.rollout.promote(POLICY, new, actor="ada")
     ended = await first.rollout.ended(operation.operation_id)
     assert ended.state is OperationState.SUCCEEDED, ended.error
@@ -198,6 +201,35 @@ async def test_a_roll_back_goes_to_the_one_before_and_moves_episodes(fleet):
     assert ("load", old) not in process.models.calls
     entry = next(entry for entry in process.registry.audit(POLICY) if entry.action == "roll back")
     assert (entry.from_revision, entry.to_revision, entry.detail) == (new, old, {"reason": "it shakes"})
+
+
+async def test_a_roll_back_lets_every_request_that_waits_have_its_chunk(fleet, kit):
+    process = fleet.process("a")
+    await process.start()
+    old, new = await serving(fleet, process, "old", "new")
+    await carried_out(process, process.rollout.promote(POLICY, new, actor="ada"))
+    process.models.answer_holds[new] = asyncio.Event()
+    with ThreadPoolExecutor(1) as threads:
+        answerer = ChunkAnswerer(
+            policies=process.policies,
+            backend=process.models,
+            limits=GatewayLimits(),
+            metrics=GatewayMetrics(CollectorRegistry()),
+            decode_threads=threads,
+        )
+        asked = []
+        for number in range(4):
+            request = kit.request(embodiment="sawyer")
+            request.robot_id = f"robot-{number}"
+            asked.append(asyncio.create_task(answerer.answer(request, timeout_s=20.0)))
+        # One is in the model, the others are before it.
+        await process.until(lambda: ("predict", new) in process.models.calls)
+        await carried_out(process, process.rollout.roll_back(POLICY, actor="ada"))
+        await process.look_at_drains()
+        process.models.answer_holds[new].set()
+        answers = await asyncio.gather(*asked)
+    assert [getattr(answer, "revision", answer) for answer in answers] == [new] * 4
+    await process.until(lambda: states(process) == {old: S.SERVING, new: S.UNLOADED})
 
 
 async def test_there_is_nothing_to_roll_back_to_at_first(fleet):
@@ -303,6 +335,18 @@ async def test_a_shadow_is_loaded_and_takes_no_episode(fleet):
     operation = await process.rollout.unload(POLICY, new, actor="ada")
     assert (await process.rollout.ended(operation.operation_id)).state is OperationState.SUCCEEDED
     await process.until(lambda: new not in process.models.loaded)
+    assert process.registry.policy(POLICY).shadow is None
+
+
+async def test_a_shadow_is_ended_by_its_own_name_alone(fleet):
+    process = fleet.process("a")
+    await process.start()
+    _, new, other = await serving(fleet, process, "old", "new", "other")
+    await carried_out(process, process.rollout.shadow(POLICY, new, 0.5, actor="ada"))
+    operation = await process.rollout.shadow(POLICY, other, 0.0, actor="ada")
+    assert (await process.rollout.ended(operation.operation_id)).error == f"revision {other} is no shadow, {new} is"
+    assert process.registry.policy(POLICY).shadow.revision == new
+    await carried_out(process, process.rollout.shadow(POLICY, new, 0.0, actor="ada"))
     assert process.registry.policy(POLICY).shadow is None
 
 

@@ -9,8 +9,9 @@ import pytest
 
 from service.errors import ConflictError
 from service.gateway.outcomes import Outcome, Outcomes
-from service.registry import Fleet, Guard, PolicyRecord, RevisionRecord, RevisionState, Route
+from service.registry import Fleet, Guard, Placement, PolicyRecord, RevisionRecord, RevisionState, Route, Tally
 from service.rollout.guard import GuardWatch
+from service.rollout.tallies import Tallies
 
 OLD, NEW = "0" * 12, "1" * 12
 
@@ -36,14 +37,32 @@ class World:
         self.route = Route(shares=((NEW, 1.0),), previous=OLD, guard=guard, changes=3)
         self.outcomes = Outcomes(now_s=lambda: self.now_s)
         self.rollout = FakeRollout()
+        self.tallies = Tallies(self.outcomes, now_s=lambda: self.now_s, now=self.now)
+        # What other gateways say.
+        self.others: list[Tally] = []
         self.watch = GuardWatch(
-            outcomes=self.outcomes,
-            rollout=self.rollout,
-            fleet=lambda: self.fleet,
-            now_s=lambda: self.now_s,
-            # The change was made when the clock said 1000.
-            now=lambda: datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=self.now_s - 1000.0),
+            placements=self.placements, rollout=self.rollout, fleet=lambda: self.fleet, now=self.now
         )
+
+    def now(self) -> datetime:
+        """The change was made when the clock said 1000."""
+        return datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=self.now_s - 1000.0)
+
+    async def placements(self, policy: str, revision: str) -> list[Placement]:
+        own = self.tallies.of(self.fleet.policies[policy], revision)
+        return [
+            Placement(
+                gateway_id=f"{number}",
+                policy=policy,
+                revision=revision,
+                state=RevisionState.READY,
+                error="",
+                attempt=1,
+                num_in_progress=0,
+                tally=tally,
+            )
+            for number, tally in enumerate([own, *self.others])
+        ]
 
     @property
     def fleet(self) -> Fleet:
@@ -84,7 +103,7 @@ def revision(name: str) -> RevisionRecord:
     [
         (Guard(max_error_rate=0.1), Outcome.FAILED, 0.03, "error rate 0.333 over 30 requests, allowed 0.1"),
         (Guard(max_violation_rate=0.0), Outcome.VIOLATION, 0.03, "output violation rate 0.333 over 30"),
-        (Guard(max_latency_p95_s=0.1), Outcome.ANSWERED, 0.5, "latency p95 0.5 s over 30 requests, allowed 0.1 s"),
+        (Guard(max_latency_p95_s=0.1), Outcome.ANSWERED, 0.5, "latency p95 above 0.1 s: 10 of 30 answers took longer"),
     ],
 )
 async def test_a_limit_that_is_broken_rolls_back_and_says_which(guard, outcome, latency_s, reason):
@@ -105,6 +124,31 @@ async def test_too_few_requests_prove_nothing(count):
     world.answer(Outcome.FAILED, count)
     await world.watch.look()
     assert world.rollout.rolled_back == []
+
+
+@pytest.mark.parametrize(("num_slow", "num_rolled_back"), [(5, 0), (6, 1)])
+async def test_a_latency_is_broken_by_more_than_one_answer_in_twenty(num_slow, num_rolled_back):
+    world = World(Guard(max_latency_p95_s=0.1))
+    await world.watch.look()
+    world.answer(Outcome.ANSWERED, 100 - num_slow)
+    world.answer(Outcome.ANSWERED, num_slow, latency_s=0.11)
+    await world.watch.look()
+    assert len(world.rollout.rolled_back) == num_rolled_back
+
+
+@pytest.mark.parametrize(
+    ("counted_by", "num_rolled_back"),
+    [({}, 1), ({"change": 2}, 0), ({"guard": Guard(max_error_rate=0.1, window_s=3600.0)}, 0)],
+)
+async def test_what_another_gateway_counted_is_added_where_it_counted_by_the_same(counted_by, num_rolled_back):
+    guard = Guard(max_error_rate=0.1, min_requests=20)
+    world = World(guard)
+    await world.watch.look()
+    world.answer(Outcome.FAILED, 10)
+    said = Tally(change=3, guard=guard, num_requests=10, num_errors=10, num_violations=0, num_slow=0)
+    world.others = [replace(said, **counted_by)]
+    await world.watch.look()
+    assert len(world.rollout.rolled_back) == num_rolled_back
 
 
 async def test_what_went_wrong_before_the_change_or_the_window_does_not_count():

@@ -34,26 +34,13 @@ def states(process) -> dict[str, RevisionState]:
     return {name: record.state for name, record in process.registry.policy(POLICY).revisions.items()}
 
 
-async def looked(process) -> None:
-    """Tending has looked at what drains, and has had time to end it."""
-    asked, ask = [], process.registry.placements
-
-    def counted(policy: str, revision: str):
-        asked.append(revision)
-        return ask(policy, revision)
-
-    process.registry.placements = counted
-    await process.until(lambda: len(asked) > 2)
-    process.registry.placements = ask
-
-
 async def test_the_one_before_stays_while_the_guard_watches_and_is_then_unloaded(fleet):
     clock = Clock()
     process = fleet.process("a", now=clock.now)
     await process.start()
     old = await promoted(fleet, process, "old", GUARDED)
     new = await promoted(fleet, process, "new", GUARDED)
-    await looked(process)
+    await process.look_at_drains()
     assert states(process) == {old: S.DRAINING, new: S.SERVING}
     assert old in process.models.loaded
     clock.ahead_s = 601.0
@@ -84,7 +71,7 @@ async def test_a_roll_back_within_the_watch_loads_nothing(fleet):
     await process.start()
     old = await promoted(fleet, process, "old", GUARDED)
     new = await promoted(fleet, process, "new", GUARDED)
-    await looked(process)
+    await process.look_at_drains()
     process.models.calls.clear()
     operation = await process.rollout.roll_back(POLICY, actor="guard", reason="it shakes")
     assert (await process.rollout.ended(operation.operation_id)).error == ""

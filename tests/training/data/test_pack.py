@@ -113,6 +113,16 @@ def test_what_an_interrupted_build_left_is_replaced(tmp_path: Path, write_datase
     assert not (tmp_path / "pack/stale.npy").exists() and not (tmp_path / "pack.tmp").exists()
 
 
+def test_a_line_says_that_a_pack_is_made_and_none_that_it_is_there(
+    tmp_path: Path, write_dataset: WriteDataset, capsys: pytest.CaptureFixture[str]
+):
+    datasets = [write_dataset(tmp_path / "push", (4,)), write_dataset(tmp_path / "pull", (4, 5), seed=1)]
+    build_packs(datasets[:1], tmp_path / "packs", image_size=None)
+    assert capsys.readouterr().err == "packed push: 1 episodes, 4 frames\n"
+    build_packs(datasets, tmp_path / "packs", image_size=None)
+    assert capsys.readouterr().err == "packed pull: 2 episodes, 9 frames\n"
+
+
 def test_packs_are_named_after_their_datasets(tmp_path: Path, write_dataset: WriteDataset):
     datasets = [write_dataset(tmp_path / name, (4,), seed=number) for number, name in enumerate(("push", "pull"))]
     packs = build_packs(datasets, tmp_path / "packs", image_size=None)

@@ -19,6 +19,7 @@ def arrays(num_frames: int, seed: int = 0) -> dict[str, np.ndarray]:
         "masks": rng.integers(0, 256, (num_frames, SIZE, SIZE), np.uint8),
         "flow_steps": rng.normal(size=(num_frames, 4)).astype(np.float32),
         "truth": rng.integers(0, 256, (num_frames, SIZE, SIZE), np.uint8),
+        "truth_steps": rng.normal(size=(num_frames, 4)).astype(np.float32),
         "effector": rng.normal(size=(num_frames, 2)).astype(np.float32),
         "scenery": rng.normal(size=(num_frames, 2)).astype(np.float32),
     }
@@ -61,7 +62,7 @@ def test_arrays_that_no_clip_has_are_absent(tmp_path: Path) -> None:
     with ClipPackWriter(tmp_path / "pack", SIZE) as writer:
         writer.add(clip(), arrays(4)["frames"])
     pack = ClipPack.open(tmp_path / "pack")
-    assert (pack.masks, pack.flow_steps, pack.truth, pack.effector, pack.scenery) == (None,) * 5
+    assert (pack.masks, pack.flow_steps, pack.truth, pack.truth_steps, pack.effector, pack.scenery) == (None,) * 6
     manifest = json.loads((tmp_path / "pack" / MANIFEST).read_text())
     assert (manifest["has_masks"], manifest["has_truth"], sorted(manifest["sha256"])) == (False, False, ["frames.npy"])
 

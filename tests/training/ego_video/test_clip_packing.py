@@ -15,6 +15,7 @@ from training.ego_video.mp4_folder import mp4_folder_clips
 from training.ego_video.pack import ClipPack, FramePairs
 from training.ego_video.packing import format_pack, pack_clips
 from training.ego_video.sources import FoundClip, PictureForm, ReadClip, refused
+from training.latent_actions.settings import LatentActionSettings
 
 FORM = PictureForm(image_size=32, max_rate_hz=10)
 Video = Callable[..., Path]
@@ -79,7 +80,17 @@ def test_the_verb_packs_a_folder_and_says_what_it_left_out(
     assert "folder:clips: 2 clips, 40 frames, 4.0 s at 10 Hz, 1 with an instruction, body unknown" in out
     for name, why in EXPECTED_REASONS.items():
         assert f"  {name}: {why}" in out and f"skipped {name}: {why}" in err
-    assert ClipPack.open(tmp_path / "pack").image_size == 32
+    packed = ClipPack.open(tmp_path / "pack")
+    assert packed.image_size == 32 and not FramePairs(packed, LatentActionSettings().gap_s).clips_without
+
+
+def test_without_a_gap_the_verb_skips_by_name_what_latent_actions_could_not_pair(
+    tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = ["--folder", str(folder / "good"), "--rate-hz", "10", "--image-size", "16", "--out", str(tmp_path / "pack")]
+    assert main(["ego-pack", *short, "--gap-s", "1.01"]) == 1
+    assert "skipped good/1.mp4: too short: 2.00 s" in capsys.readouterr().err
+    assert main(["ego-pack", *short]) == 0
 
 
 def test_the_verb_fails_when_no_clip_remains_and_leaves_no_pack(
@@ -103,7 +114,7 @@ def test_a_lerobot_data_set_and_a_folder_go_into_one_pack(
 ) -> None:
     data_set = write_dataset(tmp_path / "slide")
     arguments = ["--folder", str(folder / "good"), "--lerobot", str(data_set), "--cameras", "front", "--body", "hand"]
-    assert main(["ego-pack", *arguments, "--out", str(tmp_path / "pack")]) == 0
+    assert main(["ego-pack", *arguments, "--gap-s", "0.5", "--out", str(tmp_path / "pack")]) == 0
     clips = ClipPack.open(tmp_path / "pack").clips
     assert [(clip.name, clip.body) for clip in clips] == [
         ("good/1.mp4", "hand"),

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from training.__main__ import main
+from training.ego_video.motion_moments import flow_steps
 from training.ego_video.mp4_folder import mp4_folder_clips
 from training.ego_video.pack import ClipPack
 from training.ego_video.sources import PictureForm
@@ -34,8 +35,10 @@ def test_a_pack_its_score_and_its_films_come_from_one_command(
     pack.verify()
     assert [clip.name for clip in pack.clips] == ["hand-1000000"]
     assert all(clip.instruction and clip.body == "hand" for clip in pack.clips)
-    arrays = ("frames", "masks", "flow_steps", "truth", "effector", "scenery")
+    arrays = ("frames", "masks", "flow_steps", "truth", "truth_steps", "effector", "scenery")
     assert set(pack.sha256) == {f"{name}.npy" for name in arrays}
+    assert pack.truth is not None and pack.truth_steps is not None
+    np.testing.assert_array_equal(pack.truth_steps, flow_steps(np.asarray(pack.frames), np.asarray(pack.truth)))
     assert json.loads(scores.read_text())["num_frames"] == pack.num_frames
     assert "mean IoU" in capsys.readouterr().out
     for found, clip in zip(mp4_folder_clips(films, "hand"), pack.clips, strict=True):

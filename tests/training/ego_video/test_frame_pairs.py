@@ -40,6 +40,7 @@ def test_the_pairs_are_all_frames_a_gap_apart_in_one_clip_at_its_own_rate(pack: 
     ]
     assert np.column_stack([clip, frame]).tolist() == [list(row) for row in expected]
     assert len(pairs) == 7 + 20 + 0 + 4
+    assert pairs.clips_without == ["2"] and FramePairs(pack, 1.0).clips_without == ["2", "3"]
 
 
 def test_a_batch_is_the_frames_masks_and_words_of_its_places(pack: ClipPack) -> None:

@@ -62,7 +62,14 @@ class FakeVideoWork:
         self._note("test", str(checkpoint), task, str(first_seed), str(num_episodes))
         seeds = range(first_seed, first_seed + num_episodes)
         solved = [seed for seed in seeds if uniform(f"{run_part(checkpoint)} {task} {seed}") < 0.5]
-        return {"seeds": list(seeds), "solved_seeds": solved, "mean_steps": 10.0, "revision": f"of-{checkpoint}"}
+        return {
+            "seeds": list(seeds),
+            "solved_seeds": solved,
+            "mean_steps": 10.0,
+            "revision": f"of-{checkpoint}",
+            "git_commit": "c0ffee",
+            "versions": {"mujoco": "3.3.0"},
+        }
 
     def _note(self, *call: str) -> None:
         if len(self.calls) == self.fails_at:
@@ -98,7 +105,9 @@ def fake_probe(settings: LatentActionSettings, seed: int) -> dict[str, Any]:
         sums[f"cka.{name}"] = (level + generator.uniform(-0.01, 0.01, (len(BODIES), 50))).tolist()
     sums["masks.hands"] = [[0.7, 1.0]] * NUM_CLIPS
     sums["masks.robots"] = [[0.8, 1.0]] * NUM_ROBOT_CLIPS
-    return {"num_pairs": 100, "num_clips": NUM_CLIPS, "bodies": BODIES, "sums": sums}
+    return {
+        "num_pairs": 100, "num_clips": NUM_CLIPS, "bodies": BODIES, "num_directions_removed": [2, 2], "sums": sums
+    }  # fmt: skip
 
 
 def video_store_of(budget: VideoBudget, root: Path) -> VideoStore:

@@ -64,7 +64,14 @@ class FakeWork:
         self._note("evaluation", str(checkpoint), condition.name, task, str(first_seed), str(num_episodes))
         seeds = range(first_seed, first_seed + num_episodes)
         solved = [seed for seed in seeds if uniform(f"{run_part(checkpoint)} {condition.name} {task} {seed}") < 0.5]
-        return {"seeds": list(seeds), "solved_seeds": solved, "mean_steps": 10.0, "revision": f"of-{checkpoint}"}
+        return {
+            "seeds": list(seeds),
+            "solved_seeds": solved,
+            "mean_steps": 10.0,
+            "revision": f"of-{checkpoint}",
+            "git_commit": "c0ffee",
+            "versions": {"mujoco": "3.3.0"},
+        }
 
     def _note(self, *call: str) -> None:
         if len(self.calls) == self.fails_at:

@@ -15,7 +15,7 @@ from tests.training.experiments.fake_work import FakeWork
 from training.__main__ import main
 from training.experiments import command
 from training.experiments.budget import Budget
-from training.experiments.definitions import experiment
+from training.experiments.definitions.catalogue import experiment
 from training.experiments.kept_results import losses
 from training.experiments.plan import plan
 from training.experiments.runner import carry_out

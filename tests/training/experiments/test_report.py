@@ -14,10 +14,10 @@ import pytest
 
 from tests.training.experiments.fake_work import FakeWork, store_of
 from training.experiments.budget import Budget
-from training.experiments.definitions import EXPERIMENTS, experiment
+from training.experiments.definitions.catalogue import EXPERIMENTS, experiment
 from training.experiments.experiment import EULER_STEPS
 from training.experiments.markdown import sample_cell
-from training.experiments.method import method
+from training.experiments.method import method, shortfalls
 from training.experiments.plan import plan
 from training.experiments.plots import title_of
 from training.experiments.report import write_reports
@@ -25,7 +25,7 @@ from training.experiments.results import collect, file_name, write_results
 from training.experiments.runner import carry_out
 from training.experiments.statistics import Estimate
 from training.experiments.store import Store
-from training.experiments.success_tables import goal, success_table
+from training.experiments.success_tables import floors, goal, success_table
 from training.experiments.summary import format_summary
 from training.experiments.verdict import HOLDS, NOT_RUN, NOT_SHOWN, OPPOSITE, verdict
 from training.recipe import Recipe
@@ -219,6 +219,85 @@ def test_compute_is_told_as_steps_at_their_measured_seconds(finished: Path) -> N
     assert "| history and 9 arms more |" in report_of(finished, "copycat")
 
 
+def test_stage_1_s_share_of_stage_2_is_told_of_runs_that_reach_their_end(finished: Path) -> None:
+    # 180 steps of 0.17 s over 120 of 0.326 s and 1080 of 0.228 s.
+    assert "| 1080 x 0.228 | 316 | 1.15 | 10.7 % |" in report_of(finished, "prior-kind")
+    assert "| 1200 x 0.228 | 274 | 1.00 | - |" in report_of(finished, "prior-kind")
+    (row,) = (line for line in report_of(finished, "optimisation").splitlines() if "| 380 x 0.228 |" in line)
+    assert row.endswith("| - |")
+
+
+def test_what_a_reader_of_a_row_would_miss_is_a_footnote_of_it(finished: Path) -> None:
+    compute = "The arm's training computes 1.15 times what its baseline's does, as measured."
+    norm = "The norm is of the whole objective's gradient: the landmark loss, which paper A does not have,"
+    units = "Paper A's figure is, by all signs, a mean over its simulated tasks alone"
+    for name, claim, said in (
+        ("prior-kind", "a prior from states and actions helps", (compute, units)),
+        ("optimisation", "the prior lowers the gradient norm at the start", (norm,)),
+        ("prior", "prior and history together raise success", ("The arm's training computes", "History is not all")),
+        ("scaling", "four times the motion raises final success", (units,)),
+        ("prior-kind", "the prior is worth more than its compute", ()),
+    ):
+        for text, note in ((report_of(finished, name), -2), ((finished / "RESULTS.md").read_text(), -3)):
+            (row,) = (line for line in text.splitlines() if f"| {claim} |" in line)
+            numbers = row.split("|")[note].replace(",", " ").split()
+            footnotes = dict(line.split(". ", 1) for line in text.splitlines() if line[:1].isdigit())
+            assert len(numbers) == len(said)
+            assert all(footnotes[number].startswith(begins) for number, begins in zip(numbers, said, strict=True))
+
+
+def test_tasks_that_no_arm_solves_are_named(finished: Path) -> None:
+    values = values_of(finished, "prior-kind")
+    assert floors(values) == []
+    for index, arm in enumerate(values["arms"]):
+        arm["checkpoints"][-1]["tasks"]["pick-place"] |= {"successes": index, "episodes": 50}
+    (line,) = floors(values)
+    assert line.startswith("**Floor.** Below 10 % in every arm, the best one's in brackets: pick-place (6 %). ")
+    values["arms"][0]["checkpoints"][-1]["tasks"]["pick-place"]["successes"] = 5
+    assert floors(values) == []
+
+
+def test_a_body_that_is_hardly_played_when_it_was_never_left_out_is_said_to_be(finished: Path) -> None:
+    values = values_of(finished, "unseen-body")
+    assert values["references"] == ["never left out, no prior", "never left out, prior"]
+    for arm in values["arms"]:
+        arm["checkpoints"][-1]["groups"]["all"] |= {"value": 0.5}
+    references = [arm["checkpoints"][-1]["groups"]["all"] for arm in values["arms"][-2:]]
+    for estimate in references:
+        estimate |= {"value": 0.04, "low": 0.01, "high": 0.08}
+    (line,) = floors(values)
+    assert "Arms that lack nothing: never left out, no prior 4.0 (1.0 to 8.0) %, never left out, prior 4.0" in line
+    references[1]["value"] = 0.1
+    assert floors(values) == []
+
+
+def test_the_plan_of_the_whole_set_stands_beside_what_was_measured(finished: Path) -> None:
+    hours = values_of(finished, "prior")["planned_hours_of_all"]
+    assert hours == values_of(finished, "decay")["planned_hours_of_all"]
+    apart = sum(values_of(finished, name)["planned_hours"] for name in EXPERIMENTS)
+    assert 0 < hours < apart
+    assert f"Planned for all 8: {hours:.2f} hours with its 2 worker processes." in (finished / "RESULTS.md").read_text()
+
+
+def test_what_differs_from_the_paper_stands_at_the_head(finished: Path) -> None:
+    head, _ = (finished / "RESULTS.md").read_text().split("| experiment | claim |")
+    assert "also sees the present state, hidden for 30 % of the samples" in head
+    assert "([docs/methods.md](docs/methods.md))" in head
+
+
+def test_commits_and_versions_of_tests_are_listed_where_they_differ_or_are_unknown(finished: Path) -> None:
+    values = values_of(finished, "prior-kind")
+    num_tests = sum(len(arm["checkpoints"][-1]["tasks"]) for arm in values["arms"]) * 2
+    assert values["tested_at"] == {"c0ffee": {"tests": num_tests, "versions": {"mujoco": ["3.3.0"]}}}
+    assert not any(line.startswith("Commits") for line in shortfalls(values))
+    values["tested_at"]["unknown"] = {"tests": 1, "versions": {}}
+    assert f"Commits at which the tests ran: c0ffee ({num_tests} tests, mujoco 3.3.0); unknown (1 test)." in shortfalls(
+        values
+    )
+    del values["tested_at"]["c0ffee"]
+    assert "Commits at which the tests ran: unknown (1 test)." in shortfalls(values)
+
+
 def test_a_control_with_less_compute_is_no_control_of_all_of_it(tmp_path: Path) -> None:
     budget = replace(unrecorded(tmp_path), episodes=2, seeds=(0,), added_steps=80)
     store, each = store_of(budget, tmp_path / "experiments"), experiment("prior-kind")
@@ -305,8 +384,9 @@ def test_a_ratio_is_over_the_steps_it_names(finished: Path) -> None:
     # The fake's losses start at a quarter with a prior and fall half as fast; the first step is before any update.
     steps = range(100)
     expected = [4 * math.exp(-sum(steps) / len(steps) / 600), 4 * math.exp(-sum(steps) / len(steps) / 400)]
-    assert [ratio["ratio"]["value"] for ratio in values["ratios"]] == pytest.approx(expected * 2, rel=1e-9)
-    assert {tuple(ratio["steps"]) for ratio in values["ratios"]} == {(1, 100)}
+    assert [ratio["ratio"]["value"] for ratio in values["ratios"]] == pytest.approx([*expected * 2, 4, 4], rel=1e-9)
+    assert [tuple(ratio["steps"]) for ratio in values["ratios"]] == [(1, 100)] * 4 + [(1, 1)] * 2
+    assert r"| 2 seeds x 1 step \* |" in report_of(finished, "optimisation")
     assert {ratio["verdict"] for ratio in values["ratios"]} == {HOLDS}
 
 

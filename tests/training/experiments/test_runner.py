@@ -15,7 +15,7 @@ from training.experiments.budget import Budget
 from training.experiments.experiment import Arm, Comparison, Condition, Experiment, Training
 from training.experiments.plan import plan
 from training.experiments.runner import ExperimentError, carry_out
-from training.experiments.store import BusyError, Evaluation, Store
+from training.experiments.store import UNKNOWN_COMMIT, BusyError, Evaluation, MadeWith, Store
 from training.simulation.rendering import NoisyFrameError
 from training.time_spent import TimeSpent
 
@@ -238,3 +238,28 @@ def test_a_test_that_took_many_times_the_usual_counts_ten(store: Store) -> None:
     # Resuming adds to what was measured.
     assert store.evaluation(run, 2, Condition(), "lift").seconds == 90.0
     assert Evaluation().spent(0.0).seconds == 0.0
+
+
+def test_a_test_says_which_code_and_versions_made_it(store: Store) -> None:
+    run, kept = store.run(PRIOR, 0), (store.run(PRIOR, 0), 0, Condition(), "lift")
+    row = FakeWork().evaluate(store.checkpoint(run, None), Condition(), "lift", 100_000, 2)
+    store.write_evaluation(*kept, Evaluation().plus(row, 1.0).plus({**row, "seeds": [100_002]}, 1.0))
+    first = MadeWith(git_commit="c0ffee", versions={"mujoco": "3.3.0"})
+    assert store.evaluation(*kept).made_with == (first,)
+    later = store.evaluation(*kept).plus({**row, "seeds": [100_003], "git_commit": "decaf"}, 1.0)
+    assert later.made_with == (first, replace(first, git_commit="decaf"))
+
+
+def test_a_test_that_did_not_say_what_made_it_is_read_and_gone_on_with(store: Store) -> None:
+    row = {"seeds": [7], "solved_seeds": [7], "mean_steps": 1.0, "revision": "r", "git_commit": "", "versions": {}}
+    unknown = MadeWith(git_commit=UNKNOWN_COMMIT, versions={})
+    before = Evaluation.from_json(
+        {"revision": "r", "first_seed": 6, "outcomes": "0", "num_steps": 9.0, "seconds": 1.0},
+    )
+    assert before.made_with == (unknown,)
+    # Outside a repository there is no commit either.
+    assert before.plus(row, 1.0).made_with == (unknown,)
+    known = before.plus({**row, "git_commit": "c0ffee"}, 1.0)
+    assert [made.git_commit for made in known.made_with] == [UNKNOWN_COMMIT, "c0ffee"]
+    assert Evaluation.from_json(known.to_json()) == known
+    assert Evaluation().made_with == ()

@@ -10,7 +10,7 @@ import pytest
 from tests.training.experiments.fake_video_work import FakeVideoWork
 from training.__main__ import main
 from training.experiments.video.budget import VideoBudget
-from training.experiments.video.definitions import VIDEO_EXPERIMENTS
+from training.experiments.video.definitions import PILOT, VIDEO_EXPERIMENTS
 from training.experiments.video.plan import plan
 from training.experiments.video.runner import carry_out
 from training.experiments.video.store import VideoStore
@@ -43,6 +43,33 @@ def test_policies_without_recordings_are_refused_before_any_clip_is_filmed(
     assert "experiment: no demonstrations of " in said
     assert "record them with `python -m training bench-data --suite cross13`" in said
     assert not Path("build/experiments").exists()
+    assert committed(checkout) == before
+
+
+def test_the_plan_of_video_begins_with_a_pilot_of_its_control(
+    checkout: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["experiment", "video", "--plan"]) == 0
+    assert "of these 9 first, about 0." in capsys.readouterr().out
+    assert main(["experiment", "video-pilot", "--plan"]) == 0
+    said = capsys.readouterr().out
+    assert "seeds 0: video-pilot" in said and "9 jobs left" in said
+
+
+def test_the_pilot_says_what_the_control_solves_and_leaves_no_results(
+    checkout: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = VideoStore(root=Path("build/two"), budget=VideoBudget.load("cpu"), data_identity=Recordings())
+    with ThreadPoolExecutor(1) as executor:
+        carry_out(plan([PILOT], store, (0,)), store, FakeVideoWork(), executor, num_workers=1)
+    before = committed(checkout)
+    capsys.readouterr()
+    assert main(["experiment", "video-pilot", "--collect", "--store", "build/one"]) == 0
+    assert "Not every task was tested." in capsys.readouterr().out
+    assert main(["experiment", "video-pilot", "--collect", "--store", "build/two"]) == 0
+    said = capsys.readouterr().out
+    assert "| no pretraining, 50 demonstrations |" in said and "lift, %" in said
+    assert "The control leaves room on every task." in said
     assert committed(checkout) == before
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from tests.training.experiments.fake_video_work import video_store_of
-from training.experiments.definitions import EXPERIMENTS
+from training.experiments.definitions.catalogue import EXPERIMENTS
 from training.experiments.plan_of_jobs import format_plan
 from training.experiments.video.budget import BUDGETS, VideoBudget
-from training.experiments.video.definitions import DEMONSTRATIONS, VIDEO_EXPERIMENTS
+from training.experiments.video.definitions import DEMONSTRATIONS, PILOT, VIDEO_EXPERIMENTS
 from training.experiments.video.experiment import (
     CodesTraining,
     FigureClaim,
@@ -27,7 +27,8 @@ from training.experiments.video.experiment import (
 from training.experiments.video.figures import FIGURES
 from training.experiments.video.plan import PartJob, PolicyJob, plan
 from training.experiments.video.store import VideoStore
-from training.video_prior.recipe import VideoPriorRecipe
+from training.latent_actions.settings import LatentActionSettings
+from training.video_prior.recipe import VideoPriorRecipe, differences
 
 NAMES = ("latent-quality", "alignment", "adaptation", "decoupling")
 
@@ -83,6 +84,7 @@ def test_the_control_of_the_head_has_neither_codes_nor_pretraining(store: VideoS
         assert not control.recipe.needs_codes and control.codes is None
         assert control.recipe.intent == latent.recipe.intent
         assert control.recipe.base.stage2 == latent.recipe.base.stage2
+        assert control.recipe.base.stage2.image_shift == latent.recipe.pretraining.image_shift == 4
         assert control.recipe.base.data == latent.recipe.base.data
         assert set(control.recipe.base.data.episodes.values()) == {count}
         assert latent.recipe.pretraining.schedule.num_steps and latent.recipe.has_intent_loss
@@ -93,6 +95,7 @@ def test_the_joint_prior_s_control_differs_in_the_clips_alone(store: VideoStore)
     joint, control = (found[f"{name}, 10 demonstrations"].recipe for name in ("joint-prior", "paper A's policy"))
     assert joint.joint is not None and control.joint is not None
     assert (joint.joint.video_weight, control.joint.video_weight) == (1.0, 0.0)
+    assert joint.needs_codes and not control.needs_codes and not control.needs_eyes
     assert replace(joint.joint, video_weight=0.0) == control.joint
     assert replace(joint.base, name="") == replace(control.base, name="")
     assert joint.base.stage2.decay_steps == joint.base.stage2.schedule.num_steps // 10
@@ -108,6 +111,21 @@ def test_decoupling_shares_its_first_two_policies_with_adaptation(store: VideoSt
     assert decoupling["frozen VLM"].recipe.adaptation.tuning == "frozen"
     assert not decoupling["intent only"].recipe.intent.use_eyes
     assert not decoupling["visual encoder only"].recipe.intent.use_intent
+
+
+def test_the_pilot_is_the_control_of_adaptation(store: VideoStore) -> None:
+    adaptation = VIDEO_EXPERIMENTS["adaptation"]
+    assert isinstance(adaptation, PolicyExperiment)
+    control = [arm for arm in adaptation.arms if arm.family == "no pretraining"]
+    assert PILOT.name not in VIDEO_EXPERIMENTS and [arm.name for arm in PILOT.arms] == [arm.name for arm in control]
+    everything = {job.key for job in plan(list(VIDEO_EXPERIMENTS.values()), store, (0,)).jobs}
+    assert {job.key for job in plan([PILOT], store, (0,)).jobs} <= everything
+
+
+def test_added_compute_is_as_much_as_pretraining_takes(store: VideoStore) -> None:
+    costs, recipe = store.budget.costs, store.budget.recipe
+    added = store.budget.added_steps * costs.policy_step_s
+    assert added == pytest.approx(costs.pretraining_step_s * recipe.pretraining.schedule.num_steps, rel=0.02)
 
 
 def test_policies_learn_the_codes_that_are_probed(store: VideoStore) -> None:
@@ -147,17 +165,18 @@ def test_every_job_comes_after_what_it_needs(store: VideoStore) -> None:
 def test_a_policy_waits_for_all_of_its_parts(store: VideoStore) -> None:
     jobs = plan([VIDEO_EXPERIMENTS["adaptation"]], store, (0,)).jobs
     (joint,) = [job for job in jobs if isinstance(job, PolicyJob) and job.run.recipe.name.endswith(
-        "10-demonstrations-state-prior-joint-regression-seed-0")]  # fmt: skip
+        "10-demonstrations-state-prior-motion-head-joint-regression-seed-0")]  # fmt: skip
     assert [need.split()[0] for need in joint.needs] == ["eyes", "prior", "labels", "alignment"]
     alignment = next(job for job in jobs if job.key == joint.needs[-1])
     assert [need.split()[0] for need in alignment.needs] == ["codes", "prior", "labels"]
 
 
-def test_three_seeds_of_fifty_episodes_fit_the_hours(store: VideoStore) -> None:
+def test_the_budget_says_how_long_its_own_estimates_of_three_seeds_of_fifty_episodes_take(store: VideoStore) -> None:
     budget = store.budget
     assert (len(budget.seeds), budget.episodes) == (3, 50)
     everything = plan(list(VIDEO_EXPERIMENTS.values()), store, budget.seeds)
-    assert everything.hours(budget.num_workers) <= 1.05 * budget.hours
+    assert everything.hours(budget.num_workers) == pytest.approx(budget.hours, rel=0.02)
+    assert f"{budget.hours:g} hours" in budget.what
     assert f"{len(everything.jobs)} jobs left" in format_plan(everything, budget.num_workers)
     assert list(store.root.iterdir()) == []
 
@@ -166,7 +185,7 @@ def test_no_clip_is_for_two_things_and_none_is_of_a_tested_scene(budget: VideoBu
     clips = budget.clips
     assert clips.first_robot_testing >= clips.first_robot_training + clips.robots_training
     assert not set(clips.robot_tasks) & set(budget.tasks)
-    assert set(budget.tasks) <= set(budget.suite.low_data_group.tasks)
+    assert set(budget.tasks) <= set(budget.suite.tasks)
     assert budget.recipe.base.evaluation.first_seed == budget.suite.seeds.testing.first
     assert budget.recipe.base.data.root == f"build/bench/{budget.suite.name}"
 
@@ -193,9 +212,11 @@ def test_every_figure_that_is_shown_or_claimed_is_known() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"joint": "regression"}, "joint starts from state_prior"),
-        ({"joint": "regression", "state_prior": True, "pretraining": True}, "joint starts from state_prior"),
-        ({"sees_clips": False}, "sees_clips is of joint"),
+        ({"joint": "regression", "state_prior": True}, "joint is of the head 'motion'"),
+        ({"joint": "regression", "head": "motion"}, "joint is of the head 'motion' and starts from state_prior"),
+        ({"head": "motion", "pretraining": True}, "the head 'motion' learns no codes"),
+        ({"head": "motion", "use_eyes": False}, "the head 'motion' learns no codes and reads neither"),
+        ({"pretraining": True, "added_compute": True}, "added_compute is in the place of pretraining"),
         ({"frozen": True}, "frozen needs pretraining"),
         ({"frozen": True, "pretraining": True, "learns_codes": True}, "frozen needs pretraining and learns no codes"),
     ],
@@ -234,8 +255,8 @@ def test_a_wrong_video_budget_is_refused_by_name(change: dict[str, Any], message
 def test_clips_for_two_things_and_tested_tasks_among_them_are_refused(budget: VideoBudget) -> None:
     with pytest.raises(ValueError, match="no scene may be for both"):
         replace(budget.clips, first_robot_testing=3)
-    with pytest.raises(ValueError, match=r"robot_tasks names \['assembly'\], which policies are tested on"):
-        replace(budget, clips=replace(budget.clips, robot_tasks=("assembly",)))
+    with pytest.raises(ValueError, match=r"robot_tasks names \['lift'\], which policies are tested on"):
+        replace(budget, clips=replace(budget.clips, robot_tasks=("lift",)))
 
 
 def test_no_policy_has_a_loss_that_another_cannot_have(budget: VideoBudget, store: VideoStore) -> None:
@@ -245,6 +266,12 @@ def test_no_policy_has_a_loss_that_another_cannot_have(budget: VideoBudget, stor
     told = replace(base, stage2=replace(base.stage2, landmark_weight=1.0))
     with pytest.raises(ValueError, match=r"landmark_weight is 1\.0, expected 0"):
         replace(budget, recipe=replace(budget.recipe, base=told))
+
+
+def test_pictures_that_pretraining_alone_shifts_are_refused(budget: VideoBudget) -> None:
+    still = replace(budget.recipe.base, stage2=replace(budget.recipe.base.stage2, image_shift=0))
+    with pytest.raises(ValueError, match=r"image_shift is 4 in pretraining and 0 in base\.stage2, expected the same"):
+        replace(budget, recipe=replace(budget.recipe, base=still))
 
 
 def test_codes_with_the_papers_loss_have_nothing_of_ours(store: VideoStore) -> None:
@@ -273,11 +300,87 @@ def test_from_hands_alone_no_code_and_no_pretraining_sees_a_robot_move(store: Vi
         PolicyTraining(demonstrations=10, hands_only=True)
 
 
-def test_no_claim_compares_policies_of_different_heads() -> None:
-    for name in ("adaptation", "decoupling"):
-        experiment = VIDEO_EXPERIMENTS[name]
-        assert isinstance(experiment, PolicyExperiment)
-        heads = {arm.name: arm.training.joint is None for arm in experiment.arms}
-        for claim in experiment.claims:
-            for pair in ((claim.arm, claim.baseline), *((claim.than,) if claim.than else ())):
-                assert heads[pair[0]] == heads[pair[1]], claim.claim
+def test_policies_of_different_heads_are_compared_where_a_claim_says_so_alone() -> None:
+    experiment = VIDEO_EXPERIMENTS["adaptation"]
+    assert isinstance(experiment, PolicyExperiment)
+    (few, many) = [claim for claim in experiment.claims if claim.about_heads]
+    assert (few.baseline, many.baseline) == ("no pretraining, 10 demonstrations", "no pretraining, 50 demonstrations")
+    for claim in (replace(few, about_heads=False), replace(experiment.claims[0], about_heads=True)):
+        with pytest.raises(ValueError, match="has about_heads"):
+            replace(experiment, claims=(claim,))
+
+
+PRETRAINING, CODES = "pretraining.schedule.num_steps", "adaptation.intent_weight"
+STAGE_1, DISTILLATION = "base.stage1.schedule.num_steps", "base.stage2.decay_steps"
+CLIPS = {"variant", "joint.video_weight"}
+# Of each claim, told by its words, what the recipes of its two arms differ in; of a difference of two, both pairs'.
+DIFFERENCES: dict[str, list[set[str]]] = {
+    "latent pretraining helps the same head at": [{PRETRAINING, CODES}],
+    "latent pretraining is worth more than its compute": [{PRETRAINING, CODES, "base.stage2.schedule.num_steps"}],
+    "D's weights from stage 1 help": [{STAGE_1}],
+    "both help the same head": [{PRETRAINING, CODES, STAGE_1}],
+    "latent pretraining adds to D's weights": [{PRETRAINING, CODES}],
+    "paper A's prior helps its own head": [{"variant", STAGE_1, DISTILLATION}],
+    "clips help paper A's policy": [CLIPS],
+    # Paper B's adaptation is at its defaults where paper A's head has no part in it.
+    "paper A's head solves more than the one that reads intent": [{"variant", "joint", CODES}],
+    "video of hands alone helps": [{PRETRAINING, CODES, "clips", "still_clips"}],
+    "clips give paper A's policy more than latent pretraining": [CLIPS, {PRETRAINING, CODES}],
+    "latent pretraining helps more at 10": [{PRETRAINING, CODES}, {PRETRAINING, CODES}],
+    "alignment by contrast beats": [{"joint.alignment.loss"}],
+    "the whole helps over no pretraining": [{PRETRAINING, CODES}],
+    "the visual encoder adds to intent": [{"intent.use_eyes"}],
+    "words and pictures through a VLM that nothing taught": [{"intent.use_intent"}],
+    "pretraining alone helps over none": [{PRETRAINING}],
+    "adapting the VLM beats freezing it": [{"adaptation.tuning"}],
+    "the loss on codes adds while adapting": [{CODES}],
+}
+PAPERS = {"masked_frames", "elsewhere", "motion_weight", "mask_weight", "continuous_part", "vary"}
+FIGURE_DIFFERENCES: dict[str, set[str]] = {
+    "flow masks and the losses made of them make the action code follow": {"masks"},
+    "with the paper's loss alone, flow masks make the action code follow": {"masks"},
+    "what we add to the paper's loss makes": PAPERS,
+    "flow masks and the losses made of them keep the camera's motion out": {"masks"},
+    "true masks are better than flow's": {"masks"},
+    "64 codes follow the hand better than 16": {"num_codes", "latent_dim"},
+    "continuous latents follow the hand better than 16 codes": {"num_codes", "latent_dim"},
+    "masks and the losses made of them align bodies, the body subspace removed": {"masks"},
+    "with the paper's loss alone, masks align bodies": {"masks"},
+    "masks and the losses made of them align bodies as they are": {"masks"},
+}
+
+
+def told_by(claim: str, table: dict[str, Any]) -> Any:
+    (found,) = [value for words, value in table.items() if claim.startswith(words)]
+    return found
+
+
+@pytest.mark.parametrize("name", ["adaptation", "decoupling"])
+def test_the_policies_of_a_claim_differ_in_what_is_declared_and_nothing_else(name: str, store: VideoStore) -> None:
+    experiment, runs = VIDEO_EXPERIMENTS[name], policies(store, name)
+    assert isinstance(experiment, PolicyExperiment)
+    for claim in experiment.claims:
+        pairs = [(claim.arm, claim.baseline), *([claim.than] if claim.than else [])]
+        found = [
+            set(differences(runs[arm].recipe.to_json(), runs[baseline].recipe.to_json())) - {"name", "base.name"}
+            for arm, baseline in pairs
+        ]
+        assert found == told_by(claim.claim, DIFFERENCES), claim.claim
+
+
+@pytest.mark.parametrize("name", ["latent-quality", "alignment"])
+def test_the_codes_of_a_claim_differ_in_what_is_declared_and_nothing_else(name: str, store: VideoStore) -> None:
+    experiment = VIDEO_EXPERIMENTS[name]
+    assert isinstance(experiment, ProbeExperiment)
+
+    def settings_of(term: Term) -> LatentActionSettings:
+        (training,) = [arm.training for arm in experiment.arms if arm.name == term.arm]
+        run = store.codes_run(training, 0)
+        assert run.recipe == store.codes_run(CodesTraining(), 0).recipe
+        return run.settings
+
+    for claim in experiment.claims:
+        if claim.second is not None and claim.second.arm != claim.first.arm:
+            first, second = (settings_of(term).to_json() for term in claim.terms)
+            found = set(differences(first, second))
+            assert found == told_by(claim.claim, FIGURE_DIFFERENCES), claim.claim

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from training.experiments.video.figures import FIGURES, Sample, estimate, sample_of
+from training.latent_actions.quantizer import usage
 
 
 def r2(values: np.ndarray) -> Sample:
@@ -27,6 +29,13 @@ def test_usage_and_perplexity_are_those_of_all_clips() -> None:
     assert estimate(Sample("perplexity", counts)).value == pytest.approx(2.0)
     even = np.full((1, 3, 16), 5.0)
     assert estimate(Sample("perplexity", even)).value == pytest.approx(16.0)
+
+
+def test_a_code_that_a_few_of_many_pairs_have_is_not_used_as_the_quantizer_counts_it() -> None:
+    counts = np.array([[[990.0, 8.0, 250.0, 0.0]]])
+    assert estimate(Sample("usage", counts)).value == 0.5
+    share = torch.from_numpy(counts[0, 0] / counts.sum())
+    assert usage(share).item() == 0.5
 
 
 def test_the_interval_of_usage_contains_it_though_resampling_loses_codes() -> None:

@@ -16,6 +16,7 @@ from training.experiments.video.figures import estimate, sample_of
 from training.experiments.video.probing import alignment_by_draw, probe_by_clip
 from training.latent_actions.model import LatentActionModel
 from training.latent_actions.probes import probe
+from training.latent_actions.readout import NUM_BODY_DIRECTIONS
 from training.latent_actions.settings import LatentActionSettings
 
 
@@ -58,7 +59,7 @@ def test_codes_carried_to_robots_are_counted_by_the_robots_clips(
     model: LatentActionModel, packs: tuple[ClipPack, ClipPack]
 ) -> None:
     found = probe_by_clip(model, *packs)
-    assert found["bodies"] == ["panda", "sawyer"]
+    assert found["bodies"] == ["panda", "sawyer"] and found["num_directions_removed"] == [NUM_BODY_DIRECTIONS] * 2
     for name in ("own", "transferred", "shuffled", "none"):
         assert np.shape(found["sums"][f"transfer.{name}"]) == (8, 2)
     # A fresh decoder changes nothing, whatever it hears: the error is the change.
@@ -84,10 +85,12 @@ def test_bodies_that_differ_by_an_offset_alone_are_alike_once_it_is_removed() ->
     generator = np.random.default_rng(0)
     motion = generator.normal(size=(300, 6)).astype(np.float32)
     other = (motion + np.eye(6)[0] * 8 + generator.normal(size=(300, 6)) * 0.1).astype(np.float32)
-    found = alignment_by_draw(motion, other)
+    directions, found = alignment_by_draw(motion, other)
+    assert len(directions) == NUM_BODY_DIRECTIONS
     assert len(found["cka.as_is"]) == len(found["cka.without_body"]) == 50
     assert min(found["cka.as_is"]) > 0.95 and min(found["cka.without_body"]) > 0.95
-    unlike = alignment_by_draw(motion, generator.normal(size=(300, 6)).astype(np.float32))
+    others, unlike = alignment_by_draw(motion, generator.normal(size=(300, 6)).astype(np.float32))
+    assert len(others) == NUM_BODY_DIRECTIONS
     assert max(unlike["cka.as_is"]) < 0.3
 
 

@@ -13,7 +13,7 @@ from tests.training.experiments.fake_video_work import FakeVideoWork, video_stor
 from tests.training.experiments.fake_work import store_of
 from training.__main__ import main
 from training.experiments.budget import Budget
-from training.experiments.definitions import experiment
+from training.experiments.definitions.catalogue import experiment
 from training.experiments.experiment import EULER_STEPS
 from training.experiments.report import write_reports
 from training.experiments.results import collect as collect_prior
@@ -23,7 +23,7 @@ from training.experiments.verdict import HOLDS, NOT_RUN, NOT_SHOWN
 from training.experiments.video.budget import VideoBudget
 from training.experiments.video.definitions import VIDEO_EXPERIMENTS
 from training.experiments.video.plan import plan
-from training.experiments.video.report import format_section
+from training.experiments.video.report import format_pilot, format_report, format_section
 from training.experiments.video.results import collect, write_results
 from training.experiments.video.runner import carry_out
 from training.video_prior.recipe import VideoPriorRecipe
@@ -87,7 +87,10 @@ def test_every_claim_about_video_stands_in_the_summary_beside_paper_b(finished: 
     for each in VIDEO_EXPERIMENTS.values():
         for known in each.claims:
             assert f"| {known.claim} |" in text
-    assert "+15.3 points" in text and "paper B 0.914" in text and "+0.048" in text
+    assert "+4.9 points" in text and "paper B 0.914" in text
+    # B less UniVLA, and in full less frozen: of no claim here.
+    assert "+0.048" not in text and "paper B 0.866" not in text and "+15.3 points" not in text
+    assert "some intervals exclude no effect by chance" in text[text.index("## Priors from video") :]
 
 
 def test_paper_a_s_part_of_the_summary_is_as_without_video(finished: Path) -> None:
@@ -102,12 +105,17 @@ def test_verdicts_of_figures_follow_intervals_and_bounds(finished: Path) -> None
     assert claim(finished, "latent-quality", "without masks, too")["verdict"] == "the opposite"
     assert claim(finished, "latent-quality", "true masks")["verdict"] == NOT_SHOWN
     assert claim(finished, "latent-quality", "keep the camera's motion out")["verdict"] == HOLDS
+    assert claim(finished, "latent-quality", "with the paper's loss alone, flow masks")["verdict"] == HOLDS
     assert claim(finished, "latent-quality", "three quarters")["estimate"]["value"] == pytest.approx(15 / 16)
     aligned = claim(finished, "alignment", "the body subspace removed")
     assert aligned["verdict"] == HOLDS and aligned["estimate"]["value"] == pytest.approx(0.2, abs=0.01)
-    assert aligned["paper"] == pytest.approx(0.048)
-    report = (finished / "results/alignment/report.md").read_text()
-    assert "(paper B's figure lies outside our interval)" in report
+    assert (
+        "CKA without the body subspace is without 2 directions"
+        in (finished / "results/alignment/report.md").read_text()
+    )
+    blind = claim(finished, "decoupling", "visual encoder adds to intent")
+    assert blind["paper"] == pytest.approx(0.049)
+    assert "(paper B's figure lies " in (finished / "results/decoupling/report.md").read_text()
 
 
 def test_masks_and_alignments_are_scored_in_the_reports(finished: Path) -> None:
@@ -157,6 +165,18 @@ def test_intervals_of_figures_are_at_least_student_s_over_seeds(finished: Path) 
     assert any(abs(first - second) > 1e-3 for arm in found["arms"] for first, second in arm["by_seed"].values())
 
 
+def test_where_the_control_leaves_no_room_the_report_says_so(finished: Path) -> None:
+    found = values(finished, "adaptation")
+    for arm in found["arms"]:
+        for task in arm["tasks"].values():
+            task |= {"successes": 3, "episodes": 6}
+    assert "Little room" not in format_report(found, [])
+    found["arms"][1]["tasks"]["lift"]["successes"] = 0
+    assert "no pretraining, 50 demonstrations: 0 % of lift." in format_report(found, [])
+    found["arms"][1]["tasks"]["lift"]["successes"] = 6
+    assert "no pretraining, 50 demonstrations: 100 % of lift." in format_pilot(found)
+
+
 def test_a_seed_that_is_not_done_enters_no_interval_and_is_said(finished: Path) -> None:
     found = values(finished, "decoupling")
     # Of the second seed it has what adaptation shares with it.
@@ -192,7 +212,7 @@ def test_the_plan_of_video_is_printed_without_any_data(
     monkeypatch.chdir(tmp_path)
     assert main(["experiment", "latent-quality", "--plan", "--seeds", "0,1"]) == 0
     out = capsys.readouterr().out
-    for line in ("clips             4      0      4", "codes            12      0     12", "30 jobs left"):
+    for line in ("clips             4      0      4", "codes            14      0     14", "34 jobs left"):
         assert line in out
     assert list(tmp_path.iterdir()) == []
 

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from policy.policy import Policy
+from training.ego_video.motion_moments import flow_steps
 from training.ego_video.pack import Clip, ClipPack, ClipPackWriter
 from training.experiments.video.budget import ClipBudget, VideoBudget
 from training.experiments.video.experiment import CodesTraining, PolicyTraining
+from training.experiments.video.plan import parts_of
 from training.experiments.video.store import VideoStore
 from training.experiments.video.work import ChainWork, opening
 from training.experiments.work import Recordings
@@ -142,7 +144,7 @@ def test_codes_are_trained_by_their_job_and_probed_by_another(store: VideoStore)
 def test_a_policy_reads_the_parts_that_its_jobs_made(joint: bool, store: VideoStore) -> None:
     work = ChainWork(device="cpu")
     if joint:
-        training = PolicyTraining(demonstrations=4, state_prior=True, joint="regression")
+        training = PolicyTraining(demonstrations=4, head="motion", state_prior=True, joint="regression")
         variant = "joint-prior"
     else:
         training = PolicyTraining(demonstrations=4, pretraining=True, learns_codes=True, state_prior=True)
@@ -168,6 +170,23 @@ def test_a_policy_reads_the_parts_that_its_jobs_made(joint: bool, store: VideoSt
     assert work.train_policy(run.recipe, where)["revision"] == policy.revision
 
 
+@pytest.mark.parametrize("state_prior", [False, True])
+def test_paper_a_s_head_without_clips_learns_no_codes_and_aligns_nothing(state_prior: bool, store: VideoStore) -> None:
+    work = ChainWork(device="cpu")
+    run = store.policy_run(PolicyTraining(demonstrations=4, head="motion", state_prior=state_prior), 0)
+    work.train_eyes(run.recipe, store.prior_run(run.recipe, "eyes"))
+    assert [kind for kind, _ in parts_of(run)] == (["prior"] if state_prior else [])
+    for kind, _ in parts_of(run):
+        work.make_part(kind, run.recipe, store.prior_run(run.recipe, kind))
+    before = {path.name for path in store.parts.iterdir()}
+    work.train_policy(run.recipe, store.prior_run(run.recipe, run.digest))
+    assert {path.name for path in store.parts.iterdir()} == before
+    policy = Policy.from_checkpoint(store.checkpoint(run))
+    assert policy.manifest["variant"] == ("state-prior" if state_prior else "no-prior")
+    assert policy.config.intent is None and "2606.18955" not in policy.manifest["method"]
+    assert policy.manifest["video"]["latent_actions_sha256"] is None and not policy.manifest["alignment"]
+
+
 def test_one_process_at_a_time_opens_what_is_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("training.experiments.video.work.LOCK_DEADLINE_S", 0.0)
     with opening(tmp_path), pytest.raises(TimeoutError, match="another process holds"), opening(tmp_path):
@@ -189,6 +208,10 @@ def test_robots_are_filmed_once_and_whole(tmp_path: Path) -> None:
     assert [clip.name for clip in pack.clips] == ["lift-0000000"]
     assert {clip.body for clip in pack.clips} == {"panda"}
     assert pack.masks is not None and pack.truth is not None and pack.scenery is not None
+    assert pack.flow_steps is not None and pack.truth_steps is not None
+    clip = np.asarray(pack.truth_steps), flow_steps(np.asarray(pack.frames), np.asarray(pack.truth))
+    np.testing.assert_array_equal(*clip)
+    assert not np.array_equal(pack.flow_steps, pack.truth_steps)
     changed = (directory / "clips.json").stat().st_mtime_ns
     work.film("robots-training", clips, directory)
     assert (directory / "clips.json").stat().st_mtime_ns == changed

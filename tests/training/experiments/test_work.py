@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from policy.checkpoint import revision_of
 from training.__main__ import main
+from training.experiments.experiment import Condition
 from training.experiments.work import UNRECORDED, Recordings, TrainingWork, check_recorded
+from training.export import git_commit
 from training.recipe import Recipe, RunDirectory
+from training.simulation.registry import simulator_versions
 from training.suite import Suite
 
 
@@ -42,6 +46,21 @@ def test_a_run_stops_early_goes_on_and_leaves_its_checkpoints_alone(recipe: Reci
     # A kill before the outcome was written costs nothing.
     again = work.train_stage2(recipe, run, tmp_path / "stage1", recipe.stage2.schedule.num_steps)
     assert again["revision"] == ended["revision"]
+
+
+def test_a_test_names_the_checkpoint_the_code_and_the_simulator(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = tmp_path / "run" / "checkpoint"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "manifest.json").write_text("{}")
+    monkeypatch.setattr("training.evaluate.evaluate", lambda *_, **__: [{"successes": 1}])
+    assert TrainingWork(device="cpu").evaluate(checkpoint, Condition(), "lift", 100_000, 1) == {
+        "successes": 1,
+        "revision": revision_of(checkpoint),
+        "git_commit": git_commit(),
+        "versions": simulator_versions("lift"),
+    }
 
 
 def test_recordings_are_known_by_their_content(recipe: Recipe) -> None:

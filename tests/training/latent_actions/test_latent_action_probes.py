@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from training.__main__ import main
-from training.ego_video.pack import ClipPack, FramePairs
+from training.ego_video.pack import ClipPack, ClipPackWriter, FramePairs
 from training.latent_actions.label import label_frames
 from training.latent_actions.model import LatentActionModel
 from training.latent_actions.probes import displacements, format_figures, probe, readouts
@@ -63,7 +63,7 @@ def test_all_figures_are_there_and_can_be_written(trained: Trained, tested: Clip
     assert set(between["transfer"]) == {"own", "transferred", "shuffled", "none"}
     assert all(error > 0 for error in between["transfer"].values())
     assert 0 <= between["cka"]["without_body"]["mean"] <= 1
-    text = format_figures(figures)
+    text = format_figures({**figures, "held_out": True})
     assert "R2 of effector: action_codes" in text
     assert "CKA" in text
 
@@ -72,7 +72,7 @@ def test_a_pack_without_privileged_arrays_still_tells_of_its_codes(trained: Trai
     figures = probe(trained[0], replace(tested, effector=None, scenery=None))
     assert figures["r2"] == {}
     assert "bodies" not in figures
-    assert "usage" in format_figures(figures)
+    assert "usage" in format_figures({**figures, "held_out": True})
 
 
 def test_the_verb_trains_probes_and_writes_and_a_second_call_trains_nothing(
@@ -97,10 +97,42 @@ def test_the_verb_trains_probes_and_writes_and_a_second_call_trains_nothing(
     figures = json.loads((tmp_path / "out.json").read_text())
     assert figures == json.loads((tmp_path / "run" / "probes.json").read_text())
     assert figures["settings"]["num_codes"] == 4
-    assert figures["held_out"] is True
+    assert figures["held_out"] is True and "clips, held out\n" in printed.out
     assert main(call) == 0
     assert "step" not in capsys.readouterr().err
     assert json.loads((tmp_path / "out.json").read_text()) == figures
+
+
+def test_figures_of_clips_that_were_trained_on_are_called_so_and_clips_without_a_pair_are_named(
+    make_clips: MakeClips,
+    eyes_settings: EyesSettings,
+    settings: LatentActionSettings,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = tmp_path / "settings.json"
+    file.write_text(json.dumps({"eyes": eyes_settings.to_json(), "latent_actions": settings.to_json()}))
+    long, short = make_clips(num_clips=10), make_clips(num_clips=1, num_frames=4)
+    both = ClipPackWriter(tmp_path / "both", long.image_size)
+    for pack, named in ((long, "long"), (short, "short")):
+        for clip in pack.clips:
+            rows, stored = pack.frames_of(clip), replace(clip, name=f"{named}-{clip.name}")
+            both.add(stored, pack.frames[rows], pack.masks[rows], effector=pack.effector[rows])  # type: ignore[index]
+    both.close()
+    call = [
+        "latent-actions",
+        "--clips",
+        str(tmp_path / "both"),
+        "--run",
+        str(tmp_path / "run"),
+        "--settings",
+        str(file),
+    ]
+    assert main([*call, *THREADS]) == 0
+    printed = capsys.readouterr()
+    assert "clips, clips it was trained on (--test-clips names others)" in printed.out.splitlines()[0]
+    assert f"{tmp_path / 'both'}: short-clip-0 has no two frames 1 s apart, unused" in printed.err
+    assert "long-clip-0 has no" not in printed.err
 
 
 def test_the_verb_refuses_settings_it_does_not_know(

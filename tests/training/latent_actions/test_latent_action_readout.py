@@ -5,7 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from training.latent_actions.readout import body_directions, linear_cka, matched, one_hot, readout_r2, without
+from training.latent_actions.readout import (
+    NUM_BODY_DIRECTIONS,
+    body_directions,
+    linear_cka,
+    matched,
+    one_hot,
+    readout_r2,
+    without,
+)
 
 
 def test_codes_become_one_row_with_a_one_for_each_token() -> None:
@@ -58,12 +66,20 @@ def test_bodies_cannot_be_told_apart_once_their_directions_are_gone() -> None:
     body[2] = 4
     vectors = motion + np.where(is_second[:, None], body, 0)
     directions = body_directions(vectors, is_second)
-    assert 1 <= len(directions) <= 3
-    assert abs(directions[:, 2]).max() > 0.9
+    assert abs(directions[0, 2]) > 0.9
     np.testing.assert_allclose(directions @ directions.T, np.eye(len(directions)), atol=1e-9)
     left = without(vectors, directions)
     assert np.abs(left[is_second].mean(0) - left[~is_second].mean(0)).max() < 0.6
-    assert len(body_directions(motion, is_second)) == 0
+
+
+@pytest.mark.parametrize("apart", [0.0, 0.3, 40.0])
+def test_as_many_directions_are_removed_however_far_bodies_are_apart(apart: float) -> None:
+    vectors = np.random.default_rng(5).normal(size=(400, 8))
+    is_second = np.arange(400) >= 200
+    vectors[is_second] += apart * np.eye(8)[:3].sum(0)
+    directions = body_directions(vectors, is_second)
+    assert len(directions) == NUM_BODY_DIRECTIONS
+    np.testing.assert_allclose(directions @ directions.T, np.eye(len(directions)), atol=1e-9)
 
 
 def test_rows_are_matched_to_the_nearest() -> None:

@@ -130,6 +130,29 @@ def test_masks_that_a_pack_lacks_are_refused(
     train_latent_actions([bare], eyes, replace(settings, masks="none"), tmp_path / "none", seed=0, until=1)
 
 
+def test_nothing_of_the_truth_arm_is_made_of_flow_s_masks(
+    clips: ClipPack, eyes: FrozenEyes, settings: LatentActionSettings, tmp_path: Path
+) -> None:
+    told, short = replace(settings, masks="truth"), replace(settings.schedule, num_steps=2)
+    noise = np.random.default_rng(0)
+    steps = noise.normal(size=(clips.num_frames, 4)).astype(np.float32)
+    told = replace(told, schedule=short)
+    trained = {
+        name: model_digest(train_latent_actions([pack], eyes, told, tmp_path / name, seed=0))
+        for name, pack in {
+            "as it is": replace(clips, truth_steps=steps),
+            "other masks": replace(
+                clips,
+                masks=noise.integers(0, 256, clips.frames.shape[:3], np.uint8),
+                flow_steps=noise.normal(size=steps.shape).astype(np.float32),
+                truth_steps=steps,
+            ),
+            "other truth": replace(clips, truth_steps=2 * np.roll(steps, 1, 0)),
+        }.items()
+    }
+    assert trained["as it is"] == trained["other masks"] != trained["other truth"]
+
+
 def test_packs_of_different_sizes_are_refused(
     clips: ClipPack, make_clips: MakeClips, eyes_settings: EyesSettings, tmp_path: Path
 ) -> None:

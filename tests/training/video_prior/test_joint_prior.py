@@ -161,7 +161,7 @@ def test_a_body_in_two_packs_is_one_body() -> None:
 def test_v_learns_what_e_says_and_finds_it_in_episodes_it_never_saw(
     corpus: Corpus, prior: ActionPrior, tmp_path: Path, kind: AlignmentLoss
 ) -> None:
-    pairs = MotionPairs.of(*told_mixture(corpus), prior, 0.25)
+    pairs = MotionPairs.of(*told_mixture(corpus), prior, held_out_fraction=0.25)
     schedule = Schedule(num_steps=80, learning_rate=1e-2, warmup_steps=5, ema_decay=0.9, log_every=1)
     recipe = AlignmentRecipe(loss=kind, temperature=0.02, width=64, batch_size=32, schedule=schedule)
     before = score_alignment(align(corpus, pairs, recipe, tmp_path / "0", made_by={}, until=0), pairs)
@@ -177,14 +177,43 @@ def test_v_learns_what_e_says_and_finds_it_in_episodes_it_never_saw(
 
 def test_held_out_episodes_are_no_part_of_training(corpus: Corpus, prior: ActionPrior) -> None:
     mixture, latents = told_mixture(corpus)
-    pairs, pack = MotionPairs.of(mixture, latents, prior, 0.25), mixture.packs[0]
+    pairs, pack = MotionPairs.of(mixture, latents, prior, held_out_fraction=0.25), mixture.packs[0]
     assert set(pack.episode_of(pairs.training[0]).tolist()) == set(range(18))
     assert set(pack.episode_of(pairs.held_out[0]).tolist()) == set(range(18, 24))
     motion = mixture.motion([(0, np.array([3, 41]))])
     torch.testing.assert_close(pairs.batch([(0, np.array([3, 41]))]).z, encode_motion(prior, motion).detach())
     none = StandardizedLatents(latents.features, [np.zeros(pack.num_frames, bool)])
     with pytest.raises(ValueError, match="none has two frames a gap apart"):
-        MotionPairs.of(mixture, none, prior, 0.25)
+        MotionPairs.of(mixture, none, prior, held_out_fraction=0.25)
+
+
+def test_of_a_body_that_is_held_out_v_learns_nothing_and_is_scored_apart(
+    corpus: Corpus, prior: ActionPrior, tmp_path: Path
+) -> None:
+    mixture, latents = told_mixture(corpus)
+    (pack,) = mixture.packs
+    other = replace(pack, spec=replace(pack.spec, name="other"))
+    both = replace(
+        mixture,
+        packs=[other, pack],
+        normalizers={**mixture.normalizers, "other": mixture.normalizers[pack.spec.name]},
+        embodiments={**mixture.embodiments, "other": mixture.embodiments[pack.spec.name]},
+    )
+    # Of the other body latents say the opposite: what V learns of one is wrong for the other.
+    told = StandardizedLatents([-latents.features[0], latents.features[0]], [latents.paired[0]] * 2)
+    pairs = MotionPairs.of(both, told, prior, held_out_fraction=0.25, held_out_body="other")
+    assert [len(frames) for frames in pairs.training] == [0, 144] and len(pairs.held_out[0]) == 0
+    assert pairs.unseen[0].tolist() == np.flatnonzero(latents.paired[0]).tolist() and len(pairs.unseen[1]) == 0
+    schedule = Schedule(num_steps=80, learning_rate=1e-2, warmup_steps=5, ema_decay=0.9)
+    recipe = AlignmentRecipe(width=64, batch_size=32, schedule=schedule, held_out_body="other")
+    scores = score_alignment(align(corpus, pairs, recipe, tmp_path, made_by={}), pairs)
+    assert scores["unseen_num_candidates"] == 64
+    assert scores["distance"] < 0.5 * scores["constant_distance"]
+    assert scores["unseen_distance"] > scores["unseen_constant_distance"]
+    assert scores["unseen_retrieval"] < 0.5 * scores["retrieval"]
+    for body in ("nobody", pack.spec.name):
+        with pytest.raises(ValueError, match=f"held_out_body is '{body}', expected one of several"):
+            MotionPairs.of(mixture, latents, prior, held_out_fraction=0.25, held_out_body=body)
 
 
 @pytest.mark.parametrize("kind", ["regression", "contrastive"])
@@ -342,7 +371,29 @@ def test_arms_share_eyes_stage_1_and_what_they_agree_on(
     assert contrastive.alignment_directory != first.alignment_directory
     assert contrastive.stage1_directory == first.stage1_directory
     control = chain(replace(joint_recipe, joint=replace(settings, video_weight=0.0)))
-    assert control.latent_clips is None
+    assert control.latent_clips is None and control.aligned() is None and not control.alignment_scores
+    assert control.stage1_directory == first.stage1_directory and not control.recipe.needs_codes
+
+
+def test_without_clips_and_stage_1_it_is_paper_as_head_with_no_prior_bit_for_bit(
+    joint_recipe: VideoPriorRecipe, run_root: Path, tmp_path: Path
+) -> None:
+    base = joint_recipe.base
+    base = replace(
+        base,
+        stage1=replace(base.stage1, schedule=replace(base.stage1.schedule, num_steps=0)),
+        stage2=replace(base.stage2, decay_steps=0),
+    )
+    alone = replace(joint_recipe, base=base, joint=JointRecipe(video_weight=0.0))
+    with pytest.raises(ValueError, match="which is paper A's head alone"):
+        replace(alone, joint=JointRecipe())
+    robots = RunDirectory(root=tmp_path / "alone", shared=run_root)
+    chain = prior_of(alone, VideoPriorRun(robots=robots, shared=tmp_path / "shared"))
+    found = chain.adapted()
+    expected = train_stage2(chain.corpus, None, tmp_path / "paper")
+    for name, value in expected.state_dict().items():
+        assert torch.equal(value, found.state_dict()[name]), name
+    assert not (tmp_path / "shared").exists()
 
 
 def test_the_recipe_survives_json_and_refuses_what_cannot_be(joint_values: dict[str, Any]) -> None:
@@ -390,6 +441,10 @@ def test_the_verb_makes_the_alignment_and_the_checkpoint(
     assert main(["video-prior", "pretraining", *arguments]) == 0
     assert "the recipe has none" in capsys.readouterr().out
     assert main(["video-prior", "alignment", *arguments]) == 0
-    assert Path(capsys.readouterr().out.split(": ", 1)[1].strip()).is_dir()
+    where, *scores = capsys.readouterr().out.splitlines()
+    assert Path(where.split(": ", 1)[1]).is_dir()
+    assert [line.split(":")[0].strip() for line in scores][-1] == "retrieval"
+    assert main(["video-prior", "alignment", "--held-out-body", "nobody", *arguments]) == 1
+    assert "held_out_body is 'nobody', expected one of several: ['slider']" in capsys.readouterr().err
     assert main(["video-prior", *arguments]) == 0
     assert Policy.from_checkpoint(run_root / "checkpoint").manifest["variant"] == "joint-prior"

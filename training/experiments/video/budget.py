@@ -89,6 +89,7 @@ class VideoCosts:
     alignment_step_s: float
     policy_step_s: float
     joint_step_s: float
+    motion_step_s: float  # of the joint arms' head without clips
     start_s: float
     evaluation_start_s: float
     episode_s: Mapping[str, float]
@@ -96,7 +97,9 @@ class VideoCosts:
 
 @dataclass(frozen=True, kw_only=True)
 class VideoBudget:
-    """`recipe` is the whole chain: each arm leaves out of it what it has not."""
+    """`recipe` is the whole chain: each arm leaves out of it what it has not. `added_steps` of stage 2 take as long as
+    its pretraining.
+    """
 
     name: str
     what: str
@@ -108,17 +111,24 @@ class VideoBudget:
     clips: ClipBudget
     recipe: VideoPriorRecipe
     joint: JointRecipe
+    added_steps: int
     episodes: int
     costs: VideoCosts
 
     def __post_init__(self) -> None:
         tasks = self.tasks
-        if unknown := sorted(set(tasks) - set(self.suite.low_data_group.tasks)):
-            raise ValueError(f"budget {self.name}: base.data.tasks names {unknown}, expected tasks of low data")
+        if unknown := sorted(set(tasks) - set(self.suite.tasks)):
+            raise ValueError(f"budget {self.name}: base.data.tasks names {unknown}, expected tasks of the suite")
         if missing := sorted(set(tasks) - set(self.costs.episode_s)):
             raise ValueError(f"budget {self.name}: costs.episode_s says nothing of {missing}")
         if shared := sorted(set(tasks) & set(self.clips.robot_tasks)):
             raise ValueError(f"budget {self.name}: clips.robot_tasks names {shared}, which policies are tested on")
+        shifts = self.recipe.pretraining.image_shift, self.recipe.base.stage2.image_shift
+        if shifts[0] != shifts[1]:
+            raise ValueError(
+                f"budget {self.name}: image_shift is {shifts[0]} in pretraining and {shifts[1]} in base.stage2, "
+                "expected the same: arms with pretraining would have seen pictures moved about and the others not"
+            )
         if weight := self.recipe.base.stage2.landmark_weight:
             raise ValueError(
                 f"budget {self.name}: base.stage2.landmark_weight is {weight}, expected 0: a frozen model and one "
@@ -131,8 +141,9 @@ class VideoBudget:
         return self.recipe.base.data.tasks
 
     def latent_actions(self, training: CodesTraining) -> LatentActionSettings:
-        paper = PAPER_LOSS if training.paper_loss else {}
-        return replace(self.recipe.latent_actions, masks=training.masks, num_codes=training.num_codes, **paper)
+        settings, paper = self.recipe.latent_actions, PAPER_LOSS if training.paper_loss else {}
+        latent_dim = training.latent_dim or settings.latent_dim
+        return replace(settings, masks=training.masks, num_codes=training.num_codes, latent_dim=latent_dim, **paper)
 
     def codes_recipe(self, seed: int, clips: Mapping[str, str], *, hands_only: bool = False) -> VideoPriorRecipe:
         """Of eyes and of the codes that policies learn: no policy is trained by it. `clips` has directories by name."""
@@ -149,30 +160,35 @@ class VideoBudget:
         """The exact recipe of a policy."""
         whole = self.codes_recipe(seed, clips, hands_only=training.hands_only)
         base = whole.base
-        num_steps = base.stage2.schedule.num_steps
-        stage1 = base.stage1
+        stage1, stage2 = base.stage1, base.stage2
         if not training.state_prior:
             stage1 = replace(stage1, schedule=replace(stage1.schedule, num_steps=0))
-        decay_steps = 0 if training.joint is None else round(Fraction(num_steps) * DEFAULT_DECAY)
+        num_steps = stage2.schedule.num_steps + (self.added_steps if training.added_compute else 0)
+        distils = training.head == "motion" and training.state_prior
         base = replace(
             base,
             data=replace(base.data, episodes=dict.fromkeys(self.tasks, training.demonstrations)),
             stage1=stage1,
-            stage2=replace(base.stage2, decay_steps=decay_steps),
+            stage2=replace(
+                stage2,
+                schedule=replace(stage2.schedule, num_steps=num_steps),
+                decay_steps=round(Fraction(num_steps) * DEFAULT_DECAY) if distils else 0,
+            ),
         )
         name = f"{self.name}-{_words(training)}-seed-{seed}"
         base = replace(base, name=name)
         no_pretraining = replace(whole.pretraining, schedule=replace(whole.pretraining.schedule, num_steps=0))
-        if training.joint is not None:
-            joint = replace(
-                self.joint,
-                alignment=replace(self.joint.alignment, loss=training.joint),
-                video_weight=self.joint.video_weight if training.sees_clips else 0.0,
-            )
+        if training.head == "motion":
+            if training.joint is None:
+                joint = replace(self.joint, video_weight=0.0)
+                variant = "state-prior" if training.state_prior else "no-prior"
+            else:
+                joint = replace(self.joint, alignment=replace(self.joint.alignment, loss=training.joint))
+                variant = "joint-prior"
             return replace(
                 whole,
                 name=name,
-                variant="joint-prior" if training.sees_clips else "state-prior",
+                variant=variant,
                 intent=IntentRecipe(),
                 pretraining=no_pretraining,
                 adaptation=AdaptationRecipe(),
@@ -226,9 +242,11 @@ def _words(training: PolicyTraining) -> str:
     words += ["pretraining"] if training.pretraining else []
     words += ["hands-only"] if training.hands_only else []
     words += ["codes"] if training.learns_codes else []
+    words += ["added-compute"] if training.added_compute else []
     words += ["state-prior"] if training.state_prior else []
     words += [] if training.use_intent else ["no-intent"]
     words += [] if training.use_eyes else ["no-eyes"]
     words += ["frozen"] if training.frozen else []
-    words += [f"joint-{training.joint}" if training.sees_clips else "no-clips"] if training.joint else []
+    words += ["motion-head"] if training.head == "motion" else []
+    words += [f"joint-{training.joint}"] if training.joint else []
     return "-".join(words)

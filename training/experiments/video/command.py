@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from training.experiments.video.definitions import VIDEO_EXPERIMENTS
+from training.experiments.video.definitions import PILOT, VIDEO_EXPERIMENTS
 
 if TYPE_CHECKING:
     from training.experiments.video.experiment import VideoExperiment
@@ -18,7 +18,7 @@ EVERYTHING = "video"
 
 
 def is_about_video(name: str) -> bool:
-    return name == EVERYTHING or name in VIDEO_EXPERIMENTS
+    return name in (EVERYTHING, PILOT.name, *VIDEO_EXPERIMENTS)
 
 
 def run(options: argparse.Namespace, results: Path) -> int:
@@ -30,20 +30,27 @@ def run(options: argparse.Namespace, results: Path) -> int:
     from training.experiments.video.work import ChainWork
     from training.experiments.work import Recordings, check_recorded, worker_processes
 
-    everything = options.name == EVERYTHING
-    asked = tuple(VIDEO_EXPERIMENTS.values()) if everything else (VIDEO_EXPERIMENTS[options.name],)
+    everything, is_pilot = options.name == EVERYTHING, options.name == PILOT.name
+    known = {**VIDEO_EXPERIMENTS, PILOT.name: PILOT}
+    asked = tuple(VIDEO_EXPERIMENTS.values()) if everything else (known[options.name],)
     budget = VideoBudget.load(options.budget)
-    seeds = options.seeds or budget.seeds
+    seeds = options.seeds or (budget.seeds[:1] if is_pilot else budget.seeds)
     num_workers = options.workers or budget.num_workers
     root = options.store or Path("build/experiments") / f"video-{budget.name}"
     store = VideoStore(root=root, budget=budget, data_identity=Recordings())
     planned = plan(asked, store, seeds)
     print(f"budget {budget.name} ({budget.what}), seeds {', '.join(map(str, seeds))}: {options.name}")
     print(format_plan(planned, num_workers), flush=True)
+    if everything and (pilot := plan([PILOT], store, seeds[:1])).left:
+        print(
+            f"of these {len(pilot.left)} first, about {pilot.hours(num_workers):.2f} hours: `python -m training "
+            f"experiment {PILOT.name}` says whether the control leaves room for anything to be shown"
+        )
     if options.plan:
         return 0
+    report = _print_pilot if is_pilot else partial(_report, asked, json_file=options.json, results=results)
     if options.collect:
-        _report(asked, store, seeds, options.json, results)
+        report(store=store, seeds=seeds)
         return 0
     # Clips are filmed first, for hours: what policies read must be there before.
     check_recorded((job.run.recipe.base for job in planned.left if isinstance(job, PartJob | PolicyJob)), budget.suite)
@@ -54,12 +61,19 @@ def run(options: argparse.Namespace, results: Path) -> int:
                     carry_out(planned, store, ChainWork(device=budget.device), executor, num_workers)
         finally:
             # What there is when a job fails or the keyboard interrupts is a partial result, and says so.
-            _report(asked, store, seeds, options.json, results)
+            report(store=store, seeds=seeds)
     return 0
 
 
+def _print_pilot(store: VideoStore, seeds: Sequence[int]) -> None:
+    from training.experiments.video.report import format_pilot
+    from training.experiments.video.results import collect
+
+    print(format_pilot(collect(PILOT, store, seeds)))
+
+
 def _report(
-    asked: Sequence[VideoExperiment], store: VideoStore, seeds: Sequence[int], json_file: Path | None, results: Path
+    asked: Sequence[VideoExperiment], *, store: VideoStore, seeds: Sequence[int], json_file: Path | None, results: Path
 ) -> None:
     from training.experiments.kept_results import keep_all
     from training.experiments.video.results import collect, write_results

@@ -16,18 +16,22 @@ if TYPE_CHECKING:  # they import torch, which an experiment's name must not wait
     from training.video_prior.joint_recipe import AlignmentLoss
 
 PolicyFigure = Literal["families", "arms"]
+# What turns an observation into actions: paper B's, which reads intent and eyes, or paper A's, which reads one latent.
+Head = Literal["intent", "motion"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class CodesTraining:
     """Eyes and latent actions on the training clips; `num_codes` 0 leaves the latents continuous.
 
-    `paper_loss` leaves out of the budget's settings all that paper B's loss has not. With `hands_only` robots' clips
-    are seen by the eyes alone, picture by picture: the codes never saw one move.
+    `latent_dim` is the width of a latent, the budget's where it is None. `paper_loss` leaves out of the budget's
+    settings all that paper B's loss has not. With `hands_only` robots' clips are seen by the eyes alone, picture by
+    picture: the codes never saw one move.
     """
 
     masks: Masks = "flow"
     num_codes: int = 16
+    latent_dim: int | None = None
     paper_loss: bool = False
     hands_only: bool = False
 
@@ -37,27 +41,30 @@ class PolicyTraining:
     """A policy on `demonstrations` of each task, as what it changes in the budget's recipe.
 
     `pretraining` on the clips' codes comes before, `learns_codes` of the robots' own frames beside the actions.
-    `hands_only` takes codes and pretraining from the clips of hands. `state_prior` starts the decoder from paper A's
-    stage 1. `joint` trains paper A's model in place of the head that reads intent and eyes, from stage 1 and aligned
-    so; `sees_clips` False is then that model without any clip.
+    `added_compute` spends on more steps of stage 2 what pretraining would have taken. `hands_only` takes codes and
+    pretraining from the clips of hands. `state_prior` starts the decoder from paper A's stage 1; with the `head`
+    "motion", which is paper A's, that is its policy. `joint` lets this one see clips, aligned so.
     """
 
     demonstrations: int
     pretraining: bool = False
     learns_codes: bool = False
+    added_compute: bool = False
     use_intent: bool = True
     use_eyes: bool = True
     frozen: bool = False
     hands_only: bool = False
     state_prior: bool = False
+    head: Head = "intent"
     joint: AlignmentLoss | None = None
-    sees_clips: bool = True
 
     def __post_init__(self) -> None:
-        if self.joint is not None and (self.pretraining or self.learns_codes or self.frozen or not self.state_prior):
-            raise ValueError("joint starts from state_prior and learns no codes")
-        if self.joint is None and not self.sees_clips:
-            raise ValueError("sees_clips is of joint; without it pretraining and learns_codes say what clips are for")
+        if self.joint is not None and not (self.head == "motion" and self.state_prior):
+            raise ValueError("joint is of the head 'motion' and starts from state_prior")
+        if self.head == "motion" and (self.pretraining or self.learns_codes or not (self.use_intent and self.use_eyes)):
+            raise ValueError("the head 'motion' learns no codes and reads neither intent nor eyes")
+        if self.added_compute and self.pretraining:
+            raise ValueError("added_compute is in the place of pretraining")
         if self.hands_only and not self.pretraining:
             raise ValueError("hands_only is of pretraining: without it no clip teaches any motion")
         if self.frozen and (self.learns_codes or not self.pretraining):
@@ -113,7 +120,8 @@ class FigureClaim:
 @dataclass(frozen=True, kw_only=True)
 class PolicyClaim:
     """`arm` solves more than `baseline`, seeds and scenes paired. `than` are two further arms: the claim is then on the
-    difference of both differences. `paper_points` is paper B's difference in percentage points.
+    difference of both differences. `paper_points` is paper B's difference in percentage points. Policies of different
+    heads are compared where the claim is `about_heads` alone.
     """
 
     claim: str
@@ -122,6 +130,7 @@ class PolicyClaim:
     than: tuple[str, str] | None = None
     expected: Direction = "higher"
     paper_points: float | None = None
+    about_heads: bool = False
 
     @property
     def arms(self) -> tuple[str, ...]:
@@ -162,6 +171,14 @@ class PolicyExperiment:
     def __post_init__(self) -> None:
         names = _different_names(self.name, [arm.name for arm in self.arms])
         _check_claims(self.name, {each.claim: list(each.arms) for each in self.claims}, names)
+        heads = {arm.name: arm.training.head for arm in self.arms}
+        for claim in self.claims:
+            pairs = ((claim.arm, claim.baseline), *((claim.than,) if claim.than else ()))
+            if claim.about_heads != any(heads[arm] != heads[baseline] for arm, baseline in pairs):
+                raise ValueError(
+                    f"experiment {self.name}: {claim.claim!r} has about_heads {claim.about_heads} and compares "
+                    f"{' with '.join(heads[arm] for arm in claim.arms)}"
+                )
 
 
 VideoExperiment = ProbeExperiment | PolicyExperiment

@@ -17,6 +17,7 @@ from training.experiments.statistics import NUM_DRAWS, Estimate
 Array = npt.NDArray[np.float64]
 Kind = Literal["R2", "error", "usage", "perplexity", "CKA", "IoU"]
 _DRAWS_AT_ONCE = 250
+_USED_ABOVE = 0.1  # of an equal share: what the quantizer revives below is no code in use
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +113,10 @@ def _of_sums(kind: Kind, sums: Array) -> Array:
     return _BY_KIND[kind](sums)
 
 
+def _usage(counts: Array) -> Array:
+    return (counts >= _USED_ABOVE * np.maximum(counts.mean(-1, keepdims=True), 1e-12)).mean(-1)
+
+
 def _perplexity(counts: Array) -> Array:
     share = counts / np.maximum(counts.sum(-1, keepdims=True), 1)
     return np.exp(-(share * np.log(np.where(share > 0, share, 1))).sum(-1))
@@ -121,6 +126,6 @@ _BY_KIND: Mapping[Kind, Callable[[Array], Array]] = {
     "R2": lambda sums: 1 - sums[..., 0] / np.maximum(sums[..., 1], 1e-12),
     "error": lambda sums: sums[..., 0] / np.maximum(sums[..., 1], 1e-12),
     "IoU": lambda sums: sums[..., 0] / np.maximum(sums[..., 1], 1e-12),
-    "usage": lambda counts: (counts > 0).mean(-1),
+    "usage": _usage,
     "perplexity": _perplexity,
 }

@@ -201,7 +201,9 @@ def estimate(job: Job, store: VideoStore, *, done: int) -> float:
         return costs.start_s + costs.probe_s
     recipe = job.run.recipe
     if isinstance(job, PolicyJob):
-        step_s = costs.policy_step_s if recipe.joint is None else costs.joint_step_s
+        step_s = costs.policy_step_s
+        if recipe.joint is not None:
+            step_s = costs.joint_step_s if recipe.joint.sees_clips else costs.motion_step_s
         return costs.start_s + step_s * recipe.base.stage2.schedule.num_steps
     by_kind = {
         "pretraining": costs.pretraining_step_s * recipe.pretraining.schedule.num_steps,

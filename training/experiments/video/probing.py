@@ -1,12 +1,12 @@
 """What latent actions know of held-out clips, counted clip by clip, so that clips can be resampled afterwards.
 
 The questions are those of training/latent_actions/probes.py. Owns the JSON of a probe: `sums` has lists over clips (of
-CKA, over bodies) for each part that figures.py names. Draws no interval.
+CKA, over bodies) for each part that figures.py names, `num_directions_removed` is one for each body. Draws no interval.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,18 +39,22 @@ def probe_by_clip(model: LatentActionModel, hands: ClipPack, robots: ClipPack) -
     own, others = _Seen.of(model, hands), _Seen.of(model, robots)
     bodies = sorted({clip.body for clip in robots.clips})
     transfer, cka = [], {"cka.as_is": [], "cka.without_body": []}
+    num_removed = []
     for body in bodies:
         target = _spread(others.known(np.array([clip.body == body for clip in robots.clips])[others.clip]))
         source = own.known(np.ones(len(own.clip), bool))
         partner = source[matched(own.effector[source], others.effector[target])]
         transfer.append(_transfer(model, own, others, target, partner))
-        for name, values in alignment_by_draw(own.vectors[partner], others.vectors[target]).items():
+        directions, draws = alignment_by_draw(own.vectors[partner], others.vectors[target])
+        num_removed.append(len(directions))
+        for name, values in draws.items():
             cka[name].append(values)
     together = {f"transfer.{name}": np.concatenate([each[name] for each in transfer]).tolist() for name in transfer[0]}
     return {
         "num_pairs": len(own.clip),
         "num_clips": len(hands.clips),
         "bodies": bodies,
+        "num_directions_removed": num_removed,
         "sums": {
             **_readouts(model, own),
             **_codes(model, own),
@@ -157,13 +161,15 @@ def _transfer(
     return {name: _by_clip(np.concatenate(each), clip, len(clips)) for name, each in rows.items()}
 
 
-def alignment_by_draw(first: Vectors, second: Vectors) -> dict[str, list[float]]:
-    """Linear CKA of matched rows on each bootstrap of them, as they are and without what tells bodies apart."""
+def alignment_by_draw(first: Vectors, second: Vectors) -> tuple[npt.NDArray[np.float64], Mapping[str, Sequence[float]]]:
+    """The directions that tell bodies apart, and linear CKA of matched rows on each bootstrap of them, as they are and
+    without those.
+    """
     directions = body_directions(np.concatenate([first, second]), np.arange(len(first) + len(second)) >= len(first))
     generator = np.random.default_rng(0)
     draws = [generator.integers(0, len(first), len(first)) for _ in range(_NUM_BOOTSTRAPS)]
     bare = without(first, directions), without(second, directions)
-    return {
+    return directions, {
         "cka.as_is": [linear_cka(first[draw], second[draw]) for draw in draws],
         "cka.without_body": [linear_cka(bare[0][draw], bare[1][draw]) for draw in draws],
     }

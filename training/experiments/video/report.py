@@ -44,6 +44,8 @@ _RULE = (
     "training behind it, is not shown."
 )
 _SAMPLE = f"{SAMPLE}, or clips"
+# Below and above it a task tells no arms apart.
+_FLOOR, _CEILING = 0.15, 0.85
 _WHAT = {
     "clips": "sets of clips",
     "eyes": "eyes",
@@ -79,6 +81,7 @@ def format_report(values: Values, figures: Sequence[str]) -> str:
         *([f"**Partial.** {progress(values)}"] if is_partial(values) else []),
         *(f"![{values['title']}]({name})" for name in figures if name.endswith(".png")),
         *(_figures_table(values) if values["of"] == PROBES else _success_tables(values)),
+        "" if values["of"] == PROBES else _room(values),
         "## Claims",
         table(["claim", "ours (95 % interval)", _SAMPLE, "paper B", "verdict"], claims),
         SAMPLE_LEGEND,
@@ -89,6 +92,13 @@ def format_report(values: Values, figures: Sequence[str]) -> str:
         _RULE,
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def format_pilot(values: Values) -> str:
+    """The control by task, and where it leaves no room."""
+    tested = all(task["episodes"] for arm in values["arms"] for task in arm["tasks"].values())
+    rest = "The control leaves room on every task." if tested else "Not every task was tested."
+    return "\n\n".join([*_success(values), _room(values) or rest])
 
 
 def format_section(all_values: Sequence[Values]) -> str:
@@ -126,6 +136,8 @@ def format_section(all_values: Sequence[Values]) -> str:
         _control(known),
         f"Of {sum(counts.values())} claims {counts[HOLDS]} hold, {counts[NOT_SHOWN]} are not shown, for "
         f"{counts[OPPOSITE]} the opposite was found, {counts[NOT_RUN]} were not run. {_RULE}",
+        f"With {sum(counts.values())} claims some intervals exclude no effect by chance: of claims without any effect "
+        "about one in twenty, half of these on the claimed side. One that holds alone among its like is a hint.",
         table(["experiment", "claim", "ours (95 % interval)", _SAMPLE, "paper B", "verdict", "command"], rows),
         SAMPLE_LEGEND,
         *_tables(known),
@@ -253,6 +265,24 @@ def _success(values: Values) -> list[str]:
     return [table(["arm", "all, %", "seeds", *(f"{task}, %" for task in tasks)], rows)]
 
 
+def _room(values: Values) -> str:
+    """Where the control, the first arm and its family, solves too few or too many scenes; empty where nowhere."""
+    control, *others = values["arms"]
+    controls = [control, *(arm for arm in others if control["family"] and arm["family"] == control["family"])]
+    outside = [
+        f"{arm['name']}: {100 * task['successes'] / task['episodes']:.0f} % of {name}"
+        for arm in controls
+        for name, task in arm["tasks"].items()
+        if task["episodes"] and not _FLOOR <= task["successes"] / task["episodes"] <= _CEILING
+    ]
+    if not outside:
+        return ""
+    return (
+        f"**Little room.** Outside of {100 * _FLOOR:.0f} to {100 * _CEILING:.0f} %, where arms can hardly be told "
+        f"apart: {'; '.join(outside)}."
+    )
+
+
 def _what_held(values: Values) -> str:
     lines = what_held([(claim["claim"], claim["verdict"], _beside_paper(claim)) for claim in values["claims"]])
     caveats = sorted(
@@ -276,7 +306,11 @@ def _method(values: Values) -> list[str]:
         f"filmed: {clips}."
     ]
     if values["of"] == PROBES:
-        lines.append(f"{values['num_pairs']} pairs of frames of hands; robots are {' and '.join(values['bodies'])}.")
+        removed = " or ".join(map(str, values["num_directions_removed"])) or "no"
+        lines.append(
+            f"{values['num_pairs']} pairs of frames of hands; robots are {' and '.join(values['bodies'])}. CKA without "
+            f"the body subspace is without {removed} directions, by body and arm."
+        )
     else:
         lines.append(
             f"Size {budget['size']}, {count(len(values['tasks']), 'task')}, {budget['episodes']} test episodes a task "

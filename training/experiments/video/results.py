@@ -112,6 +112,9 @@ def _probed(experiment: ProbeExperiment, store: VideoStore, seeds: Sequence[int]
         "drawn": list(experiment.drawn),
         "num_pairs": some["num_pairs"] if some else 0,
         "bodies": some["bodies"] if some else [],
+        "num_directions_removed": sorted(
+            {number for of in probes.values() for probe in of.values() for number in probe["num_directions_removed"]}
+        ),
         "arms": [_probed_arm(arm, experiment.shown, probes[arm.name], store, seeds) for arm in experiment.arms],
         "claims": [_figure_claim(claim, probes, seeds) for claim in experiment.claims],
     }
@@ -201,7 +204,7 @@ def _tested_arm(arm: PolicyArm, solved: Mapping[int, Sequence[Sequence[bool]]], 
     for seed in solved:
         run = store.policy_run(arm.training, seed)
         outcome = store.outcome(f"policy {run.digest}") or {}
-        if arm.training.joint is not None and arm.training.sees_clips:
+        if arm.training.joint is not None:
             aligned = store.outcome(f"alignment {run.alignment_digest}") or {}
             scores += [aligned["scores"]] if aligned.get("scores", {}).get("num_pairs") else []
         runs.append({"seed": seed, "digest": run.digest, "revision": outcome.get("revision", "")})

@@ -99,7 +99,8 @@ class VideoStore:
         has_stage1 = bool(base.stage1.schedule.num_steps)
         stage1 = digest_of({**data, "stage1": explicit(base.stage1)}) if has_stage1 else ""
         pretraining = {**data, "data": base.data.tasks, "codes": learned, "pretraining": explicit(recipe.pretraining)}
-        alignment = {"stage1": stage1, "codes": learned, "alignment": explicit(joint.alignment)} if joint else {}
+        sees_clips = joint is not None and joint.sees_clips
+        alignment = {"stage1": stage1, "codes": learned, "alignment": explicit(joint.alignment) if joint else None}
         trained = {
             **data,
             **{name: explicit(getattr(recipe, name)) for name in ("intent", "pretraining", "adaptation")},
@@ -116,8 +117,8 @@ class VideoStore:
             codes=codes,
             pretraining_digest=digest_of(pretraining) if recipe.pretraining.schedule.num_steps else "",
             stage1_digest=stage1,
-            labels_digest=digest_of({**data, "codes": learned}) if recipe.has_intent_loss or joint else "",
-            alignment_digest=digest_of(alignment) if joint else "",
+            labels_digest=digest_of({**data, "codes": learned}) if recipe.has_intent_loss or sees_clips else "",
+            alignment_digest=digest_of(alignment) if sees_clips else "",
         )
 
     @property

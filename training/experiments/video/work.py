@@ -24,6 +24,8 @@ from training.video_prior.recipe import VideoPriorRecipe, VideoPriorRun
 if TYPE_CHECKING:
     from training.ego_video.pack import ClipPackWriter
     from training.latent_actions.model import LatentActionModel
+    from training.simulation.hand_clips import FilmedClip
+    from training.simulation.robot_clips import RobotClip
     from training.video_prior.pipeline import VideoPrior
 
 LOCK_DEADLINE_S = 600.0
@@ -105,7 +107,7 @@ class ChainWork:
             if not run.robots.checkpoint.is_dir():
                 with opening(run.shared):
                     if isinstance(prior, JointPrior):
-                        _ = prior.latent_clips, prior.alignment_scores
+                        _ = prior.prior, prior.latent_clips, prior.alignment_scores
                     else:
                         _ = prior.beginnings, prior.robot_codes
                 prior.export()
@@ -171,8 +173,6 @@ def opening(shared: Path) -> Iterator[None]:
 
 
 def _film_hands(name: str, clips: ClipBudget, writer: ClipPackWriter) -> None:
-    from training.ego_video.flow_masks import flow_masks
-    from training.ego_video.motion_moments import flow_steps
     from training.simulation.hand_clips import (
         TESTING_SEEDS,
         TRAINING_SEEDS,
@@ -190,14 +190,10 @@ def _film_hands(name: str, clips: ClipBudget, writer: ClipPackWriter) -> None:
         except ImpossibleClipError as error:
             writer.skip(clip_name(seed), str(error))
             continue
-        masks = flow_masks(filmed.frames, clips.rate_hz)
-        steps = flow_steps(filmed.frames, masks)
-        writer.add(filmed.clip, filmed.frames, masks, filmed.truth, filmed.effector, filmed.scenery, steps)
+        _add(filmed, clips, writer)
 
 
 def _film_robots(name: str, clips: ClipBudget, writer: ClipPackWriter) -> None:
-    from training.ego_video.flow_masks import flow_masks
-    from training.ego_video.motion_moments import flow_steps
     from training.simulation.robot_clips import film_robot
 
     training = name.endswith("training")
@@ -212,6 +208,22 @@ def _film_robots(name: str, clips: ClipBudget, writer: ClipPackWriter) -> None:
             rate_hz=clips.rate_hz,
         )
         for clip in filmed:
-            masks = flow_masks(clip.frames, clips.rate_hz)
-            steps = flow_steps(clip.frames, masks)
-            writer.add(clip.clip, clip.frames, masks, clip.truth, clip.effector, clip.scenery, steps)
+            _add(clip, clips, writer)
+
+
+def _add(filmed: FilmedClip | RobotClip, clips: ClipBudget, writer: ClipPackWriter) -> None:
+    """With flow's masks and the simulator's, and how the flow inside each goes on."""
+    from training.ego_video.flow_masks import flow_masks
+    from training.ego_video.motion_moments import flow_steps
+
+    masks = flow_masks(filmed.frames, clips.rate_hz)
+    writer.add(
+        filmed.clip,
+        filmed.frames,
+        masks=masks,
+        truth=filmed.truth,
+        effector=filmed.effector,
+        scenery=filmed.scenery,
+        flow_steps=flow_steps(filmed.frames, masks),
+        truth_steps=flow_steps(filmed.frames, filmed.truth),
+    )

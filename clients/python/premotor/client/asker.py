@@ -35,12 +35,13 @@ from premotor.client.events import AskingStopped, Failed, Reconnected, SwapSeen
 from premotor.client.sync_client import PolicyClient
 from premotor.client.sync_stream import ChunkStream
 from premotor.client.underruns import UnderrunAccount
+from premotor.v1 import policy_pb2
 
 Transport = Literal["stream", "unary"]
 TRANSPORTS: tuple[Transport, ...] = ("stream", "unary")
 # One lost answer is a lost packet. Two in a row may be a connection that no longer goes anywhere, which TCP alone would
 # take a quarter of an hour to notice.
-_TIMEOUTS_BEFORE_RECONNECTING = 2
+TIMEOUTS_BEFORE_RECONNECTING = 2
 _JOIN_TIMEOUT_S = 5.0
 
 
@@ -52,15 +53,17 @@ class Asker:
         connect: Callable[[], PolicyClient],
         *,
         policy: str,
+        revision: str,
         transport: Transport,
         back_off: BackOff,
         generator: random.Random,
         clock: Clock,
         handshake_timeout_s: float,
     ) -> None:
+        """`revision` is the one that questions are pinned to, "" for whichever serves."""
         if transport not in TRANSPORTS:
             raise ValueError(f"transport is {transport!r}, expected one of {', '.join(TRANSPORTS)}")
-        self._connect, self._policy, self._transport = connect, policy, transport
+        self._connect, self._policy, self._pinned, self._transport = connect, policy, revision, transport
         self._back_off, self._generator, self._clock = back_off, generator, clock
         self._handshake_timeout_s = handshake_timeout_s
         self._changed = threading.Condition()
@@ -85,7 +88,7 @@ class Asker:
     def open(self) -> PolicyDescription:
         """Connects, asks what the policy is, and starts the thread. Raises what the first handshake raises."""
         try:
-            description = self._handshake()
+            description = self._connected().get_policy(self._policy, timeout_s=self._handshake_timeout_s)
         except BaseException:
             self._disconnect()
             raise
@@ -164,6 +167,9 @@ class Asker:
         arguments = question.arguments.copy()
         if (num_new := arguments.get("num_underruns")) is not None:
             arguments["num_underruns"] = self._underruns.tell(num_new)
+        if not self._pinned and arguments["episode_id"] == self._episode_id:
+            # A client that was connected since knows nothing of it.
+            arguments["episode_revision"] = self._revision
         timeout_s = question.expires_s - self._clock.now_s()
         if timeout_s <= 0:
             raise DeadlineExceededError("the observation was too old before it could be sent")
@@ -187,15 +193,8 @@ class Asker:
         assert self._description is not None
         if chunk.schema_digest:
             self._check_schema(chunk.schema_digest, chunk.revision)
-        elif chunk.revision != self._description.revision and chunk.revision not in self._revisions:
-            self._check_undeclared(question, chunk)
-        self._note_revision(question.arguments["episode_id"], chunk.revision)
-
-    def _check_undeclared(self, question: Question, chunk: Chunk) -> None:
-        """Of a server that does not say whose schema an answer is, all that can be asked is the main revision's."""
-        assert self._description is not None and self._client is not None
-        main = self._client.get_policy(self._policy, timeout_s=self._handshake_timeout_s)
-        self._check_schema(main.schema_digest, main.revision)
+        elif not self._pinned and chunk.revision not in (self._description.revision, *self._revisions):
+            self._check_undeclared()
         embodiment = self._description.embodiment(question.arguments.get("embodiment", ""))
         expected = self._description.action_horizon, embodiment.action_dim
         if chunk.actions.shape != expected:
@@ -204,6 +203,13 @@ class Asker:
                 f"expected {list(expected)}",
                 request_id=chunk.request_id,
             )
+        self._note_revision(question.arguments["episode_id"], chunk.revision)
+
+    def _check_undeclared(self) -> None:
+        """Of a server that does not say whose schema an answer is, all that can be asked is the main revision's."""
+        assert self._client is not None
+        main = self._client.get_policy(self._policy, timeout_s=self._handshake_timeout_s)
+        self._check_schema(main.schema_digest, main.revision)
 
     def _note_revision(self, episode_id: str, revision: str) -> None:
         """In a split an episode may go to another revision than the one before it did, which is no swap."""
@@ -217,7 +223,7 @@ class Asker:
         """Waits, connects again or gives up. A newer question is not taken before this is over."""
         if isinstance(error, (FixRequestError, ProtocolError, SchemaChangedError)):
             raise error
-        self._num_timeouts = self._num_timeouts + 1 if isinstance(error, DeadlineExceededError) else 0
+        self._num_timeouts = self._num_timeouts + 1 if _is_silence(error) else 0
         if self._is_lost(error):
             self._reconnect(error)
         elif isinstance(error, (DeadlineExceededError, ObservationSupersededError)):
@@ -230,7 +236,7 @@ class Asker:
         if isinstance(error, RetryableError):
             # Overload is what another connection cannot help. A stream that was ended tidily carries no status.
             return error.code is not grpc.StatusCode.RESOURCE_EXHAUSTED
-        return isinstance(error, ClosedError) or self._num_timeouts >= _TIMEOUTS_BEFORE_RECONNECTING
+        return isinstance(error, ClosedError) or self._num_timeouts >= TIMEOUTS_BEFORE_RECONNECTING
 
     def _reconnect(self, error: PolicyError) -> None:
         lost_s, num_attempts = self._clock.now_s(), 0
@@ -239,8 +245,7 @@ class Asker:
             self._disconnect()
             num_attempts += 1
             try:
-                description = self._handshake()
-                self._check_schema(description.schema_digest, description.revision)
+                revision = self._found_again()
                 break
             except (SchemaChangedError, ProtocolError):
                 raise
@@ -257,7 +262,7 @@ class Asker:
                 step=0,
                 away_s=self._clock.now_s() - lost_s,
                 num_attempts=num_attempts,
-                revision=description.revision,
+                revision=revision,
             )
         )
 
@@ -271,13 +276,29 @@ class Asker:
         if self._clock.wait(self._closing, delay_s):
             raise ClosedError("the player was closed")
 
-    def _handshake(self) -> PolicyDescription:
+    def _connected(self) -> PolicyClient:
         client = self._connect()
         with self._changed:
             self._client = client
             if self._closing.is_set():
                 raise ClosedError("the player was closed")
-        return client.get_policy(self._policy, timeout_s=self._handshake_timeout_s)
+        return client
+
+    def _found_again(self) -> str:
+        """The revision that answers this robot now. Raises SchemaChangedError where that is one of another schema.
+
+        A pinned revision goes on whatever serves beside it. What is described is the one that serves, so nothing is
+        concluded from that; every answer says its own schema.
+        """
+        client = self._connected()
+        if not self._pinned:
+            main = client.get_policy(self._policy, timeout_s=self._handshake_timeout_s)
+            self._check_schema(main.schema_digest, main.revision)
+            return main.revision
+        served = client.list_policies(timeout_s=self._handshake_timeout_s)
+        if all(policy.name != self._policy for policy in served):
+            raise FixRequestError(f"policy {self._policy!r} is not served", code=grpc.StatusCode.NOT_FOUND)
+        return self._pinned
 
     def _check_schema(self, schema_digest: str, revision: str) -> None:
         assert self._description is not None
@@ -296,3 +317,8 @@ class Asker:
             client, self._client = self._client, None
         if client is not None:
             client.close()
+
+
+def _is_silence(error: PolicyError) -> bool:
+    """Whether nothing came in time. A gateway that says itself that it was too late can be reached."""
+    return isinstance(error, DeadlineExceededError) and error.reason == policy_pb2.RequestError.REASON_UNSPECIFIED

@@ -15,14 +15,15 @@ from premotor.client.events import PlayerEvent
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Question:
-    """One observation to ask with. The answer is of no use after `expires_s`; times are on the player's clock.
+    """One observation to ask with, taken at `captured_s` in control step `step`; times are on the player's clock.
 
-    `owner` is whoever asks: an answer that comes in a later episode is not for that one.
+    The answer is of no use after `expires_s`. `owner` is whoever asks: an answer that comes in a later episode is not
+    for that one.
     """
 
     owner: object
     step: int
-    asked_s: float
+    captured_s: float
     expires_s: float
     arguments: ChunkArguments
 

@@ -18,6 +18,7 @@ from premotor.client.async_stream import AsyncChunkStream
 from premotor.client.channel import CHANNEL_OPTIONS, DEFAULT_STREAM_TIMEOUT_S, DEFAULT_TIMEOUT_S, Deadline
 from premotor.client.chunks import Chunk, build_request, read_response
 from premotor.client.description import PolicyDescription, read_description
+from premotor.client.episode_revisions import EpisodeRevisions
 from premotor.client.errors import ClosedError, error_from_call
 from premotor.client.history import HistoryBuffer
 from premotor.client.identity import TlsOptions, token_metadata
@@ -59,6 +60,7 @@ class AsyncPolicyClient:
             self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
         self._stub = policy_pb2_grpc.PolicyServiceStub(self._channel)
         self._descriptions: dict[str, PolicyDescription] = {}
+        self._episodes = EpisodeRevisions()
         self._closed = False
 
     async def get_policy(self, name: str, *, timeout_s: float | None = None) -> PolicyDescription:
@@ -100,6 +102,7 @@ class AsyncPolicyClient:
         num_underruns: int | None = None,
         real_time_chunking: RealTimeChunking | None = None,
         revision: str = "",
+        episode_revision: str = "",
         image_encoding: ImageEncoding = "jpeg",
         timeout_s: float | None = None,
     ) -> Chunk:
@@ -121,16 +124,20 @@ class AsyncPolicyClient:
             num_underruns=num_underruns,
             real_time_chunking=real_time_chunking,
             revision=revision,
+            episode_revision=episode_revision,
             image_encoding=image_encoding,
         )
+        self._episodes.tell(request)
         started_s = time.perf_counter()
         response = await self._call(self._stub.PredictChunk, request, deadline, request_id=request.request_id)
-        return read_response(
+        chunk = read_response(
             request,
             response,
             description=self._descriptions.get(policy),
             round_trip_s=time.perf_counter() - started_s,
         )
+        self._episodes.note(request, chunk.revision)
+        return chunk
 
     def stream(self, *, timeout_s: float = DEFAULT_STREAM_TIMEOUT_S) -> AsyncChunkStream:
         """One bidirectional stream, to be used in an `async with` block; it ends after `timeout_s`."""
@@ -139,6 +146,7 @@ class AsyncPolicyClient:
         return AsyncChunkStream(
             lambda: self._stub.StreamChunks(timeout=remaining_s, metadata=(*self._metadata, *trace_metadata())),
             descriptions=self._descriptions,
+            episodes=self._episodes,
             timeout_s=self._timeout_s,
             client_is_closed=lambda: self._closed,
         )

@@ -15,6 +15,7 @@ import grpc
 from premotor.client.channel import Deadline
 from premotor.client.chunks import Chunk, ChunkArguments, build_request
 from premotor.client.description import PolicyDescription
+from premotor.client.episode_revisions import EpisodeRevisions
 from premotor.client.errors import ClosedError, PolicyError, ProtocolError, RetryableError, error_from_call
 from premotor.client.ledger import Ledger
 from premotor.v1 import policy_pb2
@@ -32,13 +33,15 @@ class AsyncChunkStream:
         open_call: Callable[[], Any],
         *,
         descriptions: Mapping[str, PolicyDescription],
+        episodes: EpisodeRevisions,
         timeout_s: float,
         client_is_closed: Callable[[], bool],
     ) -> None:
         self._open_call = open_call
         self._timeout_s = timeout_s
         self._client_is_closed = client_is_closed
-        self._ledger = Ledger(descriptions)
+        self._episodes = episodes
+        self._ledger = Ledger(descriptions, episodes)
         self._outbox: asyncio.Queue[policy_pb2.StreamChunksRequest] = asyncio.Queue()
         self._waiters: set[asyncio.Future[None]] = set()
         self._call: Any = None
@@ -65,6 +68,7 @@ class AsyncChunkStream:
             raise RuntimeError("use the stream in an `async with` block")
         deadline = Deadline(self._timeout_s if timeout_s is None else timeout_s)
         request = await asyncio.to_thread(build_request, **arguments)
+        self._episodes.tell(request)
         message = policy_pb2.StreamChunksRequest(request=request)
         message.timeout.CopyFrom(encode_duration(deadline.require_time(request_id=request.request_id)))
         self._ledger.add(request, deadline)

@@ -83,6 +83,7 @@ class ChunkArguments(_RequiredArguments, total=False):
     num_underruns: int | None
     real_time_chunking: RealTimeChunking | None
     revision: str
+    episode_revision: str
     image_encoding: ImageEncoding
 
 
@@ -102,6 +103,7 @@ def build_request(
     num_underruns: int | None = None,
     real_time_chunking: RealTimeChunking | None = None,
     revision: str = "",
+    episode_revision: str = "",
     image_encoding: ImageEncoding = "jpeg",
 ) -> policy_pb2.PredictChunkRequest:
     """The message, with a request id of its own. Raises FixRequestError for what no policy could accept."""
@@ -112,6 +114,7 @@ def build_request(
         episode_id=_required("episode_id", episode_id),
         request_id=uuid.uuid4().hex,
         embodiment=embodiment,
+        episode_revision=episode_revision or None,
     )
     observation = request.observation
     for camera, frame in images.items():

@@ -33,10 +33,11 @@ class MonotonicClock:
 
 
 class ControlStep(NamedTuple):
-    """A step that has just begun, and how many before it went by unused."""
+    """A step that has just begun, how many before it went by unused, and the moment that it began at."""
 
     step: int
     num_skipped: int
+    begin_s: float
 
 
 class ControlSteps:
@@ -65,11 +66,14 @@ class ControlSteps:
         return self._newest(since=self._next_step - 1)
 
     def _newest(self, *, since: int) -> ControlStep | None:
-        # A step's own beginning must not fall to the step before by rounding.
-        current = math.floor((self._clock.now_s() - self._start_s) * self._rate_hz + 1e-6)
-        step = max(current, since)
+        step = max(whole_periods(self._clock.now_s() - self._start_s, self._rate_hz), since)
         if self._num_steps is not None and step >= self._num_steps:
             self._next_step = self._num_steps
             return None
         self._next_step = step + 1
-        return ControlStep(step, step - since)
+        return ControlStep(step, step - since, self._start_s + step / self._rate_hz)
+
+
+def whole_periods(span_s: float, rate_hz: float) -> int:
+    """How many have gone by; a step's own beginning does not fall to the step before by rounding."""
+    return math.floor(span_s * rate_hz + 1e-6)

@@ -16,7 +16,7 @@ import numpy as np
 
 from premotor.client.asking import Answer, Asking, News, Question
 from premotor.client.chunks import Chunk, ChunkArguments
-from premotor.client.control_clock import Clock, ControlStep
+from premotor.client.control_clock import Clock, ControlStep, whole_periods
 from premotor.client.description import Embodiment, PolicyDescription
 from premotor.client.errors import OutputViolationError
 from premotor.client.events import (
@@ -104,6 +104,8 @@ class ControlLoop:
         self._num_held = 0
         # Whether looking at the robot took the last step's action and left none in its place.
         self._missed_by_looking = False
+        # How many went by before the last frames were taken.
+        self._looking_steps = 0
         # The one after the last in which a command was sent.
         self._next_step = 0
         self._last_state: np.ndarray | None = None
@@ -138,7 +140,6 @@ class ControlLoop:
         """
         self._skip(begun)
         step = begun.step
-        began_s = self._clock.now_s()
         for news in self._asker.take():
             self._read(news, step)
         is_due = self._is_due(step) and self._stopped is None and self._asker.is_free()
@@ -146,10 +147,21 @@ class ControlLoop:
             # Looking again first would miss this one as well, and so on: the robot would never move.
             is_due = False
         if is_due or self._settings.observe_every_step:
-            observation = self._observe(step)
+            observation = self._robot.observe()
             state = observation.state
+            captured_s = min(max(observation.capture_time_s, begun.begin_s), self._clock.now_s())
+            self._looking_steps = whole_periods(captured_s - begun.begin_s, self._embodiment.control_rate_hz)
+            captured_step = step + self._looking_steps
+            self._emit(
+                Observed(
+                    step=captured_step,
+                    images=observation.images,
+                    state=state,
+                    capture_time_s=observation.capture_time_s,
+                )
+            )
             if is_due:
-                self._ask(step, began_s, observation)
+                self._ask(captured_step, captured_s, observation)
         else:
             state = self._robot.state()
         self._last_state = np.asarray(state, np.float32)
@@ -192,13 +204,14 @@ class ControlLoop:
     def _threshold_steps(self) -> int:
         """Ask when no more actions than this remain.
 
-        Never so many that a chunk would be asked for before the execution horizon, or the time that an answer takes,
-        has gone by since the last one's observation. Where the estimate is right that costs nothing: the question
-        before is in flight until then. Where it is too high, every step would ask, and real-time chunking would have
-        each chunk repeat the one before it.
+        Those that pass while frames are waited for, and then until the answer is there. Never so many that a chunk
+        would be asked for before the execution horizon, or the time that both take, has gone by since the last one's
+        observation. Where the estimate is right that costs nothing: the question before is in flight until then. Where
+        it is too high, every step would ask, and real-time chunking would have each chunk repeat the one before it.
         """
-        soonest = min(self._latency.delay_steps, self._execution_horizon)
-        return min(self._latency.threshold_steps, self._description.action_horizon - soonest)
+        soonest = min(self._looking_steps + self._latency.delay_steps, self._execution_horizon)
+        needed = self._looking_steps + self._latency.threshold_steps
+        return min(needed, self._description.action_horizon - soonest)
 
     def _is_due(self, step: int) -> bool:
         """When the buffer would run out before an answer came, or the policy means to look again."""
@@ -207,19 +220,8 @@ class ControlLoop:
         newest = self._buffer.newest_for_step
         return newest is None or step - newest >= self._execution_horizon
 
-    def _observe(self, step: int) -> RobotObservation:
-        observation = self._robot.observe()
-        self._emit(
-            Observed(
-                step=step,
-                images=observation.images,
-                state=observation.state,
-                capture_time_s=observation.capture_time_s,
-            )
-        )
-        return observation
-
-    def _ask(self, step: int, began_s: float, observation: RobotObservation) -> None:
+    def _ask(self, step: int, captured_s: float, observation: RobotObservation) -> None:
+        """With an observation of this step, which is not the one that has begun where a camera was waited for."""
         task = self._task
         chunking = self._chunking(step)
         arguments = ChunkArguments(
@@ -241,7 +243,13 @@ class ControlLoop:
             arguments["history"] = copy.deepcopy(self._history)
         self._num_underruns_told = self._buffer.counts.num_underruns
         self._asker.ask(
-            Question(owner=self, step=step, asked_s=began_s, expires_s=began_s + self._timeout_s, arguments=arguments)
+            Question(
+                owner=self,
+                step=step,
+                captured_s=captured_s,
+                expires_s=captured_s + self._timeout_s,
+                arguments=arguments,
+            )
         )
         self.report.num_questions += 1
         self._emit(
@@ -286,7 +294,7 @@ class ControlLoop:
 
     def _read_answer(self, answer: Answer, step: int) -> None:
         question, outcome = answer.question, answer.outcome
-        latency_s = answer.arrived_s - question.asked_s
+        latency_s = answer.arrived_s - question.captured_s
         if isinstance(outcome, Chunk):
             self._latency.add(latency_s)
             self._insert(outcome, question.step, latency_s, step)

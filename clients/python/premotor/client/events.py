@@ -38,7 +38,7 @@ class EpisodeBegan(PlayerEvent):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Observed(PlayerEvent):
-    """Frames were taken, whether a chunk was asked for with them or not."""
+    """Frames were taken in this step, whether a chunk was asked for with them or not."""
 
     images: Mapping[str, np.ndarray | bytes]
     state: np.ndarray
@@ -59,7 +59,7 @@ class Asked(PlayerEvent):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ChunkArrived(PlayerEvent):
-    """`latency_s` is from the control step of the observation, `for_step`, to the chunk's arrival."""
+    """`latency_s` is from the taking of the observation, in step `for_step`, to the chunk's arrival."""
 
     chunk: Chunk
     for_step: int

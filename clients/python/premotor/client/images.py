@@ -53,8 +53,8 @@ def _encode_jpeg_with_pillow(frame: np.ndarray) -> bytes:
         from PIL import Image
     except ImportError:
         raise FixRequestError(
-            "no JPEG encoder is installed: pip install 'premotor[images]', pass JPEG or PNG bytes, "
-            "or send pixels with image_encoding='raw'",
+            "no JPEG encoder is installed: pip install 'premotor[images]', or say image_encoding='raw', which sends "
+            "pixels, and the bytes of JPEG and PNG files, as they are",
             field="image_encoding",
         ) from None
     file = io.BytesIO()

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from premotor.client.channel import Deadline
 from premotor.client.chunks import Chunk, read_response
 from premotor.client.description import PolicyDescription
+from premotor.client.episode_revisions import EpisodeRevisions
 from premotor.client.errors import (
     DeadlineExceededError,
     FixRequestError,
@@ -38,8 +39,8 @@ class _Pending:
 class Ledger:
     """The state of one stream's requests: pending, then answered, then taken."""
 
-    def __init__(self, descriptions: Mapping[str, PolicyDescription]) -> None:
-        self._descriptions = descriptions
+    def __init__(self, descriptions: Mapping[str, PolicyDescription], episodes: EpisodeRevisions) -> None:
+        self._descriptions, self._episodes = descriptions, episodes
         self._pending: dict[str, _Pending] = {}
         self._answers: dict[str, Chunk | PolicyError] = {}
         self._expired: OrderedDict[str, None] = OrderedDict()
@@ -122,7 +123,7 @@ class Ledger:
         if response.WhichOneof("answer") == "error":
             return error_from_details(response.error, request_id=request.request_id)
         try:
-            return read_response(
+            chunk = read_response(
                 request,
                 response.chunk,
                 description=self._descriptions.get(request.policy),
@@ -130,3 +131,5 @@ class Ledger:
             )
         except PolicyError as error:
             return error
+        self._episodes.note(request, chunk.revision)
+        return chunk

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from premotor.client.description import Embodiment, PolicyDescription
 from premotor.client.errors import FixRequestError
 from premotor.client.hold import Hold, HoldRule
-from premotor.client.images import ImageEncoding
+from premotor.client.images import ImageEncoding, encode_jpeg
 from premotor.client.playback import ActionBuffer, PlaybackRule, RealTimeChunkingRule
 
 
@@ -39,6 +41,9 @@ class PlaybackSettings:
 
 def check_settings(description: PolicyDescription, embodiment: Embodiment, settings: PlaybackSettings) -> None:
     """Raises ValueError, or FixRequestError for what the policy does not support, before a robot moves."""
+    if settings.image_encoding == "jpeg":
+        # What has no codec says so here, and not in the asker's thread when the robot has been reset.
+        encode_jpeg(np.zeros((8, 8, 3), np.uint8))
     Hold(embodiment, settings.hold)
     ActionBuffer(embodiment.action, settings.rule)
     rule, horizon = settings.rule, description.action_horizon

@@ -61,9 +61,10 @@ class ChunkPlayer:
     ) -> None:
         """`connect` makes a client, each time that a connection is needed and of any replica; the player closes it.
 
-        `rule` merges chunks, `hold` says what is sent when no action is valid. `execution_horizon`, `timeout_s`,
-        `observe_every_step` and `image_encoding` are those of PlaybackSettings. `generator` draws the jitter of the
-        back-off. Raises ValueError for a setting that fits no policy.
+        `revision` pins one, which must have the schema of the one that serves when the player is opened; "" leaves it
+        to the gateway. `rule` merges chunks, `hold` says what is sent when no action is valid. `execution_horizon`,
+        `timeout_s`, `observe_every_step` and `image_encoding` are those of PlaybackSettings. `generator` draws the
+        jitter of the back-off. Raises ValueError for a setting that fits no policy.
         """
         self._settings = PlaybackSettings(
             rule=rule,
@@ -80,6 +81,7 @@ class ChunkPlayer:
         self._asker = Asker(
             connect,
             policy=policy,
+            revision=revision,
             transport=transport,
             back_off=back_off,
             generator=generator or random.Random(),
@@ -100,7 +102,8 @@ class ChunkPlayer:
     def open(self) -> None:
         """Connects and makes sure that policy, body and settings fit each other, before the robot moves.
 
-        Raises PolicyError where no gateway answers, ValueError or FixRequestError where they do not fit.
+        Raises PolicyError where no gateway answers, ValueError or FixRequestError where they do not fit, or where
+        frames are to be sent as JPEG and nothing here can make one.
         """
         description = self._asker.open()
         try:

@@ -18,7 +18,8 @@ class RobotObservation:
 
     `images` maps camera name to RGB pixels, uint8 [height, width, 3], or to the bytes of a JPEG or PNG file. They are
     encoded in another thread: they must not be written to afterwards. `state` is [state_dim] in the embodiment's units.
-    `capture_time_s` is when the frames were taken, on the monotonic clock.
+    `capture_time_s` is when the frames were taken, on the player's clock: the monotonic one, unless it was given
+    another. The chunk is for the control step of that moment, so stamp after a read that waits for a camera.
     """
 
     images: Mapping[str, np.ndarray | bytes]

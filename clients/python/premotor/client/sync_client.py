@@ -16,6 +16,7 @@ import numpy as np
 from premotor.client.channel import CHANNEL_OPTIONS, DEFAULT_STREAM_TIMEOUT_S, DEFAULT_TIMEOUT_S, Deadline
 from premotor.client.chunks import Chunk, build_request, read_response
 from premotor.client.description import PolicyDescription, read_description
+from premotor.client.episode_revisions import EpisodeRevisions
 from premotor.client.errors import ClosedError, error_from_call
 from premotor.client.history import HistoryBuffer
 from premotor.client.identity import TlsOptions, token_metadata
@@ -57,6 +58,7 @@ class PolicyClient:
             self._channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
         self._stub = policy_pb2_grpc.PolicyServiceStub(self._channel)
         self._descriptions: dict[str, PolicyDescription] = {}
+        self._episodes = EpisodeRevisions()
         self._closed = False
 
     def get_policy(self, name: str, *, timeout_s: float | None = None) -> PolicyDescription:
@@ -95,6 +97,7 @@ class PolicyClient:
         num_underruns: int | None = None,
         real_time_chunking: RealTimeChunking | None = None,
         revision: str = "",
+        episode_revision: str = "",
         image_encoding: ImageEncoding = "jpeg",
         timeout_s: float | None = None,
     ) -> Chunk:
@@ -104,7 +107,9 @@ class PolicyClient:
         are sent as `image_encoding` says. `state` is [state_dim] in the embodiment's units. `capture_time_s` is on the
         caller's monotonic clock and comes back in the chunk. `num_underruns` says how often the robot had no action to
         play since its last request, for the service's metrics. `real_time_chunking` asks for a chunk that continues the
-        one being played. Encoding counts against `timeout_s`.
+        one being played. `revision` pins one. An episode stays on the revision it began on, also where another gateway
+        answers: this client says which that was, and `episode_revision` says it where another client got the last
+        chunk. Encoding counts against `timeout_s`.
         """
         deadline = self._deadline(timeout_s)
         request = build_request(
@@ -122,16 +127,20 @@ class PolicyClient:
             num_underruns=num_underruns,
             real_time_chunking=real_time_chunking,
             revision=revision,
+            episode_revision=episode_revision,
             image_encoding=image_encoding,
         )
+        self._episodes.tell(request)
         started_s = time.perf_counter()
         response = self._call(self._stub.PredictChunk, request, deadline, request_id=request.request_id)
-        return read_response(
+        chunk = read_response(
             request,
             response,
             description=self._descriptions.get(policy),
             round_trip_s=time.perf_counter() - started_s,
         )
+        self._episodes.note(request, chunk.revision)
+        return chunk
 
     def stream(self, *, timeout_s: float = DEFAULT_STREAM_TIMEOUT_S) -> ChunkStream:
         """One bidirectional stream for many requests, to be used in a `with` block; it ends after `timeout_s`."""
@@ -142,6 +151,7 @@ class PolicyClient:
                 requests, timeout=remaining_s, metadata=(*self._metadata, *trace_metadata())
             ),
             descriptions=self._descriptions,
+            episodes=self._episodes,
             timeout_s=self._timeout_s,
             client_is_closed=lambda: self._closed,
         )

@@ -16,6 +16,7 @@ import grpc
 from premotor.client.channel import Deadline
 from premotor.client.chunks import Chunk, ChunkArguments, build_request
 from premotor.client.description import PolicyDescription
+from premotor.client.episode_revisions import EpisodeRevisions
 from premotor.client.errors import ClosedError, PolicyError, ProtocolError, RetryableError, error_from_call
 from premotor.client.ledger import Ledger
 from premotor.v1 import policy_pb2
@@ -35,13 +36,15 @@ class ChunkStream:
         open_call: Callable[[Iterator[policy_pb2.StreamChunksRequest]], Any],
         *,
         descriptions: Mapping[str, PolicyDescription],
+        episodes: EpisodeRevisions,
         timeout_s: float,
         client_is_closed: Callable[[], bool],
     ) -> None:
         self._open_call = open_call
         self._timeout_s = timeout_s
         self._client_is_closed = client_is_closed
-        self._ledger = Ledger(descriptions)
+        self._episodes = episodes
+        self._ledger = Ledger(descriptions, episodes)
         self._changed = threading.Condition()
         self._outbox: SimpleQueue[policy_pb2.StreamChunksRequest | None] = SimpleQueue()
         self._call: Any = None
@@ -69,6 +72,7 @@ class ChunkStream:
             raise RuntimeError("use the stream in a `with` block")
         deadline = Deadline(self._timeout_s if timeout_s is None else timeout_s)
         request = build_request(**arguments)
+        self._episodes.tell(request)
         message = policy_pb2.StreamChunksRequest(request=request)
         with self._changed:
             message.timeout.CopyFrom(encode_duration(deadline.require_time(request_id=request.request_id)))

@@ -105,8 +105,9 @@ class LeRobotRobot:
         """Nothing: LeRobot's interface knows no episodes, a person puts the scene back."""
 
     def observe(self) -> RobotObservation:
-        capture_time_s = time.monotonic()
         found = self._robot.get_observation()
+        # It may have waited for its cameras' next frames.
+        capture_time_s = time.monotonic()
         # A camera's reader may write its next frame to the same memory.
         images = {name: np.array(found[key], np.uint8) for name, key in self._cameras.items()}
         return RobotObservation(images=images, state=self._vector(found), capture_time_s=capture_time_s)

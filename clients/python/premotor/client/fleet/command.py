@@ -6,7 +6,6 @@ Owns the flags of the verb, those of every verb apart. Does not own the run.
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -17,12 +16,12 @@ from premotor.client.errors import FixRequestError
 from premotor.client.fleet.description_file import read_description_file
 from premotor.client.fleet.endpoint import AskError, MissingPeerError
 from premotor.client.fleet.faults import Fault, FaultCommands, default_faults, read_faults
-from premotor.client.fleet.figures import broken_assertions
+from premotor.client.fleet.figures import broken_assertions, fairness_and_bytes
 from premotor.client.fleet.html_report import write_html
-from premotor.client.fleet.machine import check_cpus, cpu_shares
+from premotor.client.fleet.machine import cpu_shares, describe_command
 from premotor.client.fleet.network import PROFILES
 from premotor.client.fleet.questions import with_frames
-from premotor.client.fleet.run import FleetRun, run_fleet
+from premotor.client.fleet.run import FleetRun, check_run, run_fleet
 from premotor.client.fleet.settings import ENDPOINT_KINDS, FleetSettings, parse_cameras, parse_duration_s
 from premotor.client.images import IMAGE_ENCODINGS
 from premotor.client.result_file import writable_file, write_json
@@ -30,11 +29,16 @@ from premotor.client.sync_client import PolicyClient
 
 _Value = TypeVar("_Value")
 _DEFAULT_FAULTS = "default"
+_ENDPOINT_HELP = (
+    "premotor, premotor-unary: a gateway of this service; openpi: a server whose policy reads observation/<camera>, "
+    "observation/state and prompt; lerobot: a PolicyServer that has its policy already; triton: Triton with a model of "
+    "this service (default %(default)s)"
+)
 
 
 def add_fleet_flags(verb: argparse.ArgumentParser) -> None:
     """`--address` may name several servers with commas between them."""
-    verb.add_argument("--endpoint", choices=ENDPOINT_KINDS, default="premotor", help="default %(default)s")
+    verb.add_argument("--endpoint", choices=ENDPOINT_KINDS, default="premotor", help=_ENDPOINT_HELP)
     verb.add_argument("--policy", default="", help="for the endpoints premotor and premotor-unary")
     verb.add_argument("--embodiment", default="", help="may be left out where the policy drives one body")
     verb.add_argument("--description", type=Path, metavar="FILE", help="for the others: `policies NAME --json FILE`")
@@ -63,7 +67,7 @@ def add_fleet_flags(verb: argparse.ArgumentParser) -> None:
         "--pin",
         type=parsed(parse_cpus),
         metavar="CPU,CPU-CPU",
-        help="of all of this run, or none (default: the last quarter where there are more than two)",
+        help="of all of this run, or none (default: the last quarter where there are two or more)",
     )
     verb.add_argument("--seed", type=int, default=0, help="of phases, jitter, frames and losses")
     verb.add_argument("--lerobot-python", default="build/peers/lerobot/bin/python", help="default %(default)s")
@@ -78,7 +82,7 @@ def run_fleet_command(arguments: argparse.Namespace, identity: dict[str, Any]) -
         settings = _settings(arguments, description, identity)
         commands = FaultCommands(restart=arguments.restart_command, swap=arguments.swap_command)
         faults = _faults(arguments.faults, settings, commands)
-        check_cpus(settings.pin)
+        check_run(settings, faults)
     except (ValueError, OSError) as error:
         raise FixRequestError(str(error)) from error
     print(f"{settings.num_robots} robots ask for {settings.duration_s:g} s", file=sys.stderr)
@@ -87,7 +91,7 @@ def run_fleet_command(arguments: argparse.Namespace, identity: dict[str, Any]) -
     except (AskError, MissingPeerError) as error:
         print(f"premotor.client: {error}", file=sys.stderr)
         return 1
-    run.report["command"] = _command_line(arguments.address)
+    run.report["command"] = describe_command(arguments.address)
     print("\n".join(fleet_lines(run)))
     write_json(arguments.json, run.report)
     if arguments.html is not None:
@@ -165,6 +169,7 @@ def fleet_lines(run: FleetRun) -> Iterable[str]:
         f"never sent {fleet['num_never_sent']}  reconnections {fleet['num_reconnections']}  "
         f"swaps seen {len(fleet['swaps_seen'])}  stale actions {report['asserted']['num_stale_actions']}"
     )
+    yield "  ".join(f"{name} {text}" for text, name in fairness_and_bytes(report))
     for fault in report["faults"]:
         yield (
             f"{fault['kind']:<10} {fault['start_s']:6.1f} to {fault['end_s']:6.1f} s  "
@@ -230,12 +235,6 @@ def _faults(asked: str | None, settings: FleetSettings, commands: FaultCommands)
         if asked == _DEFAULT_FAULTS
         else read_faults(Path(asked), commands)
     )
-
-
-def _command_line(address: str) -> str:
-    """As it was called; where the server is says nothing about a figure."""
-    words = ["HOST:PORT" if word == address else word for word in sys.argv[1:]]
-    return "python -m premotor.client " + shlex.join(words)
 
 
 def _percent(share: float | None) -> str:

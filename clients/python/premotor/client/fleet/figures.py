@@ -143,6 +143,16 @@ def broken_assertions(report: dict[str, Any]) -> list[str]:
     return broken
 
 
+def fairness_and_bytes(report: dict[str, Any]) -> Iterable[tuple[str, str]]:
+    """What robots got beside each other, and what went over the wire: each as a text and its name."""
+    fleet = report["fleet"]
+    jain, p99_ms = fleet["fairness"]["jain_index_of_supplied_steps"], fleet["fairness"]["latency_p99_ms_of_robots"]
+    yield "-" if jain is None else f"{jain:.3f}", "Jain's index of supplied steps"
+    yield "-" if p99_ms is None else f"{p99_ms['least']:.1f} to {p99_ms['most']:.1f} ms", "latency p99 of the robots"
+    yield f"{fleet['request_bytes'] / 1e6:.1f} MB", "sent with questions"
+    yield f"{fleet['response_bytes'] / 1e6:.1f} MB", "came with chunks"
+
+
 def _came_between(ask: Ask, first_s: float, end_s: float) -> bool:
     return ask.answer is not None and ask.ended_s is not None and first_s <= ask.ended_s < end_s
 
@@ -209,15 +219,19 @@ def _split_ms(answered: Sequence[Ask]) -> dict[str, dict[str, float] | None]:
 
 
 def _swaps(robot: RobotFigures) -> list[dict[str, Any]]:
-    """Answers of another revision than the one before, in the order in which they came."""
+    """The first answer of each further revision. One that answered this robot before does so again where policies are
+    split between episodes, and where an answer comes late."""
     answered = sorted((ask for ask in robot.log.asks if ask.answer is not None), key=lambda ask: ask.ended_s or 0.0)
-    seen, swaps = "", []
+    seen: list[str] = []
+    swaps = []
     for ask in answered:
         assert ask.answer is not None
         revision = ask.answer.revision
-        if seen and revision != seen:
-            swaps.append({"robot": robot.log.robot, "at_s": ask.ended_s, "before": seen, "after": revision})
-        seen = revision or seen
+        if not revision or revision in seen:
+            continue
+        if seen:
+            swaps.append({"robot": robot.log.robot, "at_s": ask.ended_s, "before": seen[-1], "after": revision})
+        seen.append(revision)
     return swaps
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from premotor.client.fleet.figures import SUPPLIED_GOAL, broken_assertions
+from premotor.client.fleet.figures import SUPPLIED_GOAL, broken_assertions, fairness_and_bytes
 from premotor.client.fleet.run import FleetRun
 from premotor.client.fleet.svg import Axis, Mark, Plot
 
@@ -99,6 +99,7 @@ def _tiles(run: FleetRun) -> str:
         (_percent(fleet["deadline_miss_share"]), "deadlines missed"),
         (str(sum(fleet["failures"].values())), "questions failed"),
         (_ms(lag_ms, "p99"), "own scheduling lag p99"),
+        *fairness_and_bytes(run.report),
     ]
     cells = (f'<div class="tile"><b>{escape(value)}</b><span>{escape(name)}</span></div>' for value, name in tiles)
     return f'<div class="tiles">{"".join(cells)}</div>'

@@ -1,7 +1,7 @@
 """What a figure was measured on and with. No host names: a figure is about a kind of machine.
 
-Owns the description, which CPUs are whose, and the CPU time of another process's tree. /proc is read where there is
-one.
+Owns the description, with the command and the commit, which CPUs are whose, and the CPU time of another process's tree.
+/proc is read where there is one.
 """
 
 from __future__ import annotations
@@ -9,13 +9,17 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import shlex
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 _PROC = Path("/proc")
-_PACKAGES = ("premotor", "grpcio", "protobuf", "numpy", "websockets", "msgpack")
+_PACKAGES = ("premotor", "grpcio", "protobuf", "numpy", "websockets", "msgpack", "torch", "nvidia-pytriton")
+_GIT_TIMEOUT_S = 5.0
 
 
 def describe_machine() -> dict[str, Any]:
@@ -41,14 +45,38 @@ def describe_versions() -> dict[str, str]:
     return versions
 
 
+def version_in(environment: Path, package: str) -> str | None:
+    """Of a package in another virtual environment; None where it is not there."""
+    paths = [str(path) for path in environment.glob("lib/python*/site-packages")]
+    found = next(iter(metadata.distributions(name=package, path=paths)), None)
+    return None if found is None else found.version
+
+
+def describe_command(address: str = "") -> str:
+    """As this process was called. Where a server or a file lies says nothing about a figure."""
+    words = ["HOST:PORT" if word == address else word for word in sys.argv[1:]]
+    words = [Path(word).name if word.startswith("/") else word for word in words]
+    return f"python -m premotor.client {shlex.join(words)}"
+
+
+def describe_commit(directory: Path) -> str | None:
+    """Of the repository that the directory is in, with "-dirty" where something differs from it; None without one."""
+    command = ("git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    try:
+        said = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=_GIT_TIMEOUT_S)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return said.stdout.strip() if said.returncode == 0 else None
+
+
 def cpu_shares(cpus: Sequence[int] | None = None) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The CPUs of robots, a quarter of all, and of servers, the others: how they are parted unless one says otherwise.
 
-    Of `cpus`, or of those that this process may have. Both are empty where there are not more than two, or where a
-    process cannot be kept on some.
+    Of `cpus`, or of those that this process may have; each side has one at least. Both are empty where there is only
+    one, or where a process cannot be kept on some.
     """
     found = sorted(_affinity() if cpus is None else cpus)
-    if len(found) <= 2 or getattr(os, "sched_setaffinity", None) is None:
+    if len(found) < 2 or getattr(os, "sched_setaffinity", None) is None:
         return (), ()
     count = max(1, len(found) // 4)
     return tuple(found[-count:]), tuple(found[:-count])

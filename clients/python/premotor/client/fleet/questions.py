@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -54,8 +55,21 @@ class Questions:
             )
             for _ in range(NUM_VIEWS)
         ]
+        self._embodiment = embodiment
         self._with_history = with_history
         self._policy_seed = policy_seed
+
+    def describe(self) -> dict[str, Any]:
+        """What one question holds, without what a wire adds to it."""
+        view = self._views[0]
+        frames = view["images"].values()
+        return {
+            "embodiment": self._embodiment.name,
+            "cameras": [f"{camera.name} {camera.width}x{camera.height}" for camera in self._embodiment.cameras],
+            "frame_bytes": sum(frame.nbytes if isinstance(frame, np.ndarray) else len(frame) for frame in frames),
+            "state_bytes": view["state"].nbytes,
+            "instruction_bytes": len(view["instruction"].encode()),
+        }
 
     @property
     def views(self) -> tuple[Mapping[str, np.ndarray | bytes], ...]:

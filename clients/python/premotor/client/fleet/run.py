@@ -43,10 +43,21 @@ class _Asked:
 
 def run_fleet(settings: FleetSettings, faults: Sequence[Fault] = (), commands: FaultCommands | None = None) -> FleetRun:
     """Raises AskError when a robot could not connect or got what it could not play, MissingPeerError, FixRequestError;
-    ValueError for CPUs that this process may not have."""
-    check_cpus(settings.pin)
+    ValueError for what `check_run` refuses."""
+    check_run(settings, faults)
     with pinned(settings.pin):
         return asyncio.run(_run(settings, faults, commands or FaultCommands()))
+
+
+def check_run(settings: FleetSettings, faults: Sequence[Fault]) -> None:
+    """Raises ValueError for CPUs that this process may not have, and for a proxy on the way of an encrypted wire."""
+    check_cpus(settings.pin)
+    if settings.tls is not None and _needs_proxy(settings, faults):
+        raise ValueError("a proxy cannot answer with the server's certificate: no network profile, no faults with TLS")
+
+
+def _needs_proxy(settings: FleetSettings, faults: Sequence[Fault]) -> bool:
+    return settings.network != NONE.name or bool(faults)
 
 
 async def _run(settings: FleetSettings, faults: Sequence[Fault], commands: FaultCommands) -> FleetRun:
@@ -54,7 +65,7 @@ async def _run(settings: FleetSettings, faults: Sequence[Fault], commands: Fault
     proxy = None
     addresses = settings.addresses
     try:
-        if settings.network != NONE.name or faults:
+        if _needs_proxy(settings, faults):
             proxy = ShapingProxy(PROFILES[settings.network], seed=settings.seed)
             addresses = tuple([await proxy.listen(address) for address in settings.addresses])
         asked = await _ask(settings, addresses, faults, proxy, commands)

@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 from premotor.client.description import Embodiment, PolicyDescription
 from premotor.client.fleet.network import PROFILES
-from premotor.client.identity import TlsOptions
+from premotor.client.identity import TlsOptions, token_metadata
 from premotor.client.images import IMAGE_ENCODINGS, ImageEncoding
 
 EndpointKind = Literal["premotor", "premotor-unary", "openpi", "lerobot", "triton"]
@@ -101,10 +101,20 @@ class FleetSettings:
             )
         if self.endpoint in ("openpi", "lerobot", "triton") and self.image_encoding != "raw":
             raise ValueError(f"the wire of {self.endpoint} carries raw frames only, {self.image_encoding!r} came")
-        if self.tls is not None and self.network != "none":
-            raise ValueError("a proxy cannot answer with the server's certificate: no network profile with TLS")
+        self._check_identity()
         if self.endpoint == "triton" and not self.triton_model:
             raise ValueError("the endpoint triton needs the name of a model")
+
+    def _check_identity(self) -> None:
+        """What is shown to the servers, and that nobody on the way reads it. A proxy may stand for an address later."""
+        if self.tls is not None and self.endpoint in ("lerobot", "triton"):
+            raise ValueError(f"the wire of {self.endpoint} is not encrypted: leave TLS away")
+        if self.tls is not None and self.tls.certificate is not None and self.endpoint == "openpi":
+            raise ValueError("the wire of openpi shows no certificate of its robots: leave theirs away")
+        if self.token and self.endpoint in ("lerobot", "triton"):
+            raise ValueError(f"the wire of {self.endpoint} carries no token: leave it away")
+        for address in self.addresses:
+            token_metadata(self.token, address, tls=self.tls, allow_token_without_tls=self.allow_token_without_tls)
 
     @property
     def period_s(self) -> float:

@@ -164,7 +164,7 @@ async def _run_in_turn(questions: Questions, number: int, endpoint: Endpoint, or
 
 def _make(settings: FleetSettings, robot: int, address: str, driver: PipeProgram | None) -> Endpoint:
     if settings.endpoint == "openpi":
-        return OpenpiEndpoint(address, token=settings.token, generator=random.Random(robot))
+        return OpenpiEndpoint(address, token=settings.token, tls=settings.tls, generator=random.Random(robot))
     if settings.endpoint == "lerobot":
         assert driver is not None
         return LerobotEndpoint(driver, address, robot=robot)

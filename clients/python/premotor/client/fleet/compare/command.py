@@ -60,13 +60,13 @@ def add_compare_flags(verb: argparse.ArgumentParser) -> None:
         "--pin-client",
         type=parsed(parse_cpus),
         metavar="CPU,...",
-        help="robots' CPUs, or none (default: the last quarter where there are more than two)",
+        help="robots' CPUs, or none (default: the last quarter where there are two or more)",
     )
     verb.add_argument(
         "--pin-servers",
         type=parsed(parse_cpus),
         metavar="CPU,...",
-        help="servers' CPUs, or none (default: the others where there are more than two)",
+        help="servers' CPUs, or none (default: the others where there are two or more)",
     )
     verb.add_argument("--peers", type=Path, default=Path("build/peers"), help="made by `make peers`")
     verb.add_argument("--source", type=Path, default=Path(), help="a checkout of premotor (default: here)")

@@ -6,18 +6,27 @@ a phase every way has one block, in another order; ratios are taken inside round
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
+from datetime import datetime, timezone
 from typing import Any
 
 from premotor.client.fleet.compare.capacity_phase import capacity_phase
 from premotor.client.fleet.compare.fleet_phase import fleet_phase
 from premotor.client.fleet.compare.latency_phase import BARE, latency_phase
 from premotor.client.fleet.compare.load import fleet_load
-from premotor.client.fleet.compare.settings import PUBLISHED_ROUNDS, CompareSettings
+from premotor.client.fleet.compare.settings import PEER_PACKAGES, PUBLISHED_ROUNDS, CompareSettings
 from premotor.client.fleet.compare.ways import Ways, running_ways
-from premotor.client.fleet.machine import describe_machine, describe_versions, pinned
+from premotor.client.fleet.machine import (
+    describe_command,
+    describe_commit,
+    describe_machine,
+    describe_versions,
+    pinned,
+    version_in,
+)
 
 Keep = Callable[[dict[str, Any]], None]
 
@@ -41,7 +50,11 @@ async def compare_ways(settings: CompareSettings, ways: Ways, keep: Keep) -> dic
         "complete": False,
         "problems": [],
         "marks": list(_marks(settings)),
+        "command": describe_command(),
+        "commit": await asyncio.to_thread(describe_commit, settings.source),
+        "began": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "settings": _plain(settings),
+        "asked": ways.asked,
         "missing": ways.missing,
         # Filled as ways fail.
         "failed": ways.failed,
@@ -51,7 +64,7 @@ async def compare_ways(settings: CompareSettings, ways: Ways, keep: Keep) -> dic
             "num_inference_steps": ways.description.num_inference_steps,
         },
         "machine": describe_machine(),
-        "versions": describe_versions(),
+        "versions": describe_versions() | _peer_versions(settings),
         "latency": await latency_phase(settings, ways),
         "fleet": None,
         "capacity": None,
@@ -77,6 +90,12 @@ def _marks(settings: CompareSettings) -> Iterable[str]:
     """What a reader of figures must know beside them."""
     if not (settings.client_cpus and settings.server_cpus):
         yield "not pinned: robots and servers share this machine's CPUs"
+    if "triton" in settings.ways and settings.backend == "triton":
+        # Over Triton's gRPC service, which was tried, the same questions took longer still.
+        yield (
+            "triton: its questions go whole through Triton's HTTP service, which reads 4 KiB at a time; those of our "
+            "service lie in shared memory from 64 KiB on"
+        )
     counted = [("latency and fleet", settings.rounds)]
     counted += [("capacity", settings.capacity_rounds)] if settings.robot_counts else []
     for phase, rounds in counted:
@@ -100,6 +119,15 @@ def _problems(result: dict[str, Any]) -> Iterable[str]:
                 )
             if found.get("num_stale_actions"):
                 yield f"{phase}: {found['num_stale_actions']} stale actions of {way} were played"
+
+
+def _peer_versions(settings: CompareSettings) -> dict[str, str]:
+    found = {
+        package: version_in(settings.peers / way, package)
+        for way, package in PEER_PACKAGES.items()
+        if way in settings.ways
+    }
+    return {package: version for package, version in found.items() if version is not None}
 
 
 def _plain(settings: CompareSettings) -> dict[str, Any]:

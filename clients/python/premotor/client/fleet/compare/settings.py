@@ -19,6 +19,8 @@ WAYS: tuple[Way, ...] = get_args(Way)
 SERVED_WAYS: tuple[EndpointKind, ...] = ("premotor-unary", "premotor", "openpi", "lerobot", "triton")
 # Those that a ratio is taken to.
 PEERS: tuple[EndpointKind, ...] = ("openpi", "lerobot", "triton")
+# What is installed for those that have an environment of their own.
+PEER_PACKAGES: dict[EndpointKind, str] = {"openpi": "policy-websocket", "lerobot": "lerobot"}
 POLICY = "measured"
 # Fewer tell too little of chance to be published.
 PUBLISHED_ROUNDS = 8

@@ -126,12 +126,13 @@ class ServedWay:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Ways:
-    """What runs, what does not and why, and what is asked.
+    """What runs, what does not and why, and what is asked: `asked` is what one question holds.
 
     `served` loses what fails on the way, which `failed` then has the reason of: the others go on.
     """
 
     description: PolicyDescription
+    asked: dict[str, Any]
     bare: BareWay
     served: dict[EndpointKind, ServedWay]
     missing: dict[str, str]
@@ -192,7 +193,13 @@ async def running_ways(settings: CompareSettings) -> AsyncIterator[Ways]:
                 missing[way] = str(error)
             else:
                 served[way] = ServedWay(server, robots, way_settings)
-        yield Ways(description=description, bare=BareWay(program, questions), served=served, missing=missing)
+        yield Ways(
+            description=description,
+            asked=questions.describe(),
+            bare=BareWay(program, questions),
+            served=served,
+            missing=missing,
+        )
 
 
 def _asked(settings: CompareSettings, description: PolicyDescription) -> FleetSettings:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import ssl
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 
 from premotor.client.fleet.endpoint import Answer, AskError, MissingPeerError, Reconnection, Sent
 from premotor.client.fleet.questions import Question
+from premotor.client.identity import TlsOptions
 
 _NUMBER_KINDS = "biuf"
 _HEADROOM_BYTES = 64 * 1024 * 1024
@@ -28,8 +30,11 @@ class OpenpiEndpoint:
 
     max_in_flight = 1
 
-    def __init__(self, address: str, *, generator: random.Random, token: str = "") -> None:
-        self._address = address
+    def __init__(
+        self, address: str, *, generator: random.Random, token: str = "", tls: TlsOptions | None = None
+    ) -> None:
+        self._url = f"{'ws' if tls is None else 'wss'}://{address}"
+        self._ssl = None if tls is None else _context(tls)
         self._token = token
         self._connection: Any = None
         self._reconnection = Reconnection(generator)
@@ -98,7 +103,8 @@ class OpenpiEndpoint:
         try:
             connection = await asyncio.wait_for(
                 connect(
-                    f"ws://{self._address}",
+                    self._url,
+                    ssl=self._ssl,
                     compression=None,
                     max_size=_HEADROOM_BYTES,
                     additional_headers=headers,
@@ -111,7 +117,7 @@ class OpenpiEndpoint:
             await asyncio.wait_for(connection.recv(), timeout_s)
         except (OSError, WebSocketException, asyncio.TimeoutError) as error:
             self._reconnection.lost(time.monotonic())
-            raise AskError("RetryableError", f"{self._address}: {type(error).__name__}: {error}") from None
+            raise AskError("RetryableError", f"{self._url}: {type(error).__name__}: {error}") from None
         self._connection = connection
         self._reconnection.found()
 
@@ -122,6 +128,11 @@ class OpenpiEndpoint:
             connection.transport.abort()
             with contextlib.suppress(Exception):
                 await asyncio.wait_for(connection.wait_closed(), 1.0)
+
+
+def _context(tls: TlsOptions) -> ssl.SSLContext:
+    roots = tls.root_certificates
+    return ssl.create_default_context(cadata=None if roots is None else roots.decode("ascii", "ignore"))
 
 
 def pack_observation(question: Question) -> bytes:

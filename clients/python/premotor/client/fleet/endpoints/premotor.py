@@ -15,10 +15,18 @@ from typing import Any
 
 import grpc
 
+from premotor.client.asker import TIMEOUTS_BEFORE_RECONNECTING
 from premotor.client.channel import CHANNEL_OPTIONS
 from premotor.client.chunks import build_request, read_response
 from premotor.client.description import PolicyDescription
-from premotor.client.errors import FixRequestError, PolicyError, error_from_call, error_from_details
+from premotor.client.episode_revisions import EpisodeRevisions
+from premotor.client.errors import (
+    FixRequestError,
+    ObservationSupersededError,
+    PolicyError,
+    error_from_call,
+    error_from_details,
+)
 from premotor.client.fleet.endpoint import Answer, AskError, Reconnection, Sent
 from premotor.client.fleet.questions import Question
 from premotor.client.identity import Metadata, TlsOptions
@@ -53,6 +61,7 @@ class UnaryEndpoint:
         self._target = target
         self._channel: grpc.aio.Channel | None = None
         self._reconnection = Reconnection(random.Random(target.robot_id))
+        self._episodes = EpisodeRevisions()
 
     @property
     def num_reconnections(self) -> int:
@@ -65,12 +74,14 @@ class UnaryEndpoint:
     async def ask(self, question: Question, *, timeout_s: float, sent: Sent) -> Answer:
         assert self._channel is not None
         request = _request(self._target, question)
+        self._episodes.tell(request)
         stub = policy_pb2_grpc.PolicyServiceStub(self._channel)
         started_s = time.monotonic()
         try:
             response = await stub.PredictChunk(request, timeout=timeout_s, metadata=self._target.metadata)
             # gRPC has its own back-off: a call is always tried.
             self._reconnection.found()
+            self._episodes.note(request, response.revision)
             return _answer(self._target, request, response, started_s)
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.UNAVAILABLE:
@@ -86,7 +97,11 @@ class UnaryEndpoint:
 
 
 class StreamEndpoint:
-    """StreamChunks: one stream, opened again when it breaks; answers are matched by request id."""
+    """StreamChunks: one stream on a connection of its own; answers are matched by request id.
+
+    As a player does, it connects again when the stream breaks, and when nothing comes for as long as two questions are
+    waited for. A question that the network does not take yet makes way for a newer one.
+    """
 
     max_in_flight = MAX_IN_FLIGHT
 
@@ -95,6 +110,7 @@ class StreamEndpoint:
         self._channel: grpc.aio.Channel | None = None
         self._stream: _Stream | None = None
         self._reconnection = Reconnection(random.Random(target.robot_id))
+        self._episodes = EpisodeRevisions()
 
     @property
     def num_reconnections(self) -> int:
@@ -106,11 +122,13 @@ class StreamEndpoint:
 
     async def ask(self, question: Question, *, timeout_s: float, sent: Sent) -> Answer:
         request = _request(self._target, question)
-        stream = await self._opened()
+        self._episodes.tell(request)
+        stream = await self._opened(longest_silence_s=TIMEOUTS_BEFORE_RECONNECTING * timeout_s)
         started_s = time.monotonic()
         try:
             response = await stream.ask(request, timeout_s)
             self._reconnection.found()
+            self._episodes.note(request, response.revision)
             return _answer(self._target, request, response, started_s)
         except asyncio.TimeoutError:
             raise AskError("DeadlineExceededError", f"no answer within {timeout_s:g} s") from None
@@ -121,45 +139,64 @@ class StreamEndpoint:
             sent(request.ByteSize())
 
     async def close(self) -> None:
-        if self._stream is not None:
-            await self._stream.close()
-        if self._channel is not None:
-            await self._channel.close()
+        stream, self._stream = self._stream, None
+        channel, self._channel = self._channel, None
+        if stream is not None:
+            await stream.close()
+        if channel is not None:
+            await channel.close()
 
-    async def _opened(self) -> _Stream:
-        """The stream, a new one in place of one that has ended. Raises AskError while it is too early to try."""
-        if self._stream is not None and self._stream.is_open:
-            return self._stream
+    async def _opened(self, *, longest_silence_s: float) -> _Stream:
+        """The stream, a new one in place of one that is lost. Raises AskError while it is too early to try."""
         if self._stream is not None:
-            lost, self._stream = self._stream, None
+            if self._stream.is_open and self._stream.silence_s < longest_silence_s:
+                return self._stream
             self._reconnection.lost(time.monotonic())
-            await lost.close()
+            await self.close()
         if not self._reconnection.may_try(time.monotonic()):
             raise AskError("Disconnected", "the stream was lost a moment ago")
-        assert self._channel is not None
+        self._channel = self._channel or _channel(self._target)
         stub = policy_pb2_grpc.PolicyServiceStub(self._channel)
         self._stream = _Stream(lambda: stub.StreamChunks(metadata=self._target.metadata))
         return self._stream
 
 
 class _Stream:
-    """One StreamChunks call with its two tasks."""
+    """One StreamChunks call with its two tasks. At most one request waits for the network to take it."""
 
     def __init__(self, open_call: Callable[[], Any]) -> None:
         self._call = open_call()
-        self._outbox: asyncio.Queue[policy_pb2.StreamChunksRequest] = asyncio.Queue()
+        self._unsent: policy_pb2.StreamChunksRequest | None = None
+        self._has_unsent = asyncio.Event()
+        # When the first question was asked since something came.
+        self._silent_since_s: float | None = None
         self._waiting: dict[str, asyncio.Future[policy_pb2.PredictChunkResponse]] = {}
         self._tasks = (asyncio.create_task(self._write()), asyncio.create_task(self._read()))
         self.is_open = True
 
+    @property
+    def silence_s(self) -> float:
+        """How long something has been waited for while nothing came."""
+        return 0.0 if self._silent_since_s is None else time.monotonic() - self._silent_since_s
+
     async def ask(self, request: policy_pb2.PredictChunkRequest, timeout_s: float) -> policy_pb2.PredictChunkResponse:
         answer: asyncio.Future[policy_pb2.PredictChunkResponse] = asyncio.get_running_loop().create_future()
         self._waiting[request.request_id] = answer
-        self._outbox.put_nowait(policy_pb2.StreamChunksRequest(request=request, timeout=encode_duration(timeout_s)))
+        if self._silent_since_s is None:
+            self._silent_since_s = time.monotonic()
+        if self._unsent is not None:
+            older = self._waiting.get(self._unsent.request.request_id)
+            if older is not None and not older.done():
+                older.set_exception(ObservationSupersededError("a newer question took its place before it was sent"))
+        message = policy_pb2.StreamChunksRequest(request=request, timeout=encode_duration(timeout_s))
+        self._unsent = message
+        self._has_unsent.set()
         try:
             return await asyncio.wait_for(answer, timeout_s)
         finally:
             self._waiting.pop(request.request_id, None)
+            if self._unsent is message:
+                self._unsent = None
 
     async def close(self) -> None:
         self.is_open = False
@@ -170,14 +207,18 @@ class _Stream:
 
     async def _write(self) -> None:
         try:
-            while True:
-                await self._call.write(await self._outbox.get())
+            while await self._has_unsent.wait():
+                self._has_unsent.clear()
+                message, self._unsent = self._unsent, None
+                # None where it was given up before the network took what came before it.
+                if message is not None:
+                    await self._call.write(message)
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
             # The reader sees the same, and says why.
             return
 
     async def _read(self) -> None:
-        reason: PolicyError = PolicyError("the server ended the stream", code=grpc.StatusCode.UNAVAILABLE)
+        reason: PolicyError = PolicyError("the stream has ended", code=grpc.StatusCode.UNAVAILABLE)
         try:
             async for response in self._call:
                 self._enter(response)
@@ -190,6 +231,7 @@ class _Stream:
                     waiting.set_exception(reason)
 
     def _enter(self, response: policy_pb2.StreamChunksResponse) -> None:
+        self._silent_since_s = None
         is_chunk = response.WhichOneof("answer") == "chunk"
         request_id = response.chunk.request_id if is_chunk else response.error.request_id
         # One that nobody waits for any more came after its timeout.

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from service.triton.background import in_background
+from service.background import in_background
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="priorities of threads are Linux's")

@@ -28,4 +28,6 @@ def in_background(work: Callable[[], _Result]) -> _Result:
 def _yield_to_others() -> None:
     # Elsewhere a priority is the whole process's, and could not be raised again.
     if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+        thread = threading.get_native_id()
+        # Beyond what it has: a service that was started at a low priority may not raise its own.
+        os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + _NICENESS)
