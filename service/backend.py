@@ -109,12 +109,13 @@ class BackendFailedError(BackendError):
 
 
 class InstructionRefusedError(BackendError):
-    """The instruction has more tokens than the model reads, which it alone can count. The caller may read this one."""
+    """The instruction has more tokens than the model reads, which it alone can count. The caller may read `found`."""
 
     field = "observation.instruction"
 
     def __init__(self, found: str) -> None:
         super().__init__(f"{self.field}: {found}")
+        self.found = found
 
 
 class BackendDeadlineError(BackendError):

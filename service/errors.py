@@ -13,12 +13,7 @@ from collections.abc import Collection
 import grpc
 
 from premotor.v1 import policy_pb2
-from service.backend import (
-    BackendDeadlineError,
-    BackendFailedError,
-    BackendUnavailableError,
-    InstructionRefusedError,
-)
+from service.backend import BackendDeadlineError, BackendFailedError, BackendUnavailableError
 
 Reason = policy_pb2.RequestError.Reason
 
@@ -135,7 +130,6 @@ STATUSES: dict[type[Exception], tuple[grpc.StatusCode, Reason]] = {
     BackendUnavailableError: (grpc.StatusCode.UNAVAILABLE, Reason.REASON_UNAVAILABLE),
     BackendDeadlineError: (grpc.StatusCode.DEADLINE_EXCEEDED, Reason.REASON_EXPIRED),
     BackendFailedError: (grpc.StatusCode.INTERNAL, Reason.REASON_FAILED),
-    InstructionRefusedError: (grpc.StatusCode.INVALID_ARGUMENT, Reason.REASON_INVALID),
 }
 _UNFORESEEN_STATUS = grpc.StatusCode.INTERNAL, Reason.REASON_FAILED
 
@@ -169,8 +163,6 @@ def public_message(error: Exception) -> str:
     """What the caller may read about an error."""
     if isinstance(error, ServiceError):
         return error.message
-    if isinstance(error, InstructionRefusedError):
-        return str(error)
     for cls in type(error).__mro__:
         if cls in _PUBLIC_MESSAGES:
             return _PUBLIC_MESSAGES[cls]

@@ -8,6 +8,7 @@ given replaces what it had, whole.
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -21,6 +22,12 @@ from service.revision import Revision
 
 # What a policy may be called: its name is a part of the admin plane's paths, in which a colon begins a verb.
 POLICY_NAME = "[^/:]{1,128}"
+
+
+def check_policy_name(name: str) -> None:
+    """Raises ValueError for what no policy may be called."""
+    if re.fullmatch(POLICY_NAME, name) is None:
+        raise ValueError(f"{name!r} came, expected a name of 1 to 128 characters, none of them / or :")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -213,15 +213,15 @@ def _tracing(options: argparse.Namespace) -> Tracing | None:
 
 
 def _named_directory(text: str) -> tuple[str, Path]:
-    from service.policies import POLICY_NAME
+    from service.policies import check_policy_name
 
     name, separator, directory = text.partition("=")
     if not (name and separator and directory):
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=DIR, for example tabletop=checkpoints/tabletop")
-    if not re.fullmatch(POLICY_NAME, name):
-        raise argparse.ArgumentTypeError(
-            f"a policy {name!r} came, expected a name of 1 to 128 characters, none of them / or :"
-        )
+    try:
+        check_policy_name(name)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"a policy {error}") from None
     return name, Path(directory)
 
 

@@ -58,11 +58,9 @@ class AgainstSettings:
 class _Side:
     """One of the two services."""
 
-    def __init__(
-        self, service: Served, requests: Sequence[policy_pb2.PredictChunkRequest], *, has_triton: bool
-    ) -> None:
+    def __init__(self, service: Served, requests: Sequence[policy_pb2.PredictChunkRequest]) -> None:
         metrics_url = f"{service.admin_url}/metrics/triton"
-        self._metrics_url = metrics_url if has_triton and _is_there(metrics_url) else ""
+        self._metrics_url = metrics_url if _is_there(metrics_url) else ""
         self._channel = grpc.insecure_channel(service.grpc_address)
         self._stub = policy_pb2_grpc.PolicyServiceStub(self._channel)
         self._process = psutil.Process(service.process.pid)
@@ -127,7 +125,7 @@ def measure_against(settings: AgainstSettings) -> dict[str, Any]:
             service = running.enter_context(
                 served(settings.checkpoint.resolve(), settings.model, backend=settings.backend, source=source)
             )
-            sides[name] = _Side(service, requests, has_triton=settings.backend == "triton")
+            sides[name] = _Side(service, requests)
             running.callback(sides[name].close)
         for side in sides.values():
             side.ask(_WARM_UP_CALLS)

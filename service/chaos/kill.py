@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -66,13 +67,12 @@ class _Kills:
         self._settings, self._house = settings, house
         # The longest time that no robot got a chunk, by what was killed.
         self._gaps_s: dict[str, list[float]] = {}
-        self._robots: Robots | None = None
 
     async def run(self, questions: Any) -> dict[str, Any]:
         try:
             await self._house.start()
             before = self._fleet()
-            robots = self._robots = Robots(
+            robots = Robots(
                 self._house.grpc_address,
                 questions,
                 num_robots=self._settings.robots,
@@ -81,7 +81,7 @@ class _Kills:
             )
             robots.start()
             ways: list[tuple[str, Callable[[], Awaitable[None]]]] = [
-                ("gateway", self._kill_gateway),
+                ("gateway", partial(self._kill_gateway, robots)),
                 ("database", self._take_database_away),
             ]
             if self._settings.backend == "triton":
@@ -112,13 +112,12 @@ class _Kills:
         while not self._house.kill_triton():  # noqa: ASYNC110  # it is being started again
             await asyncio.sleep(0.1)
 
-    async def _kill_gateway(self) -> None:
-        assert self._robots is not None
-        self._robots.gateway_is_down = True
+    async def _kill_gateway(self, robots: Robots) -> None:
+        robots.gateway_is_down = True
         self._house.kill()
         # What a supervisor does; that it answers again is the service's own work.
         await self._house.start()
-        self._robots.gateway_is_down = False
+        robots.gateway_is_down = False
 
     async def _take_database_away(self) -> None:
         await lock_out(self._house.state / "registry.db", _LOCKED_S)

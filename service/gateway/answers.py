@@ -254,8 +254,9 @@ class ChunkAnswerer:
             if asyncio.get_running_loop().time() >= deadline_s - _DEADLINE_SLACK_S:
                 self._blame(policy, revision, Outcome.FAILED, remaining_s)
             raise
-        except InstructionRefusedError:
-            raise  # the robot's words, which the model alone can measure: no fault of the revision
+        except InstructionRefusedError as error:
+            # The robot's words, which the model alone can measure: no fault of the revision.
+            raise InvalidRequestError(error.field, error.found) from error
         except Exception as error:
             self._blame(policy, revision, Outcome.FAILED, remaining_s)
             if isinstance(error, BackendUnavailableError):

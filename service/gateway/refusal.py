@@ -11,7 +11,6 @@ import grpc
 
 from premotor.v1 import policy_pb2
 from premotor.wire import encode_duration, error_metadata
-from service.backend import InstructionRefusedError
 from service.errors import ServiceError, public_message, retry_after_s, status
 
 # An id may be at most 128 bytes; a longer one is the error, and is not sent back whole.
@@ -25,7 +24,7 @@ def refuse(error: Exception, request: policy_pb2.PredictChunkRequest | None) -> 
     answer = policy_pb2.RequestError(
         code=code.value[0],
         message=public_message(error),
-        field=error.field if isinstance(error, ServiceError | InstructionRefusedError) else "",
+        field=error.field if isinstance(error, ServiceError) else "",
         reason=reason,
     )
     if request is not None:

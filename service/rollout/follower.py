@@ -141,6 +141,7 @@ class Follower:
         self._listeners.append(listener)
 
     def placements(self) -> tuple[Placement, ...]:
+        """How far this process is, without what is counted for a guard: only a heartbeat needs that."""
         return tuple(
             Placement(
                 gateway_id=self.gateway_id,
@@ -150,7 +151,6 @@ class Follower:
                 error=held.error,
                 attempt=held.attempt,
                 num_in_progress=self._policies.num_in_progress(policy, revision),
-                tally=self._tally(policy, revision),
             )
             for (policy, revision), held in self._held.items()
         )
@@ -241,11 +241,12 @@ class Follower:
     async def _beat(self, known: int) -> int:
         """The fleet's generation. Only looks, while there is nothing to say and the last heartbeat is young."""
         placements = self.placements()
-        said = known, [replace(each, num_in_progress=min(1, each.num_in_progress), tally=None) for each in placements]
+        said = known, [replace(each, num_in_progress=min(1, each.num_in_progress)) for each in placements]
         now_s = asyncio.get_running_loop().time()
         unchanged = said == self._said
         if unchanged and now_s < self._next_beat_s:
             return await self.ask(self._registry.generation)
+        placements = tuple(replace(each, tally=self._tally(each.policy, each.revision)) for each in placements)
         written = unchanged and placements == self._written
         heard = await self.ask(partial(self._registry.touch, self.gateway_id)) if written else None
         if heard is None:  # or others took this gateway for lost

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from service.admin.dashboard.forms import Form
 from service.admin.dashboard.rendering import counted, percent, size
 from service.errors import InvalidRequestError
-from service.policies import POLICY_NAME
+from service.policies import check_policy_name
 from service.registry import Operation, PolicyRecord, RevisionRecord, RevisionState, Route
 from service.rollout import Rollout
 from service.rollout.operations import Promotion
@@ -301,8 +301,10 @@ async def _guard(rollout: Rollout, subject: Subject, form: Form, actor: str) -> 
 
 async def _register(rollout: Rollout, subject: Subject, form: Form, actor: str) -> Operation:
     policy = subject.name or form.required("policy")
-    if re.fullmatch(POLICY_NAME, policy) is None:
-        raise InvalidRequestError("policy", f"{policy!r} came, expected 1 to 128 characters, none of them / or :")
+    try:
+        check_policy_name(policy)
+    except ValueError as error:
+        raise InvalidRequestError("policy", str(error)) from None
     location, revision = form.required("location"), form.text("revision", most_chars=64)
     if _DIGEST.fullmatch(revision) is None:
         raise InvalidRequestError("revision", f"{revision!r} came, expected 12 to 64 hexadecimal digits, or nothing")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +19,7 @@ from service.episodes import EpisodeTable
 from service.gateway.outcomes import Outcomes
 from service.model_settings import ModelSettings
 from service.policies import ServedPolicies
-from service.registry import Registry, open_database
+from service.registry import Operation, OperationState, Registry, RegistryUnavailableError, open_database
 from service.revision import Revision
 from service.rollout import (
     Follower,
@@ -90,6 +90,8 @@ class Process:
     outcomes: Outcomes
     now_s: list[float]
     stopped: bool = False
+    # The registry's methods that do not answer.
+    lost: set[str] = field(default_factory=set)
 
     async def start(self) -> None:
         await self.follower.start()
@@ -108,6 +110,31 @@ class Process:
         assert self.follower._task is not None
         self.follower._task.cancel()
         self.follower._lease.stop()
+
+    async def carried_out(self, beginning: Awaitable[Operation]) -> Operation:
+        """Waits for the end of an operation, which is to succeed."""
+        ended = await self.rollout.ended((await beginning).operation_id)
+        assert ended.state is OperationState.SUCCEEDED, ended.error
+        return ended
+
+    async def registered(self, location: str, *, policy: str = "tabletop") -> str:
+        """The revision of the checkpoint at `location`, which the policy has from now on."""
+        return (await self.carried_out(self.rollout.register(policy, location, actor="ada"))).revision
+
+    def lose_registry(self, *more: str) -> None:
+        """What a follower asks of it is not answered any more, nor are `more` of its methods."""
+
+        def away(*_arguments, **_options):
+            raise RegistryUnavailableError("the network is gone")
+
+        self.lost |= {"generation", "beat", "touch", "fleet", *more}
+        for name in self.lost:
+            setattr(self.registry, name, away)
+
+    def regain_registry(self) -> None:
+        for name in self.lost:
+            delattr(self.registry, name)
+        self.lost.clear()
 
     async def look_at_drains(self) -> None:
         """Returns once tending has looked at what drains, and has had time to end it."""

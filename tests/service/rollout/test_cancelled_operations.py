@@ -19,27 +19,15 @@ def episode(number: int) -> Episode:
     return Episode(policy=POLICY, robot_id=f"robot-{number}", episode_id="1")
 
 
-async def carried_out(process, beginning):
-    ended = await process.rollout.ended((await beginning).operation_id)
-    assert ended.state is OperationState.SUCCEEDED, ended.error
-    return ended
-
-
 async def serving(fleet, process, *names: str) -> list[str]:
     """Promotes one after the other; what served before stays loaded."""
     revisions = []
     for name in names:
-        location = fleet.checkpoint(name, variant=name)
-        revision = (await carried_out(process, process.rollout.register(POLICY, location, actor="ada"))).revision
+        revision = await process.registered(fleet.checkpoint(name, variant=name))
         how = Promotion(keep_previous=True)
-        await carried_out(process, process.rollout.promote(POLICY, revision, how, actor="ada"))
+        await process.carried_out(process.rollout.promote(POLICY, revision, how, actor="ada"))
         revisions.append(revision)
     return revisions
-
-
-async def registered(fleet, process, name: str) -> str:
-    location = fleet.checkpoint(name, variant=name)
-    return (await carried_out(process, process.rollout.register(POLICY, location, actor="ada"))).revision
 
 
 def beginnings(rollout, revision: str):
@@ -56,11 +44,11 @@ async def test_a_roll_back_takes_the_place_of_what_runs(fleet, kind):
     process = fleet.process("a")
     await process.start()
     old, bad = await serving(fleet, process, "old", "bad")
-    new = await registered(fleet, process, "new")
+    new = await process.registered(fleet.checkpoint("new", variant="new"))
     process.models.holds[new] = asyncio.Event()
     running = await beginnings(process.rollout, new)[kind]()
     await process.until(lambda: ("load", new) in process.models.calls)
-    await carried_out(process, process.rollout.roll_back(POLICY, actor="bob", reason="it shakes"))
+    await process.carried_out(process.rollout.roll_back(POLICY, actor="bob", reason="it shakes"))
     assert process.policies.routed(episode(1)).revision == old
     overtaken = await process.rollout.ended(running.operation_id)
     assert (overtaken.state, overtaken.error) == (OperationState.FAILED, "a roll back by bob took its place")
@@ -77,11 +65,11 @@ async def test_a_roll_back_takes_the_place_of_what_another_gateway_carries_out(f
     await first.start()
     await second.start()
     old, _ = await serving(fleet, first, "old", "bad")
-    new = await registered(fleet, first, "new")
+    new = await first.registered(fleet.checkpoint("new", variant="new"))
     second.models.holds[new] = asyncio.Event()
     running = await second.rollout.promote(POLICY, new, actor="ada")
     await second.until(lambda: ("load", new) in second.models.calls)
-    await carried_out(first, first.rollout.roll_back(POLICY, actor="bob"))
+    await first.carried_out(first.rollout.roll_back(POLICY, actor="bob"))
     assert {process.policies.routed(episode(1)).revision for process in (first, second)} == {old}
     # Its task has heard of it, too.
     overtaken = await asyncio.wait_for(second.rollout.ended(running.operation_id), 5)
@@ -114,7 +102,7 @@ async def test_two_roll_backs_of_one_change_undo_it_once(fleet):
     old, _ = await serving(fleet, process, "old", "bad")
     change = process.registry.policy(POLICY).route.changes
     process.models.loaded.discard(old)
-    await carried_out(process, process.rollout.roll_back(POLICY, actor="guard", only_change=change))
+    await process.carried_out(process.rollout.roll_back(POLICY, actor="guard", only_change=change))
     with pytest.raises(ConflictError, match="has changed since"):
         await process.rollout.roll_back(POLICY, actor="guard", only_change=change)
     assert process.registry.policy(POLICY).route.stable == old
@@ -135,7 +123,7 @@ async def test_an_operation_is_cancelled_from_any_gateway_and_gives_up_what_it_l
     await first.start()
     await second.start()
     (old,) = await serving(fleet, first, "old")
-    new = await registered(fleet, first, "new")
+    new = await first.registered(fleet.checkpoint("new", variant="new"))
     for process in (first, second):
         process.models.holds[new] = asyncio.Event()
     owning = first if owner == "a" else second
@@ -155,7 +143,7 @@ async def test_an_operation_is_cancelled_from_any_gateway_and_gives_up_what_it_l
     # Nothing is in the way of the next.
     for process in (first, second):
         process.models.holds.clear()
-    await carried_out(first, first.rollout.promote(POLICY, new, actor="ada"))
+    await first.carried_out(first.rollout.promote(POLICY, new, actor="ada"))
 
 
 async def test_what_has_ended_cannot_be_cancelled(fleet):

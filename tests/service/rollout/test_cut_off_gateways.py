@@ -35,25 +35,6 @@ def new_episode(process) -> str:
         return ""
 
 
-def cut_off(process) -> None:
-    def away(*_arguments, **_options):
-        raise RegistryUnavailableError("the network is gone")
-
-    for name in ("generation", "beat", "touch", "fleet"):
-        setattr(process.registry, name, away)
-
-
-def join_up(process) -> None:
-    for name in ("generation", "beat", "touch", "fleet"):
-        delattr(process.registry, name)
-
-
-async def carried_out(process, beginning):
-    ended = await process.rollout.ended((await beginning).operation_id)
-    assert ended.state is OperationState.SUCCEEDED, ended.error
-    return ended
-
-
 @pytest.fixture
 async def gateways(fleet):
     return await two_gateways(fleet, gateway_lost_s=LOST_S)
@@ -65,11 +46,9 @@ async def two_gateways(fleet, *, gateway_lost_s: float):
     for process in found:
         await process.start()
     first = found[0]
-    for name in ("old", "new"):
-        await carried_out(first, first.rollout.register(POLICY, fleet.checkpoint(name, variant=name), actor="ada"))
-    old, new = first.registry.policy(POLICY).revisions
-    await carried_out(first, first.rollout.promote(POLICY, old, actor="ada"))
-    await carried_out(first, first.rollout.load(POLICY, new, actor="ada"))
+    old, new = [await first.registered(fleet.checkpoint(name, variant=name)) for name in ("old", "new")]
+    await first.carried_out(first.rollout.promote(POLICY, old, actor="ada"))
+    await first.carried_out(first.rollout.load(POLICY, new, actor="ada"))
     assert [process.policies.routed(BEGUN).revision for process in found] == [old, old]
     return (*found, old, new)
 
@@ -92,16 +71,16 @@ async def test_a_gateway_that_is_cut_off_begins_no_episode_against_a_change_and_
 ):
     first, second, old, new = gateways
     if when == "before the change":
-        cut_off(second)
+        second.lose_registry()
     else:
         change = first.registry.change_route
 
         def change_when_alone(*arguments, **options):
-            cut_off(second)
+            second.lose_registry()
             return change(*arguments, **options)
 
         first.registry.change_route = change_when_alone
-    promotion = asyncio.create_task(carried_out(first, first.rollout.promote(POLICY, new, actor="ada")))
+    promotion = asyncio.create_task(first.carried_out(first.rollout.promote(POLICY, new, actor="ada")))
     apart_s = await longest_disagreement_s(first, second, promotion)
     operation = promotion.result()
     assert apart_s < 1.0
@@ -112,7 +91,7 @@ async def test_a_gateway_that_is_cut_off_begins_no_episode_against_a_change_and_
         "waits for gateway b",
         "every gateway routes by it; gateway b has left, or is cut off and begins no episode",
     )
-    join_up(second)
+    second.regain_registry()
     await second.until(lambda: new_episode(second) == new)
 
 
@@ -131,8 +110,8 @@ async def test_nobody_is_asked_to_take_part_in_a_change_that_failed(gateways):
 
 async def test_a_roll_back_waits_for_no_gateway_that_is_silent(fleet):
     first, second, old, new = await two_gateways(fleet, gateway_lost_s=60.0)
-    await carried_out(first, first.rollout.promote(POLICY, new, actor="ada"))
-    cut_off(second)
+    await first.carried_out(first.rollout.promote(POLICY, new, actor="ada"))
+    second.lose_registry()
     operation = await first.rollout.roll_back(POLICY, actor="ada")
     both = asyncio.gather(
         first.until(lambda: new_episode(first) == old), second.until(lambda: new_episode(second) == "")
@@ -143,7 +122,7 @@ async def test_a_roll_back_waits_for_no_gateway_that_is_silent(fleet):
     assert apart_s < LEASE.lease_s
     # It is not done before the silent one is heard, or lost.
     assert first.registry.operation(operation.operation_id).state is OperationState.RUNNING
-    join_up(second)
+    second.regain_registry()
     ended = await first.rollout.ended(operation.operation_id)
     assert ended.state is OperationState.SUCCEEDED, ended.error
     assert ended.steps[0] == "does not wait for a gateway that is silent"
@@ -153,10 +132,9 @@ async def test_a_roll_back_waits_for_no_gateway_that_is_silent(fleet):
 async def test_a_gateway_that_is_alone_begins_episodes_however_long_its_registry_is_away(fleet):
     process = fleet.process("a", lease=LEASE)
     await process.start()
-    await carried_out(process, process.rollout.register(POLICY, fleet.checkpoint("old", variant="old"), actor="ada"))
-    (old,) = process.registry.policy(POLICY).revisions
-    await carried_out(process, process.rollout.promote(POLICY, old, actor="ada"))
-    cut_off(process)
+    old = await process.registered(fleet.checkpoint("old", variant="old"))
+    await process.carried_out(process.rollout.promote(POLICY, old, actor="ada"))
+    process.lose_registry()
     await process.until(lambda: not process.follower.reachable)
     assert process.follower.lease_s is None
     assert new_episode(process) == old
@@ -165,10 +143,8 @@ async def test_a_gateway_that_is_alone_begins_episodes_however_long_its_registry
 async def test_a_gateway_that_crashed_is_no_company_for_the_one_that_takes_its_place(fleet):
     crashed = fleet.process("crashed")
     await crashed.start()
-    location = fleet.checkpoint("old", variant="old")
-    await carried_out(crashed, crashed.rollout.register(POLICY, location, actor="ada"))
-    (old,) = crashed.registry.policy(POLICY).revisions
-    await carried_out(crashed, crashed.rollout.promote(POLICY, old, actor="ada"))
+    old = await crashed.registered(fleet.checkpoint("old", variant="old"))
+    await crashed.carried_out(crashed.rollout.promote(POLICY, old, actor="ada"))
     assert new_episode(crashed) == old
     await crashed.crash()
     process = fleet.process("a", lease=LEASE, gateway_lost_s=LOST_S)
@@ -179,7 +155,7 @@ async def test_a_gateway_that_crashed_is_no_company_for_the_one_that_takes_its_p
     await process.until(lambda: process.follower.lease_s is None)
     placements = process.registry.placements(POLICY, old)
     assert [each.gateway_id for each in placements] == ["a"]
-    cut_off(process)
+    process.lose_registry()
     await process.until(lambda: not process.follower.reachable)
     assert process.follower.lease_s is None
     assert new_episode(process) == old
@@ -190,13 +166,13 @@ async def test_a_database_that_was_away_for_all_has_lost_no_gateway_when_it_is_b
     lost_s = 0.2
     live = LiveGateways(first.registry, first.follower, lost_s=lost_s, poll_interval_s=0.01)
     for process in (first, second):
-        cut_off(process)
+        process.lose_registry()
     await first.until(lambda: not (first.follower.reachable or second.follower.reachable))
     assert {each.gateway_id for each in await live.alive()} == {"a", "b"}
     away_since_s = time.monotonic()
     await first.until(lambda: time.monotonic() > away_since_s + 2 * lost_s)
     # One hears of it first; the other has had no time to say anything.
-    join_up(first)
+    first.regain_registry()
     await first.until(lambda: first.follower.reachable)
     assert {each.gateway_id for each in await live.alive()} == {"a", "b"}
     back_since_s = time.monotonic()

@@ -7,8 +7,6 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from service.registry import OperationState
-
 
 @pytest.fixture
 def bucket(kit, tmp_path: Path):
@@ -22,26 +20,19 @@ def bucket(kit, tmp_path: Path):
     memory.rm("/bucket", recursive=True)
 
 
-async def carried_out(process, beginning):
-    ended = await process.rollout.ended((await beginning).operation_id)
-    assert ended.state is OperationState.SUCCEEDED, ended.error
-    return ended
-
-
 async def test_a_download_goes_with_the_last_policy_that_has_it(fleet, bucket, tmp_path):
     process = fleet.process("a")
     await process.start()
     for policy in ("tabletop", "kitchen"):
-        operation = await carried_out(process, process.rollout.register(policy, bucket, actor="ada"))
-    revision = operation.revision
+        revision = await process.registered(bucket, policy=policy)
     download = tmp_path / "cache" / revision
-    await carried_out(process, process.rollout.promote("kitchen", revision, actor="ada"))
+    await process.carried_out(process.rollout.promote("kitchen", revision, actor="ada"))
     await process.rollout.delete("tabletop", revision, actor="ada")
     await process.until(lambda: not process.follower.fleet.policies["tabletop"].revisions)
     # Long enough for a follower that removes too much.
-    await carried_out(process, process.rollout.load("kitchen", revision, actor="ada"))
+    await process.carried_out(process.rollout.load("kitchen", revision, actor="ada"))
     assert (download / "model.safetensors").is_file()
-    await carried_out(process, process.rollout.retire("kitchen", actor="ada"))
+    await process.carried_out(process.rollout.retire("kitchen", actor="ada"))
     await process.until(lambda: process.registry.revision("kitchen", revision).state == "unloaded")
     await process.rollout.delete_policy("kitchen", actor="ada")
     await process.until(lambda: not download.exists())
@@ -51,13 +42,12 @@ async def test_every_gateway_removes_what_no_policy_has_also_one_that_was_away(f
     first, second, away = (fleet.process(name, cache=f"cache-{name}") for name in ("a", "b", "c"))
     for process in (first, second, away):
         await process.start()
-    operation = await carried_out(first, first.rollout.register("tabletop", bucket, actor="ada"))
-    revision = operation.revision
-    await carried_out(first, first.rollout.load("tabletop", revision, actor="ada"))
+    revision = await first.registered(bucket)
+    await first.carried_out(first.rollout.load("tabletop", revision, actor="ada"))
     downloads = [tmp_path / f"cache-{name}" / revision for name in ("a", "b", "c")]
     assert all(download.is_dir() for download in downloads)
     await away.stop()
-    await carried_out(first, first.rollout.unload("tabletop", revision, actor="ada"))
+    await first.carried_out(first.rollout.unload("tabletop", revision, actor="ada"))
     await first.rollout.delete("tabletop", revision, actor="ada")
     await first.until(lambda: not downloads[0].exists())
     await second.until(lambda: not downloads[1].exists())

@@ -11,7 +11,7 @@ import pytest
 
 from service.episodes import Episode
 from service.errors import NotReadyError, UnknownRevisionError
-from service.registry import OperationState, RevisionState
+from service.registry import RevisionState
 from service.rollout.operations import Promotion
 
 S = RevisionState
@@ -20,17 +20,6 @@ POLICY = "tabletop"
 
 def episode(number: int) -> Episode:
     return Episode(policy=POLICY, robot_id=f"robot-{number}", episode_id="1")
-
-
-async def carried_out(process, beginning):
-    ended = await process.rollout.ended((await beginning).operation_id)
-    assert ended.state is OperationState.SUCCEEDED, ended.error
-    return ended
-
-
-async def registered(fleet, process, name: str) -> str:
-    location = fleet.checkpoint(name, variant=name)
-    return (await carried_out(process, process.rollout.register(POLICY, location, actor="ada"))).revision
 
 
 def state(process, revision: str) -> RevisionState:
@@ -62,14 +51,14 @@ async def gateways(fleet):
 @pytest.fixture
 async def revisions(fleet, gateways):
     """Two, of which the first serves."""
-    names = [await registered(fleet, gateways[0], name) for name in ("old", "new")]
-    await carried_out(gateways[0], gateways[0].rollout.promote(POLICY, names[0], actor="ada"))
+    names = [await gateways[0].registered(fleet.checkpoint(name, variant=name)) for name in ("old", "new")]
+    await gateways[0].carried_out(gateways[0].rollout.promote(POLICY, names[0], actor="ada"))
     return names
 
 
 async def promoted(gateways, revision: str, **how: bool) -> None:
     first = gateways[0]
-    await carried_out(first, first.rollout.promote(POLICY, revision, Promotion(**how), actor="ada"))
+    await first.carried_out(first.rollout.promote(POLICY, revision, Promotion(**how), actor="ada"))
     await everywhere(gateways)
 
 
@@ -118,7 +107,7 @@ async def test_an_episode_that_is_told_to_move_does_whatever_its_robot_says(gate
         if how == "promotion":
             await promoted(gateways, taken, move_episodes=True)
         else:
-            await carried_out(a, a.rollout.roll_back(POLICY, actor="ada"))
+            await a.carried_out(a.rollout.roll_back(POLICY, actor="ada"))
             await everywhere(gateways)
         assert state(a, left) is S.DRAINING
         silent = Robot(2)
@@ -130,7 +119,7 @@ async def test_an_episode_that_is_told_to_move_does_whatever_its_robot_says(gate
 async def test_what_was_left_once_is_left_although_the_next_change_moves_nothing(fleet, gateways, revisions):
     a, b = gateways
     old, new = revisions
-    third = await registered(fleet, a, "third")
+    third = await a.registered(fleet.checkpoint("third", variant="third"))
     robot = Robot(1)
     assert robot.asks(a) == [old]
     with a.policies.using(POLICY, a.policies.serving(POLICY)):
@@ -162,7 +151,7 @@ async def test_nothing_is_chosen_by_naming_it(gateways, revisions):
     a, b = gateways
     old, new = revisions
     # Loaded everywhere and without traffic.
-    await carried_out(a, a.rollout.load(POLICY, new, actor="ada"))
+    await a.carried_out(a.rollout.load(POLICY, new, actor="ada"))
     await everywhere(gateways)
     for number, said in enumerate((new, "0" * 12, "x" * 128, "")):
         robot = Robot(number)
@@ -173,7 +162,7 @@ async def test_nothing_is_chosen_by_naming_it(gateways, revisions):
 async def test_what_another_gateway_serves_a_moment_earlier_is_believed_while_a_route_changes(gateways, revisions):
     a, b = gateways
     old, new = revisions
-    await carried_out(a, a.rollout.load(POLICY, new, actor="ada"))
+    await a.carried_out(a.rollout.load(POLICY, new, actor="ada"))
     a.registry.announce(POLICY, switching=True)
     await everywhere(gateways)
     robot = Robot(1)
@@ -190,7 +179,7 @@ async def test_an_episode_that_began_elsewhere_ends_on_a_retired_policy_and_none
     a, b = gateways
     robot = Robot(1)
     assert robot.asks(a) == [revisions[0]]
-    await carried_out(a, a.rollout.retire(POLICY, actor="ada"))
+    await a.carried_out(a.rollout.retire(POLICY, actor="ada"))
     await everywhere(gateways)
     assert robot.asks(b, a) == [revisions[0]] * 2
     with pytest.raises(NotReadyError):
@@ -231,7 +220,7 @@ async def test_a_robot_that_pinned_a_revision_of_a_retired_policy_ends_its_episo
     a, _ = gateways
     pins = partial(a.policies.pinned, revision=revisions[0])
     assert pins(episode(1)).revision == revisions[0]
-    await carried_out(a, a.rollout.retire(POLICY, actor="ada"))
+    await a.carried_out(a.rollout.retire(POLICY, actor="ada"))
     assert pins(episode(1)).revision == revisions[0]
     for other in (episode(2), Episode(policy=POLICY, robot_id="robot-1", episode_id="2")):
         with pytest.raises(NotReadyError):
@@ -243,7 +232,7 @@ async def test_a_roll_back_leaves_a_robot_that_pinned_the_revision_where_it_is(g
     old, new = revisions
     await promoted(gateways, new, keep_previous=True)
     assert a.policies.pinned(episode(1), new).revision == new
-    await carried_out(a, a.rollout.roll_back(POLICY, actor="ada"))
+    await a.carried_out(a.rollout.roll_back(POLICY, actor="ada"))
     await everywhere(gateways)
     assert a.policies.num_in_progress(POLICY, new) == 1
     assert a.policies.pinned(episode(1), new).revision == new

@@ -10,7 +10,6 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from service.episodes import Episode
-from service.registry import OperationState
 from service.rollout import FollowerSettings, RolloutSettings
 
 POLICY = "tabletop"
@@ -27,20 +26,10 @@ async def gateways(postgres_fleet):
     return found
 
 
-async def registered(fleet, process, name: str) -> str:
-    operation = await process.rollout.register(POLICY, fleet.checkpoint(name, variant=name), actor="ada")
-    return (await process.rollout.ended(operation.operation_id)).revision
-
-
-async def carried_out(process, beginning) -> None:
-    ended = await process.rollout.ended((await beginning).operation_id)
-    assert ended.state is OperationState.SUCCEEDED, ended.error
-
-
 async def test_two_gateways_see_a_promotion_within_a_second_of_each_other(postgres_fleet, gateways):
     first, _ = gateways
-    revisions = [await registered(postgres_fleet, first, name) for name in ("one", "two")]
-    await carried_out(first, first.rollout.promote(POLICY, revisions[0], actor="ada"))
+    revisions = [await first.registered(postgres_fleet.checkpoint(name, variant=name)) for name in ("one", "two")]
+    await first.carried_out(first.rollout.promote(POLICY, revisions[0], actor="ada"))
     gaps_s = []
     for number in range(4):
         asked, new = gateways[number % 2], revisions[(number + 1) % 2]
@@ -52,7 +41,7 @@ async def test_two_gateways_see_a_promotion_within_a_second_of_each_other(postgr
             changed_s[process.follower.gateway_id] = time.monotonic()
 
         watching = asyncio.gather(*(watch(process) for process in gateways))
-        await carried_out(asked, asked.rollout.promote(POLICY, new, actor="ada"))
+        await asked.carried_out(asked.rollout.promote(POLICY, new, actor="ada"))
         await asyncio.wait_for(watching, 10)
         gaps_s.append(abs(changed_s["a"] - changed_s["b"]))
     assert max(gaps_s) < 1.0, gaps_s
@@ -60,9 +49,9 @@ async def test_two_gateways_see_a_promotion_within_a_second_of_each_other(postgr
 
 async def test_a_lost_connection_stops_no_robot_and_is_made_again(postgres_fleet, gateways):
     first, second = gateways
-    one = await registered(postgres_fleet, first, "one")
-    two = await registered(postgres_fleet, first, "two")
-    await carried_out(first, first.rollout.promote(POLICY, one, actor="ada"))
+    one = await first.registered(postgres_fleet.checkpoint("one", variant="one"))
+    two = await first.registered(postgres_fleet.checkpoint("two", variant="two"))
+    await first.carried_out(first.rollout.promote(POLICY, one, actor="ada"))
     engine = create_engine(postgres_fleet.url.replace("postgresql://", "postgresql+psycopg://"))
     for _ in range(5):
         with engine.begin() as connection:
@@ -73,7 +62,7 @@ async def test_a_lost_connection_stops_no_robot_and_is_made_again(postgres_fleet
             assert process.policies.routed(EPISODE).revision == one
         await asyncio.sleep(0)
     engine.dispose()
-    await carried_out(second, second.rollout.promote(POLICY, two, actor="ada"))
+    await second.carried_out(second.rollout.promote(POLICY, two, actor="ada"))
     assert {process.policies.serving(POLICY).revision for process in gateways} == {two}
 
 

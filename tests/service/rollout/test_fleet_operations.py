@@ -27,19 +27,10 @@ def episode(number: int) -> Episode:
     return Episode(policy=POLICY, robot_id=f"robot-{number}", episode_id="1")
 
 
-async def registered(process, location: str) -> str:
-    operation = await process.rollout.register(POLICY, location, actor="ada")
-    ended = await process.rollout.ended(operation.operation_id)
-    assert ended.state is OperationState.SUCCEEDED, ended.error
-    return ended.revision
-
-
 async def serving(fleet, process, *names: str) -> list[str]:
     """Registers checkpoints and promotes the first of them."""
-    revisions = [await registered(process, fleet.checkpoint(name, variant=name)) for name in names]
-    operation = await process.rollout.promote(POLICY, revisions[0], actor="ada")
-    ended = await process.rollout.ended(operation.operation_id)
-    assert ended.state is OperationState.SUCCEEDED, ended.error
+    revisions = [await process.registered(fleet.checkpoint(name, variant=name)) for name in names]
+    await process.carried_out(process.rollout.promote(POLICY, revisions[0], actor="ada"))
     return revisions
 
 
@@ -207,7 +198,7 @@ async def test_a_roll_back_lets_every_request_that_waits_have_its_chunk(fleet, k
     process = fleet.process("a")
     await process.start()
     old, new = await serving(fleet, process, "old", "new")
-    await carried_out(process, process.rollout.promote(POLICY, new, actor="ada"))
+    await process.carried_out(process.rollout.promote(POLICY, new, actor="ada"))
     process.models.answer_holds[new] = asyncio.Event()
     with ThreadPoolExecutor(1) as threads:
         answerer = ChunkAnswerer(
@@ -224,7 +215,7 @@ async def test_a_roll_back_lets_every_request_that_waits_have_its_chunk(fleet, k
             asked.append(asyncio.create_task(answerer.answer(request, timeout_s=20.0)))
         # One is in the model, the others are before it.
         await process.until(lambda: ("predict", new) in process.models.calls)
-        await carried_out(process, process.rollout.roll_back(POLICY, actor="ada"))
+        await process.carried_out(process.rollout.roll_back(POLICY, actor="ada"))
         await process.look_at_drains()
         process.models.answer_holds[new].set()
         answers = await asyncio.gather(*asked)
@@ -260,7 +251,7 @@ async def test_a_revision_of_another_schema_takes_no_traffic_unless_that_is_allo
     process = fleet.process("a")
     await process.start()
     (old,) = await serving(fleet, process, "old")
-    new = await registered(process, fleet.checkpoint("new", config={"execution_horizon": 4}))
+    new = await process.registered(fleet.checkpoint("new", config={"execution_horizon": 4}))
     digests = [record.schema_digest[:12] for record in process.registry.policy(POLICY).revisions.values()]
     refused = f"revision {new} has schema {digests[1]}, {old}, which serves, has {digests[0]}: robots .* refuse"
     with pytest.raises(ConflictError, match=refused):
@@ -269,14 +260,14 @@ async def test_a_revision_of_another_schema_takes_no_traffic_unless_that_is_allo
         await process.rollout.split(POLICY, {new: 0.2}, actor="ada")
     assert new not in process.models.loaded
     assert process.registry.policy(POLICY).route.revisions == (old,)
-    await carried_out(process, process.rollout.split(POLICY, {new: 0.0}, actor="ada"))
-    await carried_out(process, process.rollout.split(POLICY, {new: 0.2}, allow_schema_change=True, actor="ada"))
+    await process.carried_out(process.rollout.split(POLICY, {new: 0.0}, actor="ada"))
+    await process.carried_out(process.rollout.split(POLICY, {new: 0.2}, allow_schema_change=True, actor="ada"))
     assert process.registry.policy(POLICY).route.revisions == (old, new)
-    await carried_out(process, process.rollout.roll_back(POLICY, actor="ada"))
-    await carried_out(process, process.rollout.promote(POLICY, new, Promotion(allow_schema_change=True), actor="ada"))
+    await process.carried_out(process.rollout.roll_back(POLICY, actor="ada"))
+    await process.carried_out(process.rollout.promote(POLICY, new, Promotion(allow_schema_change=True), actor="ada"))
     assert process.registry.policy(POLICY).route.revisions == (new,)
     # The way back is never barred.
-    await carried_out(process, process.rollout.roll_back(POLICY, actor="ada"))
+    await process.carried_out(process.rollout.roll_back(POLICY, actor="ada"))
     assert process.registry.policy(POLICY).route.revisions == (old,)
 
 
@@ -284,20 +275,20 @@ async def test_a_revision_of_another_schema_is_no_shadow(fleet):
     process = fleet.process("a")
     await process.start()
     await serving(fleet, process, "old")
-    other = await registered(process, fleet.checkpoint("other", config={"history_steps": 4}))
+    other = await process.registered(fleet.checkpoint("other", config={"history_steps": 4}))
     with pytest.raises(ConflictError, match=f"revision {other} has schema .* nor be compared"):
         await process.rollout.shadow(POLICY, other, 0.5, actor="ada")
     assert other not in process.models.loaded
     # Ending one is never barred.
-    await carried_out(process, process.rollout.shadow(POLICY, other, 0.0, actor="ada"))
+    await process.carried_out(process.rollout.shadow(POLICY, other, 0.0, actor="ada"))
 
 
 async def test_a_schema_that_what_serves_has_only_since_it_was_asked_for_is_seen_when_the_route_changes(fleet):
     process = fleet.process("a")
     await process.start()
     _, new = await serving(fleet, process, "old", "new")
-    other = await registered(process, fleet.checkpoint("other", config={"execution_horizon": 4}))
-    await carried_out(process, process.rollout.load(POLICY, other, actor="ada"))
+    other = await process.registered(fleet.checkpoint("other", config={"execution_horizon": 4}))
+    await process.carried_out(process.rollout.load(POLICY, other, actor="ada"))
     process.models.holds[new] = asyncio.Event()
     operation = await process.rollout.promote(POLICY, new, actor="ada")
     await process.until(lambda: ("load", new) in process.models.calls)
@@ -307,11 +298,6 @@ async def test_a_schema_that_what_serves_has_only_since_it_was_asked_for_is_seen
     process.models.holds[new].set()
     ended = await process.rollout.ended(operation.operation_id)
     assert ended.state is OperationState.FAILED and f"{other}, which serves, has" in ended.error
-
-
-async def carried_out(process, begin) -> None:
-    ended = await process.rollout.ended((await begin).operation_id)
-    assert ended.state is OperationState.SUCCEEDED, ended.error
 
 
 async def test_shares_that_make_no_whole_are_refused_before_anything_is_loaded(fleet):
@@ -342,11 +328,11 @@ async def test_a_shadow_is_ended_by_its_own_name_alone(fleet):
     process = fleet.process("a")
     await process.start()
     _, new, other = await serving(fleet, process, "old", "new", "other")
-    await carried_out(process, process.rollout.shadow(POLICY, new, 0.5, actor="ada"))
+    await process.carried_out(process.rollout.shadow(POLICY, new, 0.5, actor="ada"))
     operation = await process.rollout.shadow(POLICY, other, 0.0, actor="ada")
     assert (await process.rollout.ended(operation.operation_id)).error == f"revision {other} is no shadow, {new} is"
     assert process.registry.policy(POLICY).shadow.revision == new
-    await carried_out(process, process.rollout.shadow(POLICY, new, 0.0, actor="ada"))
+    await process.carried_out(process.rollout.shadow(POLICY, new, 0.0, actor="ada"))
     assert process.registry.policy(POLICY).shadow is None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from service.gateway.outcomes import Outcome
-from service.registry import Guard, OperationState
+from service.registry import Guard
 from service.rollout import FollowerSettings
 from service.rollout.guard import GuardWatch
 
@@ -13,22 +13,14 @@ POLICY = "tabletop"
 GUARD = Guard(max_error_rate=0.05, min_requests=20)
 
 
-async def carried_out(process, beginning):
-    ended = await process.rollout.ended((await beginning).operation_id)
-    assert ended.state is OperationState.SUCCEEDED, ended.error
-    return ended
-
-
 async def canary(fleet, *processes) -> tuple[str, str]:
     """The stable revision and the one beside it, which a guard judges."""
     first = processes[0]
     for process in processes:
         await process.start()
-    for name in ("old", "new"):
-        await carried_out(first, first.rollout.register(POLICY, fleet.checkpoint(name, variant=name), actor="ada"))
-    old, new = first.registry.policy(POLICY).revisions
-    await carried_out(first, first.rollout.promote(POLICY, old, actor="ada"))
-    await carried_out(first, first.rollout.split(POLICY, {new: 0.05}, guard=GUARD, actor="ada"))
+    old, new = [await first.registered(fleet.checkpoint(name, variant=name)) for name in ("old", "new")]
+    await first.carried_out(first.rollout.promote(POLICY, old, actor="ada"))
+    await first.carried_out(first.rollout.split(POLICY, {new: 0.05}, guard=GUARD, actor="ada"))
     for process in processes:
         await process.until(lambda process=process: tallied(process, new) == 0)
     return old, new

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from service.registry import Guard, OperationState, RevisionState
+from service.registry import Guard, RevisionState
 from service.rollout.operations import Promotion
 
 S = RevisionState
@@ -21,12 +21,8 @@ class Clock:
 
 
 async def promoted(fleet, process, name: str, how: Promotion) -> str:
-    location = fleet.checkpoint(name, variant=name)
-    operation = await process.rollout.register(POLICY, location, actor="ada")
-    revision = (await process.rollout.ended(operation.operation_id)).revision
-    operation = await process.rollout.promote(POLICY, revision, how, actor="ada")
-    ended = await process.rollout.ended(operation.operation_id)
-    assert ended.state is OperationState.SUCCEEDED, ended.error
+    revision = await process.registered(fleet.checkpoint(name, variant=name))
+    await process.carried_out(process.rollout.promote(POLICY, revision, how, actor="ada"))
     return revision
 
 

@@ -26,17 +26,9 @@ async def ended(process, beginning):
     return await process.rollout.ended((await beginning).operation_id)
 
 
-async def carried_out(process, beginning):
-    operation = await ended(process, beginning)
-    assert operation.state is OperationState.SUCCEEDED, operation.error
-    return operation
-
-
 async def registered(fleet, process, *names: str) -> list[str]:
     locations = [fleet.probed_checkpoint(name, variant=name) for name in names]
-    return [
-        (await carried_out(process, process.rollout.register(POLICY, each, actor="ada"))).revision for each in locations
-    ]
+    return [await process.registered(each) for each in locations]
 
 
 def states(process, revision: str) -> dict[str, RevisionState]:
@@ -48,7 +40,7 @@ async def test_a_gateway_that_could_not_load_what_serves_tries_again_until_it_ca
     first = fleet.process("a")
     await first.start()
     (revision,) = await registered(fleet, first, "old")
-    await carried_out(first, first.rollout.promote(POLICY, revision, actor="ada"))
+    await first.carried_out(first.rollout.promote(POLICY, revision, actor="ada"))
     second = fleet.process("b")
     refusals: dict[str, Exception] = {
         "memory": TooLittleMemoryError("3 MB are free"),
@@ -75,7 +67,7 @@ async def test_loading_what_serves_has_a_gateway_that_gave_up_try_again_at_once(
     first = fleet.process("a")
     await first.start()
     (revision,) = await registered(fleet, first, "old")
-    await carried_out(first, first.rollout.promote(POLICY, revision, actor="ada"))
+    await first.carried_out(first.rollout.promote(POLICY, revision, actor="ada"))
     second = fleet.process("b", retry_s=3600.0)
     second.models.refusals[revision] = RevisionError("probe.npz: a chunk is off by 3")
     await second.start()
@@ -85,7 +77,7 @@ async def test_loading_what_serves_has_a_gateway_that_gave_up_try_again_at_once(
     # What serves elsewhere goes on serving.
     assert first.registry.revision(POLICY, revision).state is S.SERVING
     second.models.refusals.clear()
-    await carried_out(first, first.rollout.load(POLICY, revision, actor="ada"))
+    await first.carried_out(first.rollout.load(POLICY, revision, actor="ada"))
     assert states(first, revision) == {"a": S.READY, "b": S.READY}
 
 
@@ -103,9 +95,9 @@ async def test_no_route_names_a_revision_that_a_gateway_is_still_loading(fleet, 
     first, second = fleet.process("a"), fleet.process("b", retry_s=3600.0)
     await first.start()
     old, new = await registered(fleet, first, "old", "new")
-    await carried_out(first, first.rollout.promote(POLICY, new, actor="ada"))
-    await carried_out(first, first.rollout.promote(POLICY, old, actor="ada"))
-    await carried_out(first, first.rollout.load(POLICY, new, actor="ada"))
+    await first.carried_out(first.rollout.promote(POLICY, new, actor="ada"))
+    await first.carried_out(first.rollout.promote(POLICY, old, actor="ada"))
+    await first.carried_out(first.rollout.load(POLICY, new, actor="ada"))
     await joins_without(first, second, new, serving=old)
     rollout = first.rollout
     beginning = {
@@ -132,8 +124,8 @@ async def test_a_promotion_that_waits_too_long_for_a_gateway_fails_and_leaves_th
     first, second = fleet.process("a", load_timeout_s=0.5), fleet.process("b", retry_s=3600.0)
     await first.start()
     old, new = await registered(fleet, first, "old", "new")
-    await carried_out(first, first.rollout.promote(POLICY, old, actor="ada"))
-    await carried_out(first, first.rollout.load(POLICY, new, actor="ada"))
+    await first.carried_out(first.rollout.promote(POLICY, old, actor="ada"))
+    await first.carried_out(first.rollout.load(POLICY, new, actor="ada"))
     await joins_without(first, second, new, serving=old)
     operation = await ended(first, first.rollout.promote(POLICY, new, actor="ada"))
     assert operation.error == f"{new} was not ready on every gateway within 0.5 s"
@@ -145,7 +137,7 @@ async def test_what_was_mended_is_promoted_whatever_a_gateway_said_of_the_attemp
     process = fleet.process("a", gateway_lost_s=30.0)
     await process.start()
     old, new = await registered(fleet, process, "old", "new")
-    await carried_out(process, process.rollout.promote(POLICY, old, actor="ada"))
+    await process.carried_out(process.rollout.promote(POLICY, old, actor="ada"))
     process.models.refusals[new] = RevisionError("too little memory")
     assert (await ended(process, process.rollout.load(POLICY, new, actor="ada"))).error == "too little memory"
     process.models.refusals.clear()
@@ -182,10 +174,10 @@ async def test_a_probe_asks_every_gateway_and_says_what_each_found(fleet):
     await first.start()
     await second.start()
     (revision,) = await registered(fleet, first, "old")
-    await carried_out(first, first.rollout.promote(POLICY, revision, actor="ada"))
+    await first.carried_out(first.rollout.promote(POLICY, revision, actor="ada"))
     for process in (first, second):
         process.models.calls.clear()
-    operation = await carried_out(first, first.rollout.probe(POLICY, revision, actor="ada"))
+    operation = await first.carried_out(first.rollout.probe(POLICY, revision, actor="ada"))
     assert sorted(operation.steps) == ["gateway a: passed", "gateway b: passed"]
     assert [process.models.calls for process in (first, second)] == [[("predict", revision)]] * 2
     second.models.answers[revision] = 3.0
@@ -197,7 +189,7 @@ async def test_a_probe_asks_every_gateway_and_says_what_each_found(fleet):
     assert said.state is S.READY and "off by 3" in said.error
     assert {process.policies.routed(episode(1)).revision for process in (first, second)} == {revision}
     second.models.answers.clear()
-    await carried_out(first, first.rollout.probe(POLICY, revision, actor="ada"))
+    await first.carried_out(first.rollout.probe(POLICY, revision, actor="ada"))
     assert {each.error for each in first.registry.placements(POLICY, revision)} == {""}
 
 
@@ -215,7 +207,7 @@ async def test_a_load_is_noted_as_its_operator_s(fleet):
     process = fleet.process("a")
     await process.start()
     (revision,) = await registered(fleet, process, "old")
-    await carried_out(process, process.rollout.load(POLICY, revision, actor="bob"))
+    await process.carried_out(process.rollout.load(POLICY, revision, actor="bob"))
     shutil.rmtree(fleet.store / "old")
     said = {entry.action: entry.actor for entry in process.registry.audit(POLICY)}
     assert said == {"register": "ada", "loading": "bob", "warming": "bob", "ready": "bob"}

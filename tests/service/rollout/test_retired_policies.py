@@ -12,7 +12,7 @@ from service.errors import ConflictError, NotReadyError, UnknownPolicyError
 from service.gateway.health import HealthFollower, policy_service
 from service.gateway.limits import GatewayLimits
 from service.gateway.metrics import GatewayMetrics
-from service.registry import OperationState, RevisionState
+from service.registry import RevisionState
 
 S = RevisionState
 
@@ -21,20 +21,9 @@ def episode(policy: str, number: int) -> Episode:
     return Episode(policy=policy, robot_id=f"robot-{number}", episode_id="1")
 
 
-async def carried_out(process, beginning):
-    ended = await process.rollout.ended((await beginning).operation_id)
-    assert ended.state is OperationState.SUCCEEDED, ended.error
-    return ended
-
-
-async def registered(fleet, process, policy: str) -> str:
-    location = fleet.checkpoint(policy, variant=policy)
-    return (await carried_out(process, process.rollout.register(policy, location, actor="ada"))).revision
-
-
 async def served(fleet, process, policy: str) -> str:
-    revision = await registered(fleet, process, policy)
-    await carried_out(process, process.rollout.promote(policy, revision, actor="ada"))
+    revision = await process.registered(fleet.checkpoint(policy, variant=policy), policy=policy)
+    await process.carried_out(process.rollout.promote(policy, revision, actor="ada"))
     return revision
 
 
@@ -57,7 +46,7 @@ async def test_episodes_in_progress_end_on_a_retired_policy_and_none_begins(flee
     kitchen = await served(fleet, first, "kitchen")
     for process in (first, second):
         assert process.policies.routed(episode("tabletop", 1)).revision == revision
-    await carried_out(first, first.rollout.retire("tabletop", actor="ada"))
+    await first.carried_out(first.rollout.retire("tabletop", actor="ada"))
     for process in (first, second):
         assert process.policies.routed(episode("tabletop", 1)).revision == revision
         with pytest.raises(NotReadyError):
@@ -90,7 +79,7 @@ async def test_a_policy_whose_checkpoint_is_gone_can_be_retired_and_forgotten(fl
     await process.until(lambda: process.follower.missing().get("kitchen"))
     await process.until(lambda: len(process.models.loaded) == 1)
     assert (await health(process))[""] is False
-    await carried_out(process, process.rollout.retire("kitchen", actor="ada"))
+    await process.carried_out(process.rollout.retire("kitchen", actor="ada"))
     await process.until(lambda: process.registry.revision("kitchen", revision).state is S.UNLOADED)
     assert (await health(process))[""] is True
     await process.rollout.delete_policy("kitchen", actor="ada")
@@ -103,7 +92,7 @@ async def test_a_policy_whose_checkpoint_is_gone_can_be_retired_and_forgotten(fl
 async def test_a_name_that_was_mistyped_is_forgotten_at_once(fleet):
     process = fleet.process("a")
     await process.start()
-    revision = await registered(fleet, process, "tabeltop")
+    revision = await process.registered(fleet.checkpoint("tabeltop", variant="tabeltop"), policy="tabeltop")
     await process.rollout.delete_policy("tabeltop", actor="ada")
     assert process.registry.fleet().policies == {}
     entry = process.registry.audit("tabeltop")[0]
@@ -118,7 +107,7 @@ async def test_what_serves_drains_or_is_being_changed_is_not_forgotten(fleet):
         await process.rollout.delete_policy("tabletop", actor="ada")
     process.policies.routed(episode("tabletop", 1))
     await process.until(lambda: process.registry.placements("tabletop", revision)[0].num_in_progress == 1)
-    await carried_out(process, process.rollout.retire("tabletop", actor="ada"))
+    await process.carried_out(process.rollout.retire("tabletop", actor="ada"))
     with pytest.raises(ConflictError, match=f"revision {revision} is draining, expected it to be unloaded first"):
         await process.rollout.delete_policy("tabletop", actor="ada")
     running = process.registry.start_operation(kind="load", policy="tabletop", actor="ada", gateway_id="a")
@@ -134,7 +123,7 @@ async def test_a_retired_policy_can_be_served_again(fleet):
     await process.start()
     revision = await served(fleet, process, "tabletop")
     changes = process.registry.policy("tabletop").route.changes
-    await carried_out(process, process.rollout.retire("tabletop", actor="ada"))
-    await carried_out(process, process.rollout.promote("tabletop", revision, actor="ada"))
+    await process.carried_out(process.rollout.retire("tabletop", actor="ada"))
+    await process.carried_out(process.rollout.promote("tabletop", revision, actor="ada"))
     assert process.policies.routed(episode("tabletop", 1)).revision == revision
     assert (process.registry.policy("tabletop").route.previous, changes) == ("", 1)

@@ -6,31 +6,21 @@ import asyncio
 
 import pytest
 
-from service.registry import OperationState, RegistryUnavailableError
+from service.registry import OperationState
 from service.rollout import running
 
 POLICY = "tabletop"
-
-
-def go_away(registry) -> None:
-    def away(*_arguments, **_options):
-        raise RegistryUnavailableError("the network is gone")
-
-    for name in ("generation", "beat", "touch", "fleet", "operation", "advance", "end_operation", "leave"):
-        setattr(registry, name, away)
 
 
 async def test_an_operation_whose_end_cannot_be_noted_keeps_no_process_and_is_ended_by_another(fleet, monkeypatch):
     monkeypatch.setattr(running, "_STOP_S", 0.1)
     process = fleet.process("a")
     await process.start()
-    location = fleet.checkpoint("new", variant="new")
-    registering = await process.rollout.register(POLICY, location, actor="ada")
-    revision = (await process.rollout.ended(registering.operation_id)).revision
+    revision = await process.registered(fleet.checkpoint("new", variant="new"))
     process.models.holds[revision] = asyncio.Event()
     operation = await process.rollout.promote(POLICY, revision, actor="ada")
     await process.until(lambda: ("load", revision) in process.models.calls)
-    go_away(process.registry)
+    process.lose_registry("operation", "advance", "end_operation", "leave")
     async with asyncio.timeout(5):
         await process.stop()
     again = fleet.process("b", gateway_lost_s=0.3)
