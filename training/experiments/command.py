@@ -39,6 +39,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=_seeds, metavar="0,1,2", help="of training (default: the budget's)")
     parser.add_argument("--plan", action="store_true", help="print the jobs and hours that are left, and stop")
     parser.add_argument("--collect", action="store_true", help="report what is done so far, and carry nothing out")
+    parser.add_argument(
+        "--from-results",
+        action="store_true",
+        help="first note as done what results/*/jobs.json has of these recipes: go on from another machine's work",
+    )
     parser.add_argument("--workers", type=int, help="processes, one torch thread each (default: the budget's)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results there")
     parser.add_argument("--store", type=Path, help="where runs lie (default: build/experiments/BUDGET)")
@@ -47,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from training.experiments.budget import Budget
+    from training.experiments.finished_jobs import take_up_finished_jobs
     from training.experiments.plan import plan
     from training.experiments.plan_of_jobs import format_plan
     from training.experiments.store import Store
@@ -67,6 +73,11 @@ def run(options: argparse.Namespace) -> int:
     root = options.store or Path("build/experiments") / budget.name
     store = Store(root=root, budget=budget, data_identity=Recordings())
     planned = plan(asked, store, seeds)
+    if options.from_results:
+        with store.locked():
+            num_taken = take_up_finished_jobs(planned.jobs, store, RESULTS)
+        planned = plan(asked, store, seeds)
+        print(f"{num_taken} jobs are done by {RESULTS}/*/jobs.json")
     print(f"budget {budget.name} ({budget.what}), seeds {', '.join(map(str, seeds))}: {options.name}")
     print(format_plan(planned, num_workers), flush=True)
     if options.plan:

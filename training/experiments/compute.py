@@ -29,12 +29,16 @@ class StepKind:
 
 @dataclass(frozen=True, kw_only=True)
 class Steps:
-    """`num_steps` of one kind in a row, the first of them `first`, logged below `directory`."""
+    """`num_steps` of one kind in a row, the first of them `first`, logged below `directory`.
+
+    `told_step_s` is what one usually took where that log is not here (finished_jobs.py), None where nobody told.
+    """
 
     kind: StepKind
     first: int
     num_steps: int
     directory: Path
+    told_step_s: float | None
 
 
 def training_steps(run: Run, store: Store, until: int | None = None) -> list[Steps]:
@@ -45,15 +49,17 @@ def training_steps(run: Run, store: Store, until: int | None = None) -> list[Ste
         stage1 = recipe.stage1
         directory = RunDirectory.of(recipe, store.stage1_directory(run.stage1_digest)).stage1
         kind = StepKind(phase="stage 1", work=(size, stage1.batch_size, stage1.num_draws, stage1.inputs))
-        steps.append(Steps(kind=kind, first=0, num_steps=stage1.schedule.num_steps, directory=directory))
+        told = _told(store.stage1_outcome(run.stage1_digest))
+        steps.append(_steps(kind, 0, stage1.schedule.num_steps, directory, told))
     directory = store.run_directory(run).stage2
     end = min(until or recipe.stage2.schedule.num_steps, recipe.stage2.schedule.num_steps)
     distilled = end if recipe.stage2.decay_steps is None else min(recipe.stage2.decay_steps, end)
     work = (size, *_stage2_work(recipe.stage2), recipe.stage2.tasks or recipe.data.tasks)
     distilling = StepKind(phase="distilling", work=(*work, recipe.stage1.inputs))
+    told = _told(store.run_outcome(run))
     for kind, first, last in ((distilling, 0, distilled), (StepKind(phase="stage 2", work=work), distilled, end)):
         if last > first:
-            steps.append(Steps(kind=kind, first=first, num_steps=last - first, directory=directory))
+            steps.append(_steps(kind, first, last - first, directory, told))
     return steps
 
 
@@ -61,13 +67,23 @@ def seconds_a_step(trained: Iterable[Steps]) -> Mapping[StepKind, float]:
     """Of each kind that was logged: a run's median, for standstills; of these the least, for company on the machine."""
     medians: dict[StepKind, float] = {}
     for steps in set(trained):
-        rows = [row for row in read_log(steps.directory) if 0 <= row["step"] - steps.first < steps.num_steps]
-        # The first rows of a log hold a start.
-        intervals = [(row["seconds"], row["seconds"] * row["steps_per_s"]) for row in rows if row["step"] > 0]
-        if intervals:
-            usual = usual_step_s(intervals)
+        usual = usual_seconds(steps)
+        if usual is not None:
             medians[steps.kind] = min(usual, medians.get(steps.kind, usual))
     return medians
+
+
+def usual_seconds(steps: Steps) -> float | None:
+    """The median of one of these steps, by their log or as told; None where there is neither."""
+    rows = [
+        row
+        for row in read_log(steps.directory)
+        # The first rows of a log hold a start.
+        if 0 <= row["step"] - steps.first < steps.num_steps and row["step"] > 0 and "seconds" in row
+    ]
+    if not rows:
+        return steps.told_step_s
+    return usual_step_s([(row["seconds"], row["seconds"] * row["steps_per_s"]) for row in rows])
 
 
 def to_json(steps: Sequence[Steps], step_s: Mapping[StepKind, float]) -> dict[str, Any]:
@@ -83,6 +99,14 @@ def to_json(steps: Sequence[Steps], step_s: Mapping[StepKind, float]) -> dict[st
 def read_log(directory: Path) -> Sequence[Mapping[str, Any]]:
     """The rows of a stage's metrics.jsonl; none where nothing was trained."""
     return read_lines(directory / "metrics.jsonl")
+
+
+def _steps(kind: StepKind, first: int, num_steps: int, directory: Path, told: Mapping[str, float]) -> Steps:
+    return Steps(kind=kind, first=first, num_steps=num_steps, directory=directory, told_step_s=told.get(kind.phase))
+
+
+def _told(outcome: Mapping[str, Any] | None) -> Mapping[str, float]:
+    return (outcome or {}).get("step_s", {})
 
 
 def _stage2_work(recipe: Stage2Recipe) -> tuple[Any, ...]:

@@ -6,7 +6,6 @@ Owns what is counted. Only seeds of which every arm concerned is complete enter 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -63,9 +62,9 @@ class ArmsFound:
             "log": self._log(arm) if arm.until else {},
         }
 
-    def checkpoint(self, arm: Arm) -> Path:
-        """The last of its first seed, whether it is there or not."""
-        return self._store.checkpoint(self._runs[arm.name][self._seeds[0]], None)
+    def config(self, arm: Arm) -> Mapping[str, Any] | None:
+        """Of the policy of its first seed; None before that is trained."""
+        return self._store.config(self._runs[arm.name][self._seeds[0]])
 
     def comparison(self, comparison: Comparison) -> dict[str, Any]:
         outcomes = self._paired(comparison)
@@ -135,8 +134,9 @@ class ArmsFound:
         stage1 = self._store.stage1_outcome(run.stage1_digest) if run.stage1_digest else None
         return {
             "seed": seed,
-            "digest": run.digest,
-            "stage1_digest": run.stage1_digest,
+            "digest": outcome.get("digest", run.digest),
+            "elsewhere": outcome.get("digest", run.digest) != run.digest,
+            "stage1_digest": (stage1 or {}).get("digest", run.stage1_digest),
             "parent_digest": run.parent.digest if run.parent else "",
             "steps": outcome.get("steps", 0),
             "stage1_seconds": (stage1 or {}).get("seconds", 0.0),

@@ -14,9 +14,10 @@ from typing import Any
 
 from training.experiments.definitions.catalogue import EXPERIMENTS
 from training.experiments.experiment import EULER_STEPS, Experiment
+from training.experiments.finished_jobs import write_finished_jobs
 from training.experiments.outcomes import ArmsFound
 from training.experiments.plan import EvaluationJob, Job, Stage1Job, is_done, plan, plan_from_nothing
-from training.experiments.store import Run, Store, read_json
+from training.experiments.store import Run, Store
 from training.json_file import write_json
 from training.recipe import Recipe
 
@@ -50,7 +51,7 @@ def collect(experiment: Experiment, store: Store, seeds: Sequence[int]) -> dict[
             "curve_episodes": budget.curve_episodes,
         },
         "testing": testing(
-            (found.checkpoint(arm) for arm in experiment.arms if not arm.until),
+            (found.config(arm) for arm in experiment.arms if not arm.until),
             budget.bases["all"].evaluation.first_seed,
         ),
         "seeds": list(seeds),
@@ -81,12 +82,13 @@ def collect(experiment: Experiment, store: Store, seeds: Sequence[int]) -> dict[
 def write_results(
     experiment: Experiment, values: Mapping[str, Any], results: Path, store: Store, seeds: Sequence[int]
 ) -> Path:
-    """results.json and the exact recipes of all arms with the first seed; returns the directory."""
+    """results.json, jobs.json and the exact recipes of all arms with the first seed; returns the directory."""
     directory = results / results_name(experiment.name, store.budget.name)
     runs = {arm.name: store.run(arm.training, seeds[0]) for arm in experiment.arms}
     for name, run in runs.items():
         recipe = _without_path(run, runs) if run.parent else run.recipe
         write_json(directory / "recipes" / f"{file_name(name)}.json", recipe.to_json())
+    write_finished_jobs(plan([experiment], store, seeds).jobs, store, directory)
     write_json(directory / "results.json", values)
     return directory
 
@@ -100,11 +102,13 @@ def file_name(arm: str) -> str:
     return "-".join("".join(c if c.isalnum() else " " for c in arm).split())
 
 
-def testing(checkpoints: Iterable[Path], first_seed: int) -> dict[str, Any]:
-    """How policies are asked and played in every test; `execution_horizon` is None before any is trained."""
+def testing(configs: Iterable[Mapping[str, Any] | None], first_seed: int) -> dict[str, Any]:
+    """How policies are asked and played in every test, by the first checkpoint's config that there is.
+
+    `execution_horizon` is None before any is trained.
+    """
     from training.evaluate import Target
 
-    configs = (read_json(checkpoint / "config.json") for checkpoint in checkpoints)
     config = next((config for config in configs if config is not None), {})
     return {
         "num_inference_steps": EULER_STEPS,

@@ -38,6 +38,9 @@ class Run:
     recipe: Recipe
     digest: str
     stage1_digest: str  # empty: there is none
+    # The same of the recipe alone: what is wanted, whatever recordings it reads.
+    recipe_digest: str
+    stage1_recipe_digest: str
     parent: Run | None = None
 
 
@@ -66,10 +69,13 @@ class Store:
             "stage2": explicit(replace(recipe.stage2, start_from=parent.digest if parent else "")),
         }
         shared = {key: value for key, value in trained.items() if key != "stage2"}
+        wanted = explicit(replace(recipe.stage2, start_from=parent.recipe_digest if parent else ""))
         return Run(
             recipe=recipe,
             digest=digest_of({**trained, "recordings": data}),
             stage1_digest=digest_of({**shared, "recordings": data}) if has_stage1 else "",
+            recipe_digest=digest_of({**shared, "stage2": wanted}),
+            stage1_recipe_digest=digest_of(shared) if has_stage1 else "",
             parent=parent,
         )
 
@@ -85,6 +91,11 @@ class Store:
         if step is None or step == run.recipe.stage2.schedule.num_steps:
             return directory.checkpoint
         return directory.snapshot(step)
+
+    def config(self, run: Run) -> Mapping[str, Any] | None:
+        """The last checkpoint's, or as much of it as was told with the outcome of a run that is not here."""
+        told = (read_json(self.run_directory(run).root / _OUTCOME) or {}).get("config")
+        return read_json(self.checkpoint(run, None) / "config.json") or told
 
     def stage1_outcome(self, digest: str) -> Mapping[str, Any] | None:
         """What is known of a prior that is trained, its `seconds` and `left_out_seconds` (time_spent.py) among it."""
@@ -103,6 +114,11 @@ class Store:
     def write_run_outcome(self, run: Run, values: Mapping[str, Any]) -> None:
         write_json(self.run_directory(run).root / "recipe.json", run.recipe.to_json())
         write_json(self.run_directory(run).root / _OUTCOME, values)
+
+    def is_begun(self, run: Run) -> bool:
+        """Whether anything of its stage 2 was done with this store."""
+        directory = self.run_directory(run)
+        return directory.stage2.exists() or (directory.root / _OUTCOME).is_file()
 
     def trained_steps(self, run: Run) -> int:
         return int((read_json(self.run_directory(run).root / _OUTCOME) or {"steps": 0})["steps"])

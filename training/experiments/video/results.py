@@ -26,6 +26,7 @@ from training.experiments.statistics import (
     mean_success,
     paired_difference,
 )
+from training.experiments.store import read_json
 from training.experiments.verdict import verdict
 from training.experiments.video.experiment import (
     FigureClaim,
@@ -189,7 +190,10 @@ def _tested(experiment: PolicyExperiment, store: VideoStore, seeds: Sequence[int
         "figure": experiment.figure,
         "axis": experiment.axis,
         "testing": testing(
-            (store.checkpoint(store.policy_run(arm.training, seeds[0])) for arm in experiment.arms),
+            (
+                read_json(store.checkpoint(store.policy_run(arm.training, seeds[0])) / "config.json")
+                for arm in experiment.arms
+            ),
             budget.recipe.base.evaluation.first_seed,
         ),
         "tasks": {task: {"body": budget.suite.tasks[task].body} for task in budget.tasks},
