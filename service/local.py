@@ -148,14 +148,18 @@ class LocalBackend:
             await self._arrived.wait()
             # Kept until answered: `close` must find everyone who waits.
             self._running = self._next_batch(loop.time())
-            if not self._running:
+            if self._running:
+                await self._run_batch()
+            else:
                 self._arrived.clear()
-                continue
-            model, requests = self._running[0].model, [waiting.request for waiting in self._running]
-            answer = await loop.run_in_executor(self._executor, _run, model, requests)
-            for waiting, chunk in zip(self._running, answer.chunks, strict=True):
-                if not waiting.answer.done():
-                    waiting.answer.set_result((chunk, answer.inference_ns / 1e9, answer.batch_size))
+
+    async def _run_batch(self) -> None:
+        """Answers those who run. In a frame of its own, which ends with it: a model that is unloaded must be free."""
+        model, requests = self._running[0].model, [waiting.request for waiting in self._running]
+        answer = await asyncio.get_running_loop().run_in_executor(self._executor, _run, model, requests)
+        for waiting, chunk in zip(self._running, answer.chunks, strict=True):
+            if not waiting.answer.done():
+                waiting.answer.set_result((chunk, answer.inference_ns / 1e9, answer.batch_size))
 
     def _next_batch(self, now_s: float) -> list[_Waiting]:
         """Of one revision, whoever came first; of a shadow when no robot waits. Leaves out who is too late."""

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import math
 import os
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
@@ -53,6 +54,10 @@ _logger = logging.getLogger(__name__)
 _METRICS_TIMEOUT_S = 5.0
 # Between looks at what another gateway, which starts as well, does with a policy that both were told to serve.
 _OTHERS_POLL_S = 0.2
+
+
+class WrongRegistryError(ValueError):
+    """What was given for the registry's URL is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,11 +124,17 @@ class ServeConfig:
         _ = self.rollout  # which refuses times that are none
         if not self.episode_idle_s > 0:
             raise ValueError(f"episode_idle_s is {self.episode_idle_s}, expected more than 0")
+        if not 0 <= self.drain_s < math.inf:
+            raise ValueError(f"drain_s is {self.drain_s}, expected 0 or more, and an end")
+        if self.memory_budget_bytes is not None and self.memory_budget_bytes <= 0:
+            raise ValueError(f"memory_budget_bytes is {self.memory_budget_bytes}, expected more than 0")
         if not (self.policies or self.registry or self.state):
             raise ValueError("no policy to serve: name one with --policy, or a --registry or --state that has some")
         triton = (self.triton_address, self.triton_control_address, self.triton_repository)
         if len({part is None for part in triton}) > 1:
             raise ValueError("a Triton's two addresses and its model repository come together: some were not given")
+        if self.triton_address is not None and self.backend == "local":
+            raise ValueError("the addresses of a Triton came with --backend local, which asks none")
         if self.triton_control_key and self.triton_address is None:
             raise ValueError("a key came for a Triton that somebody else runs, and no address of one")
         # Whether there are tokens is in the registry, which is opened later.
@@ -161,7 +172,7 @@ class Service:
         """Returns what it announces once every revision that serves has passed its probe.
 
         Raises RevisionError, ConflictError, TritonNotFoundError, TritonStartError, BackendError,
-        RegistryUnavailableError, ExposedError, FurtherGatewayError or OSError; `stop` must follow.
+        RegistryUnavailableError, WrongRegistryError, ExposedError, FurtherGatewayError or OSError; `stop` must follow.
         """
         config = self._config
         state = config.state or Path(self._scratch.enter_context(TemporaryDirectory(prefix="premotor-state-")))
@@ -171,7 +182,10 @@ class Service:
         named = [(name, artifacts.name(directory)) for name, directory in config.policies]
         for name, location in named:
             await asyncio.to_thread(artifacts.open, name, location)
-        database = await asyncio.to_thread(open_database, _registry_url(config, state))
+        try:
+            database = await asyncio.to_thread(open_database, _registry_url(config, state))
+        except ValueError as error:
+            raise WrongRegistryError(str(error)) from None
         self._registry = Registry(database)
         tokens = await self._tokens(self._registry)
         self._backend, triton = _backend(config, scratch=None if config.state else state)

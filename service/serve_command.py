@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from service.openpi import ObservationMap
     from service.serve import ServeConfig
 
+_MAX_PORT = 65_535
+
 
 def add_serve_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Sets `verb`, which makes of the parsed flags what runs; ValueError for flags that do not go together."""
@@ -115,10 +117,13 @@ def add_serve_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     verb.add_argument(
         "--triton-address",
+        type=_triton_address,
         metavar="HOST:PORT",
         help="HTTP address of a tritonserver in explicit model control mode, to use instead of starting one",
     )
-    verb.add_argument("--triton-control-address", metavar="HOST:PORT", help="gRPC address of the same")
+    verb.add_argument(
+        "--triton-control-address", type=_triton_address, metavar="HOST:PORT", help="gRPC address of the same"
+    )
     verb.add_argument(
         "--triton-repository", type=Path, metavar="DIR", help="its model repository, as seen from this machine"
     )
@@ -172,13 +177,13 @@ def _run_serve(config: ServeConfig) -> int:
     from service.processes.supervision import FurtherGatewayError
     from service.registry import RegistryUnavailableError
     from service.revision import RevisionError
-    from service.serve import serve
+    from service.serve import WrongRegistryError, serve
     from service.triton.installation import TritonNotFoundError
     from service.triton.server import TritonStartError
 
     try:
         asyncio.run(serve(config))
-    except ExposedError as error:
+    except (ExposedError, WrongRegistryError) as error:
         print(f"cannot serve: {error}", file=sys.stderr)
         return 2
     except (
@@ -234,6 +239,18 @@ def _observation_map(text: str) -> ObservationMap:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def _triton_address(text: str) -> str:
+    """Also "unix:PATH", for a Triton on this machine."""
+    from service.triton.http import is_unix
+
+    if is_unix(text):
+        return text
+    host, _, port = text.rpartition(":")
+    if not host or "/" in host or not port.isdecimal() or not 1 <= int(port) <= _MAX_PORT:
+        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT, for example localhost:8000")
+    return text
+
+
 def _control_key(text: str) -> str:
     """Out of a file, for a command line is anybody's to read."""
     try:
@@ -246,6 +263,6 @@ def _control_key(text: str) -> str:
 
 
 def _port(text: str) -> int:
-    if not text.isdecimal() or int(text) > 65_535:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a port, expected 0 to 65535")
+    if not text.isdecimal() or int(text) > _MAX_PORT:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port, expected 0 to {_MAX_PORT}")
     return int(text)

@@ -58,11 +58,14 @@ class Present:
         use.asked_s = now_s
 
     def next_asking_s(self, now_s: float, *, but: str) -> float:
-        """When the first of the robots within their shares, other than `but`, will ask by its period; inf if none."""
+        """When the first of the robots within their shares, other than `but`, will ask by its period; inf if none.
+
+        Judges them.
+        """
         self._forget(now_s)
         first_s = math.inf
         for robot_id, use in self._robots.items():
-            if robot_id == but or use.asked_s is None or not use.period_s or self._has_too_much(use, now_s):
+            if robot_id == but or use.asked_s is None or not use.period_s or self._judge(use, now_s):
                 continue
             if now_s <= use.asked_s + (1.0 + _STOPPED_AFTER) * use.period_s:
                 first_s = min(first_s, max(now_s, use.asked_s + use.period_s))
@@ -73,14 +76,21 @@ class Present:
         return len(self._robots) == (robot_id in self._robots)
 
     def too_much_for_s(self, robot_id: str, now_s: float) -> float:
-        """Seconds until a robot that has had too much has faded to an equal share; 0 for one that has not."""
+        """Seconds until a robot that has had too much has faded to an equal share; 0 for one that has not.
+
+        Judges it.
+        """
         self._forget(now_s)
         use = self._robots.get(robot_id)
-        if use is None or not self._has_too_much(use, now_s):
+        if use is None or not self._judge(use, now_s):
             return 0.0
         return _MEMORY_S * math.log(_faded(use, now_s) / self._equal_share_s())
 
-    def _has_too_much(self, use: _Use, now_s: float) -> bool:
+    def _judge(self, use: _Use, now_s: float) -> bool:
+        """Whether a robot has had too much. Remembered, for it says which bound the next judgement goes by.
+
+        So whoever asks about a robot, also on behalf of another, takes part in when it is held back.
+        """
         used_s, equal_s = _faded(use, now_s), self._equal_share_s()
         use.had_too_much = used_s > (equal_s if use.had_too_much else _MOST_SHARES * equal_s)
         return use.had_too_much

@@ -31,7 +31,7 @@ def describe(
     gateway_limits: GatewayLimits,
     limits: OpenpiLimits,
 ) -> dict[str, Any]:
-    """Raises ObservationMapError when the policy has no such body."""
+    """`observation_map` has the cameras of its body. Raises ObservationMapError when the policy has no such body."""
     body = find_body(description, observation_map.embodiment)
     return {
         "policy": description.name,
@@ -49,7 +49,6 @@ def describe(
         "images": {
             observation_map.images[camera.name]: {"camera": camera.name, "height": camera.height, "width": camera.width}
             for camera in body.cameras
-            if camera.name in observation_map.images
         },
         "state_keys": list(observation_map.state),
         "state": _groups(body.state),

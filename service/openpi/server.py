@@ -240,6 +240,7 @@ class OpenpiServer:
         """The map and the first frame, as things stand now. Raises ServiceError, ObservationMapError."""
         description = self._policies.serving(policy).description
         observation_map = self._map_for(description)
+        check_fits(observation_map, description)
         metadata: dict[str, Any] = describe(
             description, observation_map, gateway_limits=self._gateway_limits, limits=self._limits
         )

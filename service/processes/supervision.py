@@ -37,6 +37,7 @@ class FurtherGatewayError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class FurtherGatewaySettings:
+    # One that is not ready by then is killed; the first time it fails the start of the service.
     start_timeout_s: float = 120.0
     # One that does not answer for so long, though nothing is asked of it but that, is killed.
     alive_interval_s: float = 5.0
@@ -124,7 +125,8 @@ class _Supervised:
         self._make_config, self._left, self._model_dead, self._settings = make_config, left, model_dead, settings
         self._task: asyncio.Task[None] | None = None
         self._first = asyncio.Event()
-        self._is_ready = False
+        # While the present life answers robots.
+        self._ready = asyncio.Event()
         self._stopping = False
         self._child: asyncio.subprocess.Process | None = None
         self._ids = itertools.count()
@@ -138,7 +140,7 @@ class _Supervised:
         with suppress(TimeoutError):
             async with asyncio.timeout(self._settings.start_timeout_s):
                 await self._first.wait()
-        if not self._is_ready:
+        if not self._ready.is_set():
             raise FurtherGatewayError(f"gateway process {self.number} did not become ready; its log lines say why")
 
     async def metrics(self) -> list[Metric] | None:
@@ -200,7 +202,8 @@ class _Supervised:
             await child.wait()
         finally:
             watching.cancel()
-            self._child, self._is_ready = None, False
+            self._child = None
+            self._ready.clear()
             for question in self._asked.values():
                 if not question.done():
                     question.set_exception(FurtherGatewayError(f"gateway process {self.number} has ended"))
@@ -220,7 +223,7 @@ class _Supervised:
             if (question := self._asked.pop(told.get("id", -1), None)) is not None and not question.done():
                 question.set_result(told)
             elif told.get("event") == READY:
-                self._is_ready = True
+                self._ready.set()
                 self._first.set()
                 fields = {"process": self.number, "pid": child.pid}
                 _logger.info("gateway process ready", extra={"fields": fields})
@@ -228,23 +231,26 @@ class _Supervised:
                 self._model_dead(told["revision"])
 
     async def _watch(self, child: asyncio.subprocess.Process) -> None:
-        """Kills one that no longer answers: the kernel would go on giving it connections."""
-        while True:
-            await asyncio.sleep(self._settings.alive_interval_s)
-            if not self._is_ready:
-                continue
-            try:
+        """Kills one that never becomes ready, or no longer answers: the kernel would go on giving it connections."""
+        fault = "gateway process does not become ready"
+        try:
+            async with asyncio.timeout(self._settings.start_timeout_s):
+                await self._ready.wait()
+            fault = "gateway process hangs"
+            while True:
+                await asyncio.sleep(self._settings.alive_interval_s)
                 await self._ask(ALIVE, timeout_s=self._settings.alive_timeout_s)
-            except FurtherGatewayError:
-                return
-            except TimeoutError:
-                _logger.error("gateway process hangs", extra={"fields": {"process": self.number, "pid": child.pid}})
+        except FurtherGatewayError:
+            return
+        except TimeoutError:
+            # One that drains is asked in vain, for its stdin has ended: `stop` waits for it.
+            if not self._stopping:
+                _logger.error(fault, extra={"fields": {"process": self.number, "pid": child.pid}})
                 child.kill()
-                return
 
     async def _ask(self, what: str, *, timeout_s: float) -> dict[str, Any]:
         """Raises TimeoutError, or FurtherGatewayError when there is no process to ask."""
-        if self._child is None or not self._is_ready:
+        if self._child is None or not self._ready.is_set():
             raise FurtherGatewayError(f"gateway process {self.number} is not there")
         number = next(self._ids)
         answered = self._asked[number] = asyncio.get_running_loop().create_future()

@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import select
+import selectors
 import shutil
 import signal
 import subprocess
@@ -69,22 +69,26 @@ def _wait(server: subprocess.Popen[bytes], control_fd: int, wake_fd: int, grace_
     """Waits for the server's end and brings it about when asked; true when the service went without a word."""
     kill_at_s: float | None = None
     deserted = False
-    while server.poll() is None:
-        watched = [wake_fd] if kill_at_s is not None else [wake_fd, control_fd]
-        remaining_s = None if kill_at_s is None else max(0.0, kill_at_s - time.monotonic())
-        readable, _, _ = select.select(watched, [], [], remaining_s)
-        stop = control_fd in readable
-        if stop:
-            deserted = os.read(control_fd, 1) == b""
-        if wake_fd in readable:
-            stop |= any(number != signal.SIGCHLD for number in os.read(wake_fd, 64))
-        if stop and kill_at_s is None:
-            server.terminate()
-            # Nobody is left to take an answer from a service that was killed.
-            kill_at_s = time.monotonic() + (0.0 if deserted else grace_s)
-        elif kill_at_s is not None and time.monotonic() >= kill_at_s:
-            server.kill()
-            server.wait()
+    # select.select() knows no descriptor beyond 1023, which is what a service of many robots gives out.
+    with selectors.DefaultSelector() as selector:
+        selector.register(wake_fd, selectors.EVENT_READ)
+        selector.register(control_fd, selectors.EVENT_READ)
+        while server.poll() is None:
+            remaining_s = None if kill_at_s is None else max(0.0, kill_at_s - time.monotonic())
+            readable = {key.fd for key, _ in selector.select(remaining_s)}
+            stop = control_fd in readable
+            if stop:
+                deserted = os.read(control_fd, 1) == b""
+            if wake_fd in readable:
+                stop |= any(number != signal.SIGCHLD for number in os.read(wake_fd, 64))
+            if stop and kill_at_s is None:
+                selector.unregister(control_fd)
+                server.terminate()
+                # Nobody is left to take an answer from a service that was killed.
+                kill_at_s = time.monotonic() + (0.0 if deserted else grace_s)
+            elif kill_at_s is not None and time.monotonic() >= kill_at_s:
+                server.kill()
+                server.wait()
     return deserted
 
 

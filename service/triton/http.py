@@ -66,7 +66,7 @@ class TritonConnections:
         loop = asyncio.get_running_loop()
         connection = _Connection(self._forget)
         try:
-            if self._address.startswith(_UNIX):
+            if is_unix(self._address):
                 await loop.create_unix_connection(lambda: connection, self._address.removeprefix(_UNIX))
             else:
                 host, _, port = self._address.rpartition(":")
@@ -83,6 +83,11 @@ class TritonConnections:
         self._open.discard(connection)
         if connection in self._idle:
             self._idle.remove(connection)
+
+
+def is_unix(address: str) -> bool:
+    """Whether an address is "unix:path" and no "host:port"."""
+    return address.startswith(_UNIX)
 
 
 class _Connection(asyncio.Protocol):
@@ -162,9 +167,11 @@ class _Head:
         status_line, *lines = head.split(b"\r\n")
         _, status, *_ = status_line.split(b" ")
         headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(b":") for line in lines)}
+        if (content_length := int(headers[b"content-length"])) < 0:
+            raise ValueError(f"content-length is {content_length}")
         return cls(
             status=int(status),
             headers=headers,
             num_bytes=len(head) + len(_END_OF_HEAD),
-            content_length=int(headers[b"content-length"]),
+            content_length=content_length,
         )

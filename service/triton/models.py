@@ -56,8 +56,12 @@ class OwnModels:
     ) -> None:
         """Rewriting the files makes Triton load a model again that it still has."""
         async with self._lanes:
-            directory = revision.directory
-            write_model(self._repository, model, directory, self._settings, shares_memory=self._shares_memory)
+            try:
+                write_model(
+                    self._repository, model, revision.directory, self._settings, shares_memory=self._shares_memory
+                )
+            except OSError as error:  # a full disk, or an unreachable one, says nothing of the checkpoint
+                raise BackendUnavailableError(f"the model repository cannot be written: {error}") from None
             await client.load(model, timeout_s=timeout_s)
 
     async def unload(self, client: TritonClient | None, model: str) -> None:

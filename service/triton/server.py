@@ -22,6 +22,7 @@ from typing import Protocol
 from service.credentials.exposure import warn_of_public_triton
 from service.triton import guard
 from service.triton.client import TritonClient
+from service.triton.http import is_unix
 from service.triton.installation import TritonInstallation
 from service.triton.models import unload_model
 from service.triton.repository import remove_model
@@ -363,7 +364,8 @@ class ExternalTriton:
 
     async def start(self) -> None:
         self._abandoned = False
-        await asyncio.to_thread(warn_of_public_triton, [self._address, self._control_address])
+        over_network = [address for address in (self._address, self._control_address) if not is_unix(address)]
+        await asyncio.to_thread(warn_of_public_triton, over_network)
         problem = await _wait_live(self, timeout_s=self._startup_timeout_s)
         if problem is not None:
             raise TritonStartError(problem)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import shutil
 import threading
+import weakref
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -104,8 +106,16 @@ async def test_a_prefix_that_the_checkpoint_was_not_trained_for_fails_alone(
         method="prefix",
         max_guidance_weight=5.0,
     )
-    with pytest.raises(BackendFailedError, match="not trained for"):
-        await backend.predict(revision.revision, replace(cases[0].request, real_time_chunking=chunking), timeout_s=10)
+    good = cases[0].request
+    untrained = replace(good, real_time_chunking=chunking)
+    first, failed, last = await asyncio.gather(
+        *(backend.predict(revision.revision, request, timeout_s=10) for request in (good, untrained, good)),
+        return_exceptions=True,
+    )
+    assert isinstance(failed, BackendFailedError) and "not trained for" in str(failed)
+    for answer in (first, last):
+        assert not isinstance(answer, BaseException)
+        np.testing.assert_allclose(answer.actions, cases[0].expected, rtol=0, atol=1e-5)
 
 
 async def test_an_instruction_that_is_too_long_is_refused_with_both_numbers(
@@ -168,6 +178,25 @@ async def test_robots_are_answered_while_another_revision_loads(
     assert (await backend.predict("another", cases[0].request, timeout_s=10)).batch_size == 1
 
 
+async def test_a_revision_that_is_unloaded_is_gone_from_memory_although_it_was_the_last_to_answer(
+    backend: LocalBackend, revision: Revision, cases: tuple[ProbeCase, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[weakref.ref[Policy]] = []
+
+    def load(directory: Path, **settings: Any) -> Policy:
+        policy = load_policy(directory, **settings)
+        loaded.append(weakref.ref(policy))
+        return policy
+
+    monkeypatch.setattr("service.local.load_policy", load)
+    await backend.load(replace(revision, revision="another"))
+    await backend.predict("another", cases[0].request, timeout_s=10)
+    assert loaded[0]() is not None
+    await backend.unload("another")
+    gc.collect()
+    assert loaded[0]() is None
+
+
 async def test_a_shadow_waits_for_every_robot_also_for_those_that_came_after_it(
     backend: LocalBackend, revision: Revision, cases: tuple[ProbeCase, ...]
 ) -> None:
@@ -189,9 +218,13 @@ async def test_a_shadow_waits_for_every_robot_also_for_those_that_came_after_it(
 async def test_what_has_expired_is_not_run(
     backend: LocalBackend, revision: Revision, cases: tuple[ProbeCase, ...]
 ) -> None:
-    with pytest.raises(BackendDeadlineError):
-        await backend.predict(revision.revision, cases[0].request, timeout_s=0.0)
-    chunk = await backend.predict(revision.revision, cases[0].request, timeout_s=10)
+    expired, chunk = await asyncio.gather(
+        *(backend.predict(revision.revision, cases[0].request, timeout_s=timeout_s) for timeout_s in (0.0, 10.0)),
+        return_exceptions=True,
+    )
+    assert isinstance(expired, BackendDeadlineError)
+    # It came first, and would have been in the same batch.
+    assert not isinstance(chunk, BaseException) and chunk.batch_size == 1
     np.testing.assert_allclose(chunk.actions, cases[0].expected, rtol=0, atol=1e-5)
 
 

@@ -16,6 +16,11 @@ from service.__main__ import main
 from service.episodes import EpisodeTable
 from service.serve import ServeConfig, Service
 
+A_TRITON = (
+    *("--triton-address", "localhost:8000", "--triton-control-address", "localhost:8001"),
+    *("--triton-repository", "models"),
+)
+
 
 @pytest.fixture(autouse=True)
 def logging_as_before() -> Iterator[None]:
@@ -53,6 +58,16 @@ def logging_as_before() -> Iterator[None]:
             "several gateways need --backend triton",
         ),
         (["serve", "--policy", "a=b", "--triton-address", "localhost:8001"], "come together"),
+        (
+            ["serve", "--policy", "a=b", "--triton-address", "localhost"],
+            "--triton-address: 'localhost' is not HOST:PORT",
+        ),
+        (["serve", "--policy", "a=b", "--triton-address", "http://localhost:8000"], "is not HOST:PORT"),
+        (["serve", "--policy", "a=b", "--triton-control-address", "localhost:0"], "'localhost:0' is not HOST:PORT"),
+        (["serve", "--policy", "a=b", "--backend", "local", *A_TRITON], "came with --backend local, which asks none"),
+        (["serve", "--policy", "a=b", "--drain-s", "-1"], "drain_s is -1.0, expected 0 or more"),
+        (["serve", "--policy", "a=b", "--drain-s", "nan"], "drain_s is nan"),
+        (["serve", "--policy", "a=b", "--memory-budget-bytes", "0"], "memory_budget_bytes is 0, expected more than 0"),
         (["bench", "overhead", "--policy", "a", "--iterations", "0"], "iterations is 0"),
         (["bench", "batching", "--policy", "a", "--concurrency", "0"], "concurrency is 0"),
         (["bench", "device", "--policy", "a", "--iterations", "0"], "iterations is 0"),
@@ -94,6 +109,21 @@ def test_serving_what_is_no_checkpoint_fails_at_once(
     captured = capsys.readouterr()
     assert "cannot serve: manifest.json is missing" in captured.err
     assert captured.out == ""
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("registry.db", "the registry's URL is 'registry.db', expected sqlite:///FILE or postgresql://"),
+        ("mysql://localhost/registry", "the registry's URL is for 'mysql', expected sqlite or postgresql"),
+    ],
+)
+def test_a_registry_that_is_none_is_a_wrong_call(
+    url: str, said: str, toy_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ports = ("--port", "0", "--admin-port", "0")
+    assert main(["serve", "--policy", f"tabletop={toy_checkpoint}", "--registry", url, *ports]) == 2
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("flags", "fenced"), [([], False), (["--fence", "on"], True), (["--fence", "off"], False)])

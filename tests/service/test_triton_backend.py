@@ -27,7 +27,7 @@ from service.probe import ProbeCase, read_probe
 from service.revision import Revision, RevisionError, read_revision
 from service.triton.backend import SupervisionSettings, TritonBackend
 from service.triton.models import AnothersModels, TritonModels
-from service.triton.repository import model_name
+from service.triton.repository import model_name, remove_model
 from service.triton.server import ExternalTriton, TritonStartError
 from service.triton.tensors import CHUNK, ELSEWHERE, REQUEST, UNREADABLE
 
@@ -560,6 +560,18 @@ async def test_a_triton_that_is_not_there_is_said_so(tmp_path: Path) -> None:
         await external.start()
 
 
+async def test_a_triton_on_unix_sockets_is_looked_up_under_no_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_up: list[str] = []
+    monkeypatch.setattr("socket.getaddrinfo", lambda host, *_, **__: looked_up.append(host) or [])
+    # As a further gateway process is told them.
+    sockets = f"unix:{tmp_path}/http.sock", f"unix:{tmp_path}/grpc.sock:1"
+    with pytest.raises(TritonStartError, match="did not answer"):
+        await ExternalTriton(*sockets, tmp_path, startup_timeout_s=0.1).start()
+    assert looked_up == []
+
+
 async def test_anothers_model_is_waited_for_probed_and_neither_loaded_nor_unloaded(
     process: FakeProcess, revision: Revision
 ) -> None:
@@ -715,6 +727,23 @@ async def test_a_model_repository_that_is_not_there_is_said_so(process: FakeProc
     with pytest.raises(TritonStartError, match=r"cannot be shared: .*No such file.*nowhere"):
         await external.start()
     await process.stop()
+
+
+async def test_a_model_repository_that_cannot_be_written_is_no_verdict_and_is_tried_again_for_who_was_served(
+    process: FakeProcess, revision: Revision, other: Revision
+) -> None:
+    async with started(process, revision) as backend:
+        (process.repository / model_name(other.revision)).touch()
+        with pytest.raises(BackendUnavailableError, match=r"the model repository cannot be written: .*Not a directory"):
+            await backend.load(other)
+        in_the_way = process.repository / model_name(revision.revision)
+        remove_model(process.repository, in_the_way.name)
+        in_the_way.touch()
+        await process.kill()
+        # In vain in the Triton that was started for it, which is given up as well.
+        await asyncio.wait_for(process.abandoned.wait(), 5)
+        in_the_way.unlink()
+        await become_ready(backend, revision)
 
 
 async def test_after_a_restart_a_revision_that_cannot_be_brought_back_keeps_no_other_from_serving(

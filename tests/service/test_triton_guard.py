@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import resource
 import secrets
 import signal
 import subprocess
@@ -32,15 +34,24 @@ class Guarded:
     """A guard around a python program that prints its child's pid."""
 
     def __init__(
-        self, directory: Path, *, setup: str = "", end: str = "time.sleep(1000)", grace_s: float = 10.0
+        self,
+        directory: Path,
+        *,
+        setup: str = "",
+        end: str = "time.sleep(1000)",
+        grace_s: float = 10.0,
+        least_descriptor: int = 0,
     ) -> None:
+        """`least_descriptor`: the guard is told of its service's end by a descriptor of this number or a higher one."""
         self.directory = directory
         self.state = directory.with_name("state")
         (self.state / "checkpoints").mkdir(parents=True)
         self.prefix = f"{guard.SHM_PREFIX}{secrets.token_hex(6)}-"
         self.region = Path("/dev/shm") / f"{self.prefix}region"
         self.region.touch()
-        read_fd, self.control_fd = os.pipe()
+        lowest_fd, self.control_fd = os.pipe()
+        read_fd = fcntl.fcntl(lowest_fd, fcntl.F_DUPFD_CLOEXEC, least_descriptor)
+        os.close(lowest_fd)
         program = FAMILY.format(setup=setup, end=end)
         self.process = subprocess.Popen(
             [
@@ -104,6 +115,25 @@ def test_a_stop_keeps_the_directories_for_the_next_start(guarded: Guarded) -> No
     assert guarded.nothing_left()
     assert guarded.directory.exists()
     assert guarded.state.exists()
+
+
+@pytest.fixture
+def many_descriptors() -> Iterator[None]:
+    before, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if resource.RLIM_INFINITY != most < 2048:
+        pytest.skip(f"a process here may have {most} descriptors")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (2048, most))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before, most))
+
+
+# A service has a connection for each robot, and starts Triton again when it is lost.
+@pytest.mark.usefixtures("many_descriptors")
+@pytest.mark.parametrize("guarded", [{"least_descriptor": 1024}], indirect=True)
+def test_a_service_with_more_than_a_thousand_connections_has_a_guard_too(guarded: Guarded) -> None:
+    os.close(guarded.control_fd)
+    assert guarded.process.wait(WAIT_S) == 128 + signal.SIGTERM
+    assert guarded.nothing_left()
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,7 @@ async def test_an_answer_in_single_bytes_is_one_answer(tmp_path: Path) -> None:
         b"HTTP/1.1 abc\r\nContent-Length: 0\r\n\r\n",
         b"HTTP/1.1 200 OK\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n",
     ],
 )
 async def test_what_is_no_answer_of_known_length_is_an_error(garbage: bytes, tmp_path: Path) -> None:

@@ -198,6 +198,21 @@ async def test_a_map_that_does_not_fit_is_said_at_the_start_and_to_whoever_conne
     assert len(refused) == 1 and "'panda' is no body" in refused[0]
 
 
+@pytest.mark.parametrize(
+    "images", [{"corner": "eye", "wrist": "hand"}, {"front": "eye"}], ids=["one too many", "another"]
+)
+async def test_a_map_of_other_cameras_lets_no_robot_in_only_to_refuse_its_frames(kit, openpi, images):
+    policies = ServedPolicies.fixed({"tabletop": [one_body(kit)]})
+    of_others = {"policy": "tabletop", "images": images, "state": ["joints"]}
+    options = {"policies": policies, "observation_map": None, "stored_map": lambda policy: of_others}
+    async with kit.serve() as gateway, openpi.serve(kit, gateway, **options) as port:
+        response = await refusal(openpi, port)
+    assert (response.status_code, response.body) == (
+        503,
+        b"the observation map does not fit the policy that is served\n",
+    )
+
+
 def two_policies(kit, **options):
     policies = ServedPolicies.fixed({name: [one_body(kit, name)] for name in ("drawer", "tabletop")})
     return {"policies": policies, "observation_map": None, **options}

@@ -157,6 +157,33 @@ async def test_one_that_does_not_end_when_told_is_killed() -> None:
     assert not psutil.pid_exists(pid)
 
 
+async def test_one_that_drains_for_longer_than_it_may_be_silent_is_let_end(tmp_path: Path) -> None:
+    drained = tmp_path / "drained"
+    silent_s = QUICK.alive_interval_s + QUICK.alive_timeout_s
+    end = f"import time; time.sleep({2 * silent_s}); open({str(drained)!r}, 'w')"
+    async with kept(1, program(end=end)) as made:
+        await made.gateways.start()
+        await made.gateways.stop(30.0)
+    assert drained.exists()
+
+
+async def test_one_that_is_started_again_and_does_not_become_ready_is_killed_and_started_again(tmp_path: Path) -> None:
+    lives = tmp_path / "lives"
+    # Each life leaves a byte; the second does nothing more.
+    begin = f"""
+with open({str(lives)!r}, "a") as file:
+    file.write(".")
+if os.path.getsize({str(lives)!r}) == 2:
+    sys.stdin.read()
+"""
+    async with kept(1, program(begin=begin), replace(QUICK, start_timeout_s=2.0)) as made:
+        await made.gateways.start()
+        pid = (await made.pids())[1]
+        os.kill(pid, signal.SIGKILL)
+        await another_pid(made, pid)
+        assert lives.read_text() == "..."
+
+
 async def test_a_model_that_one_found_dead_is_told_of() -> None:
     async with kept(1, program(hear='tell({"event": "model dead", "revision": "cafe"})')) as made:
         await made.gateways.start()
