@@ -149,9 +149,13 @@ def evaluate(
         # Spawned, not forked: a forked GL context is broken.
         with ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context("spawn")) as pool:
             futures = {pool.submit(run_job, job): job.task for job in jobs}
-            for future in as_completed(futures):
-                rows[futures[future]] = future.result()
-                finished()
+            try:
+                for future in as_completed(futures):
+                    rows[futures[future]] = future.result()
+                    finished()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
     return [rows[task] for task in tasks]
 
 

@@ -77,8 +77,8 @@ def run(
     """
     from training.evaluate import Target, evaluate, format_seams, format_table
 
-    suite = _check(recipe, options)
     identity = _identity(options)
+    suite = _check(recipe, options)
     subject = _served(recipe, options, identity) if options.address else _in_process(recipe, options)
     scenes = _scenes_of_suite(suite, subject, options) if suite else _scenes_of_recipe(subject, options)
     history, because = subject.history, subject.history_because
@@ -149,6 +149,10 @@ def _check(recipe: Recipe | None, options: argparse.Namespace) -> Suite | None:
 
     if options.address and not options.policy:
         raise WrongCallError("--address needs --policy, the name of a policy served there")
+    if options.policy and not options.address:
+        raise WrongCallError("--policy needs --address, of a gateway that serves it")
+    if options.address and options.checkpoint:
+        raise WrongCallError("--checkpoint is played in process, and --address names a policy that is served: give one")
     if options.episodes is not None and options.episodes < 1:
         raise WrongCallError(f"--episodes is {options.episodes}, expected at least 1")
     if options.inference_delay is not None and options.inference_delay < 0:
@@ -163,8 +167,12 @@ def _check(recipe: Recipe | None, options: argparse.Namespace) -> Suite | None:
         raise WrongCallError("--seeds needs --suite, whose scenes it chooses; a recipe's are chosen with --first-seed")
     if options.first_seed is not None and options.suite:
         raise WrongCallError("--first-seed is for a recipe's scenes; a suite's are chosen with --seeds")
+    if options.first_seed is not None and options.first_seed < 0:
+        raise WrongCallError(f"--first-seed is {options.first_seed}, expected at least 0")
     for task in options.tasks or ():
         check_task(task)
+    if len(set(options.tasks or ())) != len(options.tasks or ()):
+        raise WrongCallError(f"--tasks names one twice: {' '.join(options.tasks)}")
     if options.suite:
         return Suite.load(options.suite)
     if options.address and recipe is None and not options.tasks:
@@ -232,6 +240,7 @@ def _scenes_of_recipe(subject: _Subject, options: argparse.Namespace) -> _Scenes
 
     evaluation = subject.recipe.evaluation if subject.recipe else EvaluationRecipe()
     first_seed = evaluation.first_seed if options.first_seed is None else options.first_seed
+    num_episodes = options.episodes or evaluation.num_episodes
     if subject.recipe is None:
         least = Suite.load(_SCENES_OF).seeds.tuning.first
         if first_seed < least:
@@ -240,13 +249,14 @@ def _scenes_of_recipe(subject: _Subject, options: argparse.Namespace) -> _Scenes
             )
     else:
         try:
-            replace(subject.recipe, evaluation=replace(evaluation, first_seed=first_seed))
+            played = replace(evaluation, first_seed=first_seed, num_episodes=num_episodes)
+            replace(subject.recipe, evaluation=played)
         except ValueError as error:
             raise WrongCallError(f"--first-seed: {error}") from None
     return _Scenes(
         tasks=options.tasks or (subject.recipe.data.tasks if subject.recipe else ()),
         first_seed=first_seed,
-        num_episodes=options.episodes or evaluation.num_episodes,
+        num_episodes=num_episodes,
         name="results",
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent import futures
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -144,3 +145,36 @@ def test_scenes_that_a_served_policy_may_have_been_trained_on_are_a_wrong_call(
 def test_a_served_policy_needs_tasks(asked: Asked, capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate("--address", "127.0.0.1:1", "--policy", "tabletop") == 2
     assert "--address needs --tasks or --suite" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--policy", "tabletop"], "--policy needs --address"),
+        (
+            ["--checkpoint", SHIPPED, "--address", "127.0.0.1:1", "--policy", "tabletop"],
+            "names a policy that is served: give one",
+        ),
+        (["--checkpoint", SHIPPED, "--tasks", "lift", "lift"], "--tasks names one twice: lift lift"),
+        (["--checkpoint", SHIPPED, "--first-seed", -60], "--first-seed is -60, expected at least 0"),
+    ],
+    ids=str,
+)
+def test_arguments_that_contradict_each_other_are_a_wrong_call(
+    asked: Asked, arguments: list[object], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate(*arguments) == 2
+    assert message in capsys.readouterr().err
+    assert not vars(asked)
+
+
+def test_scenes_from_before_those_of_training_on_do_not_run_into_them(
+    asked: Asked, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = Recipe.load("demo")
+    later = replace(recipe, data=replace(recipe.data, first_seed=1000))
+    (tmp_path / "later.json").write_text(json.dumps(later.to_json()))
+    asks = ("--checkpoint", SHIPPED, "--recipe", tmp_path / "later.json", "--first-seed", 900, "--episodes")
+    assert evaluate(*asks, 100) == 0
+    assert evaluate(*asks, 101) == 2
+    assert "--first-seed: evaluation.first_seed is 900, expected at least" in capsys.readouterr().err

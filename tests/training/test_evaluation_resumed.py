@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -118,6 +120,38 @@ def test_a_killed_evaluation_goes_on_and_says_the_same(robots: Robots, tmp_path:
     robots.scenes.clear()
     assert play(tmp_path / "killed") == resumed
     assert robots.scenes == []
+
+
+def test_the_first_task_that_fails_ends_an_evaluation(
+    robots: Robots, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends = threading.Event()
+
+    class Threads(ThreadPoolExecutor):
+        """In the place of processes, which a fixture does not reach; a task plays once the pool is shut down."""
+
+        def __init__(self, num_workers: int, **_: Any) -> None:
+            super().__init__(num_workers)
+
+        def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+            super().shutdown(wait=False, cancel_futures=cancel_futures)
+            ends.set()
+            super().shutdown()
+
+    def run_job(job: Job) -> Mapping[str, Any]:
+        if job.task == "lift":
+            raise KilledError
+        assert ends.wait(10.0)
+        robots.scenes.append((job.task, 0))
+        return {}
+
+    monkeypatch.setattr(evaluation, "ProcessPoolExecutor", Threads)
+    monkeypatch.setattr(evaluation, "run_job", run_job)
+    tasks = ["lift", "drawer-open", "assembly", "button-press", "pick-can", "open-door"]
+    with pytest.raises(KilledError):
+        play(tmp_path, tasks=tasks, num_workers=2)
+    # At most what two workers had begun, and none of those that waited.
+    assert len(robots.scenes) <= 2
 
 
 def test_more_scenes_add_to_those_that_were_played(robots: Robots, tmp_path: Path) -> None:

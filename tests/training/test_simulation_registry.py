@@ -9,6 +9,7 @@ import pytest
 
 from policy.embodiment import EmbodimentSpec, Group, GroupKind
 from training.names import UnknownNameError
+from training.simulation import registry
 from training.simulation.bodies import load_body
 from training.simulation.registry import TASK_NAMES, body_of, check_task, embodiment
 
@@ -69,6 +70,18 @@ def test_registry_and_bodies_import_no_simulator() -> None:
 def test_a_name_without_a_file_is_unknown_and_suggests_the_nearest() -> None:
     with pytest.raises(UnknownNameError, match="unknown task 'stack-ur5', did you mean 'stack-ur5e'"):
         check_task("stack-ur5")
+
+
+def test_a_task_whose_body_has_no_file_does_not_ask_for_a_simulator(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Task:
+        PACKAGE = "robosuite"
+
+        def make(self) -> None:
+            load_body("nobody")
+
+    monkeypatch.setattr(registry, "_load", lambda task: Task())
+    with pytest.raises(ModuleNotFoundError, match=r"No module named 'training\.simulation\.bodies\.nobody'$"):
+        registry.make_simulation("lift")
 
 
 def test_a_disturbance_leaves_a_mobile_base_alone() -> None:

@@ -6,7 +6,7 @@ Owns its strict JSON form and the one place where a training becomes a recipe. D
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
@@ -75,6 +75,13 @@ class Budget:
     evaluation_start_s: float
 
     def __post_init__(self) -> None:
+        check_numbers(
+            self.name,
+            self.seeds,
+            num_workers=self.num_workers,
+            episodes=self.episodes,
+            curve_episodes=self.curve_episodes,
+        )
         known = self.suite.tasks
         for name, tasks in (
             *((f"bases.{base}", recipe.data.tasks) for base, recipe in self.bases.items()),
@@ -187,8 +194,24 @@ class Budget:
             name: build(StepCosts, costs, f"budget.step_costs.{name}") for name, costs in parts["step_costs"].items()
         }
         parts["control_costs"] = build(ControlCosts, parts.get("control_costs", {}), "budget.control_costs")
-        parts["seeds"] = tuple(parts.get("seeds", ()))
+        parts["seeds"] = seeds_of_json(parts.get("seeds"))
         return build(cls, parts, "budget")
+
+
+def seeds_of_json(values: Any) -> tuple[int, ...]:
+    """Raises ValueError for what is no list."""
+    if not isinstance(values, list):
+        raise ValueError(f"budget.seeds is {values!r}, expected a list of numbers")
+    return tuple(values)
+
+
+def check_numbers(budget: str, seeds: Sequence[int], **counts: int) -> None:
+    """Raises ValueError where no seed is named, one twice or one below 0, and for a count below 1."""
+    if not seeds or len(set(seeds)) != len(seeds) or any(type(seed) is not int or seed < 0 for seed in seeds):
+        raise ValueError(f"budget {budget}: seeds are {list(seeds)}, expected different whole numbers from 0 on")
+    for name, count in counts.items():
+        if type(count) is not int or count < 1:
+            raise ValueError(f"budget {budget}: {name} is {count!r}, expected at least 1")
 
 
 def _decay_steps(training: Training, num_steps: int) -> int | None:

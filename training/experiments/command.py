@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from training.experiments.definitions.catalogue import EXPERIMENTS, experiment
 from training.experiments.video import command as video
 from training.experiments.video.definitions import VIDEO_EXPERIMENTS
+from training.names import WrongCallError
 
 if TYPE_CHECKING:
     from training.experiments.experiment import Experiment
@@ -42,9 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--from-results",
         action="store_true",
-        help="first note as done what results/*/jobs.json has of these recipes: go on from another machine's work",
+        help="first note in the store as done what results/*/jobs.json has of these recipes, also with --plan: go on "
+        "from another machine's work",
     )
-    parser.add_argument("--workers", type=int, help="processes, one torch thread each (default: the budget's)")
+    parser.add_argument("--workers", type=_num_workers, help="processes, one torch thread each (default: the budget's)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results there")
     parser.add_argument("--store", type=Path, help="where runs lie (default: build/experiments/BUDGET)")
     parser.set_defaults(threads=1)
@@ -58,6 +60,8 @@ def run(options: argparse.Namespace) -> int:
     from training.experiments.store import Store
     from training.experiments.work import Recordings, TrainingWork, check_recorded
 
+    if options.from_results and (options.name == REPORT or video.is_about_video(options.name)):
+        raise WrongCallError(f"--from-results is for {', '.join(EXPERIMENTS)} or {EVERYTHING}, not {options.name!r}")
     if options.name == REPORT:
         from training.experiments.report import write_reports
 
@@ -127,6 +131,13 @@ def _pack(planned: Plan[Job], directory: Path) -> None:
         if read not in seen and not recipe.stage2.start_from:
             seen.add(read)
             open_corpus(recipe, RunDirectory.of(recipe, directory))
+
+
+def _num_workers(text: str) -> int:
+    number = int(text) if text.isdecimal() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of processes, expected at least 1")
+    return number
 
 
 def _seeds(text: str) -> tuple[int, ...]:

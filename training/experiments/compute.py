@@ -96,6 +96,11 @@ def to_json(steps: Sequence[Steps], step_s: Mapping[StepKind, float]) -> dict[st
     }
 
 
+def first_steps(run: Run, store: Store, num_steps: int) -> Sequence[Mapping[str, Any]]:
+    """The rows of a policy's first steps; fewer where it was not trained so far or its log is not here."""
+    return [row for row in read_log(store.run_directory(run).stage2) if row["step"] < num_steps]
+
+
 def read_log(directory: Path) -> Sequence[Mapping[str, Any]]:
     """The rows of a stage's metrics.jsonl; none where nothing was trained."""
     return read_lines(directory / "metrics.jsonl")

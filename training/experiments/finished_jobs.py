@@ -6,17 +6,21 @@ alone. Weights are not in it: more test episodes of a policy that was trained el
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from training.experiments.compute import read_log, training_steps, usual_seconds
+from training.experiments.compute import first_steps, training_steps, usual_seconds
 from training.experiments.plan import EvaluationJob, Job, Stage1Job, Stage2Job, is_done
-from training.experiments.store import Evaluation, Store, read_json
-from training.json_file import append_line, write_json
+from training.experiments.store import Evaluation, Run, Store
+from training.json_file import write_json, write_text
 
 _FILE = "jobs.json"
 _LOGGED = ("prediction", "gradient_norm")
+_TRAINING = ("digest", "revision", "steps")
+_TEST = ("revision", "first_seed", "outcomes", "num_steps", "seconds")
 
 Values = Mapping[str, Any]
 
@@ -41,54 +45,110 @@ def write_finished_jobs(jobs: Sequence[Job], store: Store, directory: Path) -> N
 def take_up_finished_jobs(jobs: Sequence[Job], store: Store, results: Path) -> int:
     """Note in the store that those of `jobs` are done which a jobs.json below `results` has; returns how many were.
 
-    A policy is taken up when that leaves nothing of it to do, for its weights are not there, and when it was not begun
-    here; a prior, or a policy that others start from, when all that need it are. Raises ValueError that names a file of
-    another form.
+    A policy is taken up when that leaves nothing of it to do but to log its first steps, for its weights are not there,
+    and when none that was trained to its end is here; a prior, or a policy that others start from, when all that need
+    it are. Raises ValueError that names a file of another form.
     """
     left = [job for job in jobs if not is_done(job, store)]
-    priors, policies = _read(sorted(results.glob(f"*/{_FILE}")))
-    missing = _not_whole(left, policies, store)
-    needed = {job.run.stage1_recipe_digest for job in left if job.run.recipe_digest in missing}
-    # A policy's tests first: what a kill leaves is then not begun.
-    for job in sorted(left, key=lambda job: isinstance(job, Stage2Job)):
-        run = job.run
-        if isinstance(job, Stage1Job):
-            if run.stage1_recipe_digest in priors and run.stage1_recipe_digest not in needed:
-                store.write_stage1_outcome(run.stage1_digest, run.recipe, priors[run.stage1_recipe_digest])
-        elif run.recipe_digest in missing:
+    told = _read(sorted(results.glob(f"*/{_FILE}")))
+    policies = _whole_policies(left, told, store)
+    # Its tests last: a kill then leaves no test without the policy that it is of.
+    for job in sorted(left, key=lambda job: isinstance(job, EvaluationJob)):
+        if isinstance(job, Stage1Job) or job.run.digest not in policies:
             continue
-        elif isinstance(job, EvaluationJob):
-            test = Evaluation.from_json(policies[run.recipe_digest]["tests"][_test(job)])
-            store.write_evaluation(run, job.step, job.condition, job.task, test)
+        policy = policies[job.run.digest]
+        if isinstance(job, Stage2Job):
+            _take_log(job, told.logs.get(job.run.recipe_digest, ()), store)
+            store.write_run_outcome(job.run, policy.outcome)
         else:
-            policy = policies[run.recipe_digest]
-            for row in policy["log"]:
-                append_line(store.run_directory(run).stage2 / "metrics.jsonl", row)
-            store.write_run_outcome(run, policy["outcome"])
+            test = Evaluation.from_json(policy.tests[_test(job)])
+            store.write_evaluation(job.run, job.step, job.condition, job.task, test)
+    needed = {key for job in left if not is_done(job, store) for key in job.needs}
+    for job in left:
+        if isinstance(job, Stage1Job) and job.key not in needed and job.run.stage1_recipe_digest in told.priors:
+            store.write_stage1_outcome(job.run.stage1_digest, job.run.recipe, told.priors[job.run.stage1_recipe_digest])
     return sum(is_done(job, store) for job in left)
 
 
-def _not_whole(left: Sequence[Job], policies: Mapping[str, Values], store: Store) -> set[str]:
-    """The recipes' digests of which something is still to be done here."""
-    of_policies = [job for job in left if not isinstance(job, Stage1Job)]
-    missing = {
-        job.run.recipe_digest
-        for job in of_policies
-        if store.is_begun(job.run) or not _holds(policies.get(job.run.recipe_digest), job)
-    }
-    parents = {
-        job.run.parent.recipe_digest for job in of_policies if job.run.parent and job.run.recipe_digest in missing
-    }
-    return missing | parents
+@dataclass(kw_only=True)
+class _Policy:
+    """One training of a recipe, and the tests of what came of it by their names."""
+
+    outcome: Values
+    tests: dict[str, Values] = field(default_factory=dict)
+
+    def add(self, tests: Mapping[str, Values]) -> None:
+        """Of two tests of the same the one of more scenes."""
+        for name, test in tests.items():
+            self.tests[name] = max(self.tests.get(name, test), test, key=lambda test: len(test["outcomes"]))
+
+    def has(self, job: Stage2Job | EvaluationJob) -> bool:
+        if isinstance(job, Stage2Job):
+            return self.outcome["steps"] >= job.until
+        test = self.tests.get(_test(job))
+        return (
+            test is not None
+            and len(test["outcomes"]) >= job.num_episodes
+            and test["first_seed"] == job.run.recipe.evaluation.first_seed
+        )
 
 
-def _holds(policy: Values | None, job: Stage2Job | EvaluationJob) -> bool:
-    if policy is None:
-        return False
-    if isinstance(job, EvaluationJob):
-        return len(policy["tests"].get(_test(job), {"outcomes": ""})["outcomes"]) >= job.num_episodes
-    ends = job.until == job.run.recipe.stage2.schedule.num_steps
-    return policy["outcome"]["steps"] >= job.until and (ends or len(policy["log"]) >= job.until)
+@dataclass(frozen=True, kw_only=True)
+class _Told:
+    """What all the files say, by the digest of a recipe; a log of first steps may be any training's."""
+
+    priors: dict[str, Values] = field(default_factory=dict)
+    policies: dict[str, list[_Policy]] = field(default_factory=dict)
+    logs: dict[str, Sequence[Values]] = field(default_factory=dict)
+
+    def add(self, values: Values) -> None:
+        for recipe, prior in values["stage1"].items():
+            self.priors.setdefault(recipe, prior)
+        for recipe, run in values["runs"].items():
+            self.logs[recipe] = max(self.logs.get(recipe, ()), run["log"], key=len)
+            known = self.policies.setdefault(recipe, [])
+            same = [policy for policy in known if _training(policy.outcome) == _training(run["outcome"])]
+            if not same:
+                same = [_Policy(outcome=run["outcome"])]
+                known += same
+            same[0].add(run["tests"])
+
+
+def _whole_policies(left: Iterable[Job], told: _Told, store: Store) -> Mapping[str, _Policy]:
+    """By the digests of runs: of the trainings of its recipe the longest that leaves nothing to do, or the first."""
+    of_run: dict[str, list[Stage2Job | EvaluationJob]] = {}
+    for job in left:
+        if not isinstance(job, Stage1Job):
+            of_run.setdefault(job.run.digest, []).append(job)
+    whole = {}
+    for digest, jobs in of_run.items():
+        run = jobs[0].run
+        fit = [
+            policy
+            for policy in told.policies.get(run.recipe_digest, ())
+            if _may_be_taken(policy, run, store) and all(policy.has(job) for job in jobs)
+        ]
+        if fit:
+            whole[digest] = max(fit, key=lambda policy: policy.outcome["steps"])
+    for digest, jobs in of_run.items():
+        parent = jobs[0].run.parent
+        if parent and digest not in whole and any(isinstance(job, Stage2Job) for job in jobs):
+            whole.pop(parent.digest, None)
+    return whole
+
+
+def _may_be_taken(policy: _Policy, run: Run, store: Store) -> bool:
+    """Whether none of another training that is trained to its end is here: what is tested may be tested already."""
+    outcome = store.run_outcome(run)
+    if outcome is None or outcome["steps"] < run.recipe.stage2.schedule.num_steps:
+        return True
+    return store.is_told(run) and _training(outcome) == _training(policy.outcome)
+
+
+def _take_log(job: Stage2Job, log: Sequence[Values], store: Store) -> None:
+    if len(log) > len(first_steps(job.run, store, len(log))):
+        path = store.run_directory(job.run).stage2 / "metrics.jsonl"
+        write_text(path, "".join(json.dumps(row) + "\n" for row in log))
 
 
 def _prior(job: Stage1Job, store: Store) -> Values:
@@ -107,44 +167,45 @@ def _policy(job: Stage2Job, store: Store) -> Values:
         **(store.run_outcome(run) or {}),
         "config": {name: config.get(name) for name in ("execution_horizon", "action_horizon")},
     }
-    log = []
-    if job.until < run.recipe.stage2.schedule.num_steps:
+    return {
+        "outcome": {**outcome, "step_s": {each.kind.phase: usual_seconds(each) for each in steps}},
         # The log of these steps is all that is wanted of it.
-        rows = [row for row in read_log(directory) if row["step"] < job.until]
-        log = [{"step": row["step"], **{name: row[name] for name in _LOGGED}} for row in rows]
-    return {"outcome": {**outcome, "step_s": {each.kind.phase: usual_seconds(each) for each in steps}}, "log": log}
+        "log": [
+            {"step": row["step"], **{name: row[name] for name in _LOGGED}}
+            for row in first_steps(run, store, job.logged)
+        ],
+    }
 
 
 def _test(job: EvaluationJob) -> str:
     return f"step {job.step} {job.condition.name} {job.task}"
 
 
-def _read(paths: Iterable[Path]) -> tuple[Mapping[str, Values], Mapping[str, Values]]:
-    """Priors and policies by the digest of their recipe.
-
-    Of two trainings of one recipe the longer one is taken, or the first; a log of first steps may be the other's.
-    """
-    priors: dict[str, Values] = {}
-    policies: dict[str, Values] = {}
-    for path in paths:
-        values = read_json(path)
-        if not isinstance(values, Mapping) or set(values) != {"stage1", "runs"}:
-            raise ValueError(f"{path} is not what `experiment NAME --collect` writes: an object of stage1 and runs")
-        priors = {**values["stage1"], **priors}
-        for digest, policy in values["runs"].items():
-            policies[digest] = _of_both(policies[digest], policy) if digest in policies else policy
-    return priors, policies
-
-
-def _of_both(known: Values, other: Values) -> dict[str, Any]:
-    outcome = max(known["outcome"], other["outcome"], key=lambda outcome: outcome["steps"])
-    tests: dict[str, Values] = {}
-    for policy in (known, other):
-        if _training(policy["outcome"]) == _training(outcome):
-            for name, test in policy["tests"].items():
-                tests[name] = max(tests.get(name, test), test, key=lambda test: len(test["outcomes"]))
-    return {"outcome": outcome, "log": max(known["log"], other["log"], key=len), "tests": tests}
-
-
 def _training(outcome: Values) -> tuple[Any, ...]:
-    return tuple(outcome[name] for name in ("digest", "revision", "steps"))
+    return tuple(outcome[name] for name in _TRAINING)
+
+
+def _read(paths: Iterable[Path]) -> _Told:
+    told = _Told()
+    for path in paths:
+        try:
+            values = _object(json.loads(path.read_text()), "it", ("stage1", "runs"))
+            for digest, prior in _object(values["stage1"], "stage1").items():
+                _object(prior, f"stage1.{digest}", ("digest", "seconds"))
+            for digest, run in _object(values["runs"], "runs").items():
+                _object(run, f"runs.{digest}", ("outcome", "log", "tests"))
+                _object(run["outcome"], f"runs.{digest}.outcome", _TRAINING)
+                for name, test in _object(run["tests"], f"runs.{digest}.tests").items():
+                    _object(test, f"runs.{digest}.tests[{name!r}]", _TEST)
+        except ValueError as error:
+            raise ValueError(f"{path} is not what `experiment NAME --collect` writes: {error}") from None
+        told.add(values)
+    return told
+
+
+def _object(values: Any, where: str, keys: Sequence[str] = ()) -> Values:
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{where} is {type(values).__name__}, expected an object")
+    if missing := [key for key in keys if key not in values]:
+        raise ValueError(f"{where} has no {' and no '.join(missing)}")
+    return values

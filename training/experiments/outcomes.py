@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from training.experiments.compute import read_log, seconds_a_step, to_json, training_steps
+from training.experiments.compute import first_steps, seconds_a_step, to_json, training_steps
 from training.experiments.experiment import Arm, Checkpoint, Comparison, Experiment, Ratio, TaskGroup
 from training.experiments.markdown import whole_percent
 from training.experiments.plan import tested_steps
@@ -22,7 +22,7 @@ from training.experiments.statistics import (
     paired_difference,
     paired_ratio,
 )
-from training.experiments.store import Run, Store
+from training.experiments.store import Store
 from training.experiments.verdict import verdict
 from training.rollout import wilson_interval
 
@@ -134,10 +134,10 @@ class ArmsFound:
         stage1 = self._store.stage1_outcome(run.stage1_digest) if run.stage1_digest else None
         return {
             "seed": seed,
-            "digest": outcome.get("digest", run.digest),
-            "elsewhere": outcome.get("digest", run.digest) != run.digest,
+            "digest": self._store.trained_digest(run),
+            "elsewhere": self._store.trained_digest(run) != run.digest,
             "stage1_digest": (stage1 or {}).get("digest", run.stage1_digest),
-            "parent_digest": run.parent.digest if run.parent else "",
+            "parent_digest": self._store.trained_digest(run.parent) if run.parent else "",
             "steps": outcome.get("steps", 0),
             "stage1_seconds": (stage1 or {}).get("seconds", 0.0),
             "stage2_seconds": outcome.get("seconds", 0.0),
@@ -238,7 +238,7 @@ class ArmsFound:
     def _logged(self, arm: str, seed: int, quantity: str) -> list[float]:
         """A quantity at each step that the arm asks for; empty before they are all there."""
         until = self._experiment.arm(arm).until or 0
-        rows = _log_rows(self._store, self._runs[arm][seed], until)
+        rows = first_steps(self._runs[arm][seed], self._store, until)
         return [row[quantity] for row in rows] if len(rows) == until else []
 
     def _log(self, arm: Arm) -> dict[str, Any]:
@@ -254,10 +254,6 @@ class ArmsFound:
                 if (values := self._logged(arm.name, seed, quantity))
             }
         return drawn
-
-
-def _log_rows(store: Store, run: Run, until: int) -> list[Mapping[str, Any]]:
-    return [row for row in read_log(store.run_directory(run).stage2)[:until] if row["step"] < until]
 
 
 def task_figures(solved: Mapping[int, Sequence[bool]]) -> dict[str, Any]:

@@ -6,10 +6,11 @@ Owns what a job is, what it waits for and its estimated seconds. Carries nothing
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from training.experiments.budget import Budget
+from training.experiments.compute import first_steps
 from training.experiments.experiment import Arm, BaseName, Condition, Experiment
 from training.experiments.plan_of_jobs import Plan, measured_factor
 from training.experiments.store import Run, Store
@@ -38,10 +39,11 @@ class Stage1Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage2Job:
-    """Train to the end, or to step `until` when only the log of the first steps is wanted."""
+    """Train to step `until`; of its first `logged` steps the log is wanted too."""
 
     run: Run
     until: int
+    logged: int = 0
 
     @property
     def key(self) -> str:
@@ -95,7 +97,7 @@ def tested_steps(experiment: Experiment, arm: Arm, run: Run) -> tuple[int, ...]:
 def plan(experiments: Sequence[Experiment], store: Store, seeds: Sequence[int]) -> Plan[Job]:
     """All jobs and those left, at the budget's costs times what the costs of done jobs were off by."""
     jobs = _jobs(experiments, store, seeds)
-    left = tuple(job for job in jobs if not is_done(job, store))
+    left = _left(jobs, store)
     factors = _measured_factors(jobs, store)
     seconds = {job.key: factors[job.kind] * _estimate(job, store, "left") for job in left}
     return Plan(kinds=KINDS, jobs=jobs, left=left, seconds=seconds)
@@ -111,8 +113,28 @@ def is_done(job: Job, store: Store) -> bool:
     if isinstance(job, Stage1Job):
         return store.stage1_outcome(job.run.stage1_digest) is not None
     if isinstance(job, Stage2Job):
-        return store.trained_steps(job.run) >= job.until
+        return store.trained_steps(job.run) >= job.until and not _lacks_log(job, store)
     return len(store.evaluation(job.run, job.step, job.condition, job.task).seeds) >= job.num_episodes
+
+
+def lacks_log_alone(job: Stage2Job, store: Store) -> bool:
+    """Whether its policy was trained elsewhere, and all that is left is to log its first steps here."""
+    return store.trained_steps(job.run) >= job.until and _lacks_log(job, store)
+
+
+def _lacks_log(job: Stage2Job, store: Store) -> bool:
+    """Only what was told has none: a training writes its own."""
+    return bool(job.logged) and store.is_told(job.run) and len(first_steps(job.run, store, job.logged)) < job.logged
+
+
+def _left(jobs: Sequence[Job], store: Store) -> tuple[Job, ...]:
+    """Those not done, and priors that only were told of and whose weights these need."""
+    left = {job.key: job for job in jobs if not is_done(job, store)}
+    needed = {key for job in left.values() for key in job.needs}
+    for job in jobs:
+        if isinstance(job, Stage1Job) and job.key in needed and store.is_told_stage1(job.run.stage1_digest):
+            left[job.key] = job
+    return tuple(job for job in jobs if job.key in left)
 
 
 def _jobs(experiments: Sequence[Experiment], store: Store, seeds: Sequence[int]) -> tuple[Job, ...]:
@@ -132,7 +154,8 @@ def _jobs_of(experiment: Experiment, arm: Arm, store: Store, seed: int) -> list[
     for each in ([run.parent] if run.parent else []) + [run]:
         end = each.recipe.stage2.schedule.num_steps
         jobs += [Stage1Job(run=each)] if each.stage1_digest else []
-        jobs.append(Stage2Job(run=each, until=min(arm.until, end) if arm.until and each is run else end))
+        logged = min(arm.until, end) if arm.until and each is run else 0
+        jobs.append(Stage2Job(run=each, until=logged or end, logged=logged))
     end = run.recipe.stage2.schedule.num_steps
     for step in reversed(tested_steps(experiment, arm, run)):
         wanted = store.budget.num_episodes(experiment.name) if step == end else store.budget.curve_episodes
@@ -144,9 +167,9 @@ def _jobs_of(experiment: Experiment, arm: Arm, store: Store, seed: int) -> list[
 
 
 def _greater(known: Job | None, job: Job) -> Job:
-    """Of two wishes for the same thing, the one that contains the other."""
+    """Of two wishes for the same thing, the one that contains both."""
     if isinstance(known, Stage2Job) and isinstance(job, Stage2Job):
-        return known if known.until >= job.until else job
+        return replace(known, until=max(known.until, job.until), logged=max(known.logged, job.logged))
     if isinstance(known, EvaluationJob) and isinstance(job, EvaluationJob):
         return known if known.num_episodes >= job.num_episodes else job
     return known or job
@@ -163,7 +186,8 @@ def _estimate(job: Job, store: Store, part: Part) -> float:
     if isinstance(job, Stage1Job):
         return costs.start_s + costs.stage1_s * job.run.recipe.stage1.schedule.num_steps
     recipe, trained = job.run.recipe.stage2, store.trained_steps(job.run)
-    first, last = {"all": (0, job.until), "done": (0, trained), "left": (trained, job.until)}[part]
+    left = (0, job.logged) if trained >= job.until else (trained, job.until)
+    first, last = {"all": (0, job.until), "done": (0, trained), "left": left}[part]
     distilled = last if recipe.decay_steps is None else min(recipe.decay_steps, last)
     steps = (last - first) + (costs.distillation_factor - 1) * max(0, distilled - first)
     return costs.start_s + costs.stage2_s * (costs.history_factor if recipe.history else 1) * steps

@@ -22,6 +22,7 @@ from training.experiments.success_tables import floors, goal, success_table, tas
 from training.experiments.summary import format_summary
 from training.experiments.verdict import RULE, what_held
 from training.experiments.video import report as video_report
+from training.experiments.video.definitions import VIDEO_EXPERIMENTS
 from training.json_file import write_text
 
 NOTES = "notes.md"  # of results/, by hand: what was found outside of the experiments
@@ -29,8 +30,17 @@ Values = Mapping[str, Any]
 
 
 def write_reports(results: Path) -> list[Path]:
-    """Every report, figure and RESULTS.md, made again from results/*/results.json; returns what was written."""
+    """Every report, figure and RESULTS.md, made again from results/*/results.json; returns what was written.
+
+    Raises ValueError for the results of an experiment that is none, before anything is written.
+    """
     read = {path.parent: json.loads(path.read_text()) for path in sorted(results.glob("*/results.json"))}
+    names = [*EXPERIMENTS, *VIDEO_EXPERIMENTS]
+    for directory, values in read.items():
+        if values["experiment"] not in names:
+            raise ValueError(
+                f"{directory}/results.json is of {values['experiment']!r}, expected one of {', '.join(names)}"
+            )
     found = {directory: values for directory, values in read.items() if values["experiment"] in EXPERIMENTS}
     video = {directory: values for directory, values in read.items() if directory not in found}
     written = []

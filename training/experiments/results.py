@@ -86,7 +86,7 @@ def write_results(
     directory = results / results_name(experiment.name, store.budget.name)
     runs = {arm.name: store.run(arm.training, seeds[0]) for arm in experiment.arms}
     for name, run in runs.items():
-        recipe = _without_path(run, runs) if run.parent else run.recipe
+        recipe = _without_path(run.recipe, run.parent, runs, store) if run.parent else run.recipe
         write_json(directory / "recipes" / f"{file_name(name)}.json", recipe.to_json())
     write_finished_jobs(plan([experiment], store, seeds).jobs, store, directory)
     write_json(directory / "results.json", values)
@@ -119,11 +119,11 @@ def testing(configs: Iterable[Mapping[str, Any] | None], first_seed: int) -> dic
     }
 
 
-def _without_path(run: Run, runs: Mapping[str, Run]) -> Recipe:
+def _without_path(recipe: Recipe, parent: Run, runs: Mapping[str, Run], store: Store) -> Recipe:
     """A recipe that starts from another's checkpoint, which it names by arm and digest: where it lay is no recipe."""
-    digest = run.parent.digest if run.parent else ""
-    arm = next((name for name, each in runs.items() if each.digest == digest), "a run that is no arm")
-    return replace(run.recipe, stage2=replace(run.recipe.stage2, start_from=f"{arm} ({digest})"))
+    arm = next((name for name, each in runs.items() if each.digest == parent.digest), "a run that is no arm")
+    start_from = f"{arm} ({store.trained_digest(parent)})"
+    return replace(recipe, stage2=replace(recipe.stage2, start_from=start_from))
 
 
 def _planned_hours(experiments: Sequence[Experiment], store: Store, seeds: Sequence[int]) -> float:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from training.experiments.experiment import Condition
-from training.experiments.plan import EvaluationJob, Job, Stage1Job, Stage2Job, is_done
+from training.experiments.plan import EvaluationJob, Job, Stage1Job, Stage2Job, is_done, lacks_log_alone
 from training.experiments.plan_of_jobs import JobOfPlan, Plan
 from training.experiments.store import Evaluation, Store
 from training.recipe import Recipe, RunDirectory
@@ -61,8 +61,11 @@ def perform(job: Job, store: Store, work: Work) -> None:
     elif isinstance(job, Stage2Job):
         run = job.run
         stage1 = store.stage1_directory(run.stage1_digest) if run.stage1_digest else None
-        outcome = work.train_stage2(run.recipe, store.run_directory(run), stage1, job.until)
-        store.write_run_outcome(run, {"steps": job.until, **outcome})
+        if lacks_log_alone(job, store):
+            work.train_stage2(run.recipe, store.run_directory(run), stage1, job.logged)
+        else:
+            outcome = work.train_stage2(run.recipe, store.run_directory(run), stage1, job.until)
+            store.write_run_outcome(run, {"steps": job.until, **outcome})
     else:
         _evaluate(job, store, work)
 
@@ -142,7 +145,8 @@ def carry_out_jobs(
                 open_keys.remove(job.key)
                 _report(f"done: {job.key} ({len(waiting) + len(running)} left)")
             else:
-                failures.append(f"{job.key}: {type(error).__name__}: {error}")
+                reason = f"{type(error).__name__}: {error}" if error else "it ended and is not done"
+                failures.append(f"{job.key}: {reason}")
                 _report(f"failed: {failures[-1]}")
     if failures:
         skipped = f"; {len(waiting)} jobs that need them were not tried" if waiting else ""

@@ -94,8 +94,7 @@ class Store:
 
     def config(self, run: Run) -> Mapping[str, Any] | None:
         """The last checkpoint's, or as much of it as was told with the outcome of a run that is not here."""
-        told = (read_json(self.run_directory(run).root / _OUTCOME) or {}).get("config")
-        return read_json(self.checkpoint(run, None) / "config.json") or told
+        return read_json(self.checkpoint(run, None) / "config.json") or self._outcome(run).get("config")
 
     def stage1_outcome(self, digest: str) -> Mapping[str, Any] | None:
         """What is known of a prior that is trained, its `seconds` and `left_out_seconds` (time_spent.py) among it."""
@@ -115,13 +114,23 @@ class Store:
         write_json(self.run_directory(run).root / "recipe.json", run.recipe.to_json())
         write_json(self.run_directory(run).root / _OUTCOME, values)
 
-    def is_begun(self, run: Run) -> bool:
-        """Whether anything of its stage 2 was done with this store."""
-        directory = self.run_directory(run)
-        return directory.stage2.exists() or (directory.root / _OUTCOME).is_file()
+    def is_told(self, run: Run) -> bool:
+        """Whether what is known of it was told by finished_jobs.py, of a training whose weights are not here."""
+        return "digest" in self._outcome(run)
+
+    def is_told_stage1(self, digest: str) -> bool:
+        """As is_told, of a prior."""
+        return "digest" in (read_json(self.stage1_directory(digest) / _OUTCOME) or {})
+
+    def trained_digest(self, run: Run) -> str:
+        """Of the training that is known of: another one's where it was told."""
+        return self._outcome(run).get("digest", run.digest)
 
     def trained_steps(self, run: Run) -> int:
-        return int((read_json(self.run_directory(run).root / _OUTCOME) or {"steps": 0})["steps"])
+        return int(self._outcome(run).get("steps", 0))
+
+    def _outcome(self, run: Run) -> Mapping[str, Any]:
+        return read_json(self.run_directory(run).root / _OUTCOME) or {}
 
     def evaluation(self, run: Run, step: int, condition: Condition, task: str) -> Evaluation:
         return Evaluation.from_json(read_json(self._evaluation_path(run, step, condition, task)) or {})

@@ -50,6 +50,8 @@ class TrainingWork:
         from training.export import git_commit
         from training.pipeline import train, train_stages
 
+        if recipe.stage2.start_from:
+            _check_here(Path(recipe.stage2.start_from), "a policy that starts from it is")
         stage1 = RunDirectory.of(recipe, stage1_directory).stage1 if stage1_directory else None
         ended = until == recipe.stage2.schedule.num_steps
         with logged(run.root):
@@ -73,8 +75,7 @@ class TrainingWork:
         from training.export import git_commit
         from training.simulation.registry import simulator_versions
 
-        if not checkpoint.is_dir():
-            raise FileNotFoundError(f"{checkpoint} was deleted and more scenes are asked for; delete its run as well")
+        _check_here(checkpoint, "more scenes are")
         target = Target(
             checkpoint=checkpoint,
             history=condition.history,
@@ -108,6 +109,14 @@ class Recordings:
         if dataset not in self.known:
             self.known[dataset] = source_sha256(dataset) if dataset.is_dir() else UNRECORDED
         return self.known[dataset]
+
+
+def _check_here(checkpoint: Path, wanted: str) -> None:
+    """Raises FileNotFoundError for weights that were deleted or never were here, as those of finished_jobs.py."""
+    if not checkpoint.is_dir():
+        raise FileNotFoundError(
+            f"{checkpoint} is not here and {wanted} asked for; delete the rest of its run too, to train it here"
+        )
 
 
 def check_recorded(recipes: Iterable[Recipe], suite: Suite) -> None:

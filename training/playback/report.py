@@ -11,9 +11,10 @@ from training.playback.scenes import MOST_STALLED_SHARE, is_valid
 
 Values = Mapping[str, Any]
 _INTERVALS = (
-    "Intervals are 95 %: Wilson's for the success of a task, else a bootstrap over tasks, then scenes, the same scenes "
-    "for both sides of a comparison. A claim holds when its whole interval does; where all of it lies on the other "
-    f"side the opposite was found. Fewer than {FEWEST_SCENES} scenes show nothing."
+    "Intervals are 95 %: Wilson's for the success of a task; for a ratio of jumps a bootstrap over tasks, then scenes, "
+    "the same scenes for both sides; for a difference of success the wider of such a bootstrap and of Wilson's for how "
+    "many pairs of scenes differ each way. A claim holds when its whole interval does; where all of it lies on the "
+    f"other side the opposite was found. Fewer than {FEWEST_SCENES} scenes show nothing."
 )
 _JUMPS = (
     "A jump is how far an action is from the one before, dimension by dimension, in the units that the body is "

@@ -42,6 +42,8 @@ def make_simulation(task: str) -> Simulation:
     try:
         return definition.make()
     except ModuleNotFoundError as error:
+        if (error.name or "").startswith(f"{__name__.partition('.')[0]}."):
+            raise  # a file of ours that is not there, as a body's: no installation brings it
         raise MissingSimulatorError(
             f"task {task!r} needs {definition.PACKAGE}, and the module {error.name!r} is not installed: "
             + (ROBOSUITE_REMEDY if definition.PACKAGE == "robosuite" else _REMEDY)

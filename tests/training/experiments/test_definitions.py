@@ -295,6 +295,12 @@ def test_an_unknown_experiment_or_budget_names_the_nearest(tmp_path: Path) -> No
         ({"step_costs": {}}, r"budget.step_costs has \[\], expected all, subset and adaptation"),
         ({"episode_s": {"lift": 1.0}}, r"episode_s says nothing of \['assembly'"),
         ({"episode_s": {"lfit": 1.0}}, r"episode_s names \['lfit'\]"),
+        ({"seeds": 3}, "budget.seeds is 3, expected a list of numbers"),
+        ({"seeds": []}, r"budget cpu: seeds are \[\], expected different whole numbers"),
+        ({"seeds": [0, 0]}, r"budget cpu: seeds are \[0, 0\], expected"),
+        ({"num_workers": 0}, "budget cpu: num_workers is 0, expected at least 1"),
+        ({"episodes": "50"}, "budget cpu: episodes is '50', expected at least 1"),
+        ({"curve_episodes": 0}, "budget cpu: curve_episodes is 0, expected at least 1"),
     ],
 )
 def test_a_wrong_budget_is_refused_by_name(change: dict[str, Any], message: str) -> None:

@@ -368,6 +368,17 @@ def test_reports_are_made_again_from_json_alone(finished: Path, tmp_path: Path) 
         assert (tmp_path / "results" / name).read_bytes() == (finished / "results" / name).read_bytes()
 
 
+def test_results_of_no_experiment_are_named_and_nothing_is_written(finished: Path, tmp_path: Path) -> None:
+    for name in ("decay", "priors"):
+        (tmp_path / "results" / name).mkdir(parents=True)
+        values = {**values_of(finished, "decay"), "experiment": name}
+        (tmp_path / "results" / name / "results.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=r"results/priors/results\.json is of 'priors', expected one of prior, "):
+        write_reports(tmp_path / "results")
+    assert not (tmp_path / "RESULTS.md").exists()
+    assert not (tmp_path / "results/decay/report.md").exists()
+
+
 def test_the_whole_of_the_outcomes_is_kept(finished: Path) -> None:
     values = json.loads((finished / "results/prior/results.json").read_text())
     for arm in values["arms"]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from tests.training.experiments.fake_work import FakeWork, store_of
 from training.experiments.budget import Budget
 from training.experiments.experiment import Arm, Comparison, Condition, Experiment, Training
 from training.experiments.plan import plan
-from training.experiments.runner import ExperimentError, carry_out
+from training.experiments.runner import ExperimentError, carry_out, carry_out_jobs
 from training.experiments.store import UNKNOWN_COMMIT, BusyError, Evaluation, MadeWith, Store
 from training.simulation.rendering import NoisyFrameError
 from training.time_spent import TimeSpent
@@ -156,6 +156,13 @@ def test_a_failed_job_stops_only_what_needs_it(store: Store, executor: ThreadPoo
     with pytest.raises(ExperimentError, match=r"1 jobs failed; 31 jobs that need them.*: loss is nan"):
         do(TOY, store, work, executor, seeds=(0,))
     assert len([call for call in work.calls if call[0] == "evaluation"]) == 5 * 6
+
+
+def test_a_job_that_ends_without_being_done_is_said_to_have_failed(store: Store) -> None:
+    planned, ended = plan([AT_THE_END], store, (0,)), Future()
+    ended.set_result(None)
+    with pytest.raises(ExperimentError, match=r"stage 1 \w+: it ended and is not done"):
+        carry_out_jobs(planned.left, lambda job: ended, lambda job: False, num_workers=1)
 
 
 def test_a_test_that_failed_leaves_nothing_and_is_done_again(store: Store, executor: ThreadPoolExecutor) -> None:

@@ -244,6 +244,11 @@ def test_a_claim_about_no_arm_is_refused() -> None:
         ({"epsiodes": 5}, r"budget has unknown keys \['epsiodes'\]"),
         ({"clips": {}}, "budget.clips: .*missing"),
         ({"costs": {"hand_clip": 1}}, r"budget.costs has unknown keys \['hand_clip'\]"),
+        ({"seeds": 3}, "budget.seeds is 3, expected a list of numbers"),
+        ({"seeds": []}, r"budget cpu: seeds are \[\], expected different whole numbers"),
+        ({"seeds": [0, 0]}, r"budget cpu: seeds are \[0, 0\], expected"),
+        ({"num_workers": 0}, "budget cpu: num_workers is 0, expected at least 1"),
+        ({"episodes": "50"}, "budget cpu: episodes is '50', expected at least 1"),
     ],
 )
 def test_a_wrong_video_budget_is_refused_by_name(change: dict[str, Any], message: str) -> None:

@@ -63,6 +63,15 @@ def test_a_test_names_the_checkpoint_the_code_and_the_simulator(
     }
 
 
+def test_weights_that_are_not_here_are_named_with_what_to_do(recipe: Recipe, tmp_path: Path) -> None:
+    work, checkpoint = TrainingWork(device="cpu"), tmp_path / "run" / "checkpoint"
+    with pytest.raises(FileNotFoundError, match="run/checkpoint is not here and more scenes are asked for; delete the"):
+        work.evaluate(checkpoint, Condition(), "lift", 100_000, 1)
+    further = replace(recipe, stage2=replace(recipe.stage2, start_from=str(checkpoint)))
+    with pytest.raises(FileNotFoundError, match="is not here and a policy that starts from it is asked for; delete"):
+        work.train_stage2(further, RunDirectory.of(further, tmp_path / "further"), None, 2)
+
+
 def test_recordings_are_known_by_their_content(recipe: Recipe) -> None:
     (digest,) = Recordings()(recipe).values()
     assert len(digest) == 64
@@ -133,9 +142,11 @@ def test_the_verb_says_how_to_record_what_an_experiment_reads(
     [
         (["priors"], "unknown experiment 'priors', did you mean 'prior'?"),
         (["prior", "--budget", "tpu"], "unknown budget 'tpu', did you mean"),
+        (["video", "--from-results"], "--from-results is for prior, optimisation, "),
+        (["report", "--from-results"], "or all, not 'report'"),
     ],
 )
-def test_an_unknown_name_exits_with_2(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_call_exits_with_2(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(*arguments) == 2
     assert message in capsys.readouterr().err
 
@@ -146,3 +157,11 @@ def test_wrong_seeds_exit_with_2(seeds: str, capsys: pytest.CaptureFixture[str])
         call("prior", f"--seeds={seeds}")
     assert exit_.value.code == 2
     assert "argument --seeds" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("workers", ["0", "-1", "two", ""])
+def test_a_wrong_number_of_workers_exits_with_2(workers: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        call("prior", "--plan", f"--workers={workers}")
+    assert exit_.value.code == 2
+    assert "argument --workers" in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from policy.embodiment import Group, GroupKind
 from training.playback.cells import Cell
 from training.playback.claims import claims
+from training.playback.report import format_report
 from training.playback.scenes import PlayedScene, RealTimeCounts, Row, is_valid, summary
 from training.rollout import RuleName
 from training.seams import SeamMeter, pooled
@@ -21,6 +23,7 @@ GROUPS = (
     Group(name="gripper", dim=1, kind=GroupKind.GRIPPER, unit="1"),
 )
 NUM_SCENES = 40
+PUBLISHED = Path(__file__).resolve().parents[3] / "docs/measured/playback"
 
 
 def figures(jump: float, seed: int = 0) -> Any:
@@ -190,3 +193,8 @@ def test_a_few_scenes_show_nothing() -> None:
 def test_only_methods_that_were_asked_for_are_claimed() -> None:
     assert claimed(rules=("replace", "ensemble")) == []
     assert len(claimed(rules=("replace", "guidance", "prefix"))) == 6
+
+
+def test_the_published_report_says_what_its_results_do() -> None:
+    values = json.loads((PUBLISHED / "results.json").read_text())
+    assert format_report(values, ["plot.png", "plot.svg"]) == (PUBLISHED / "report.md").read_text()

@@ -12,11 +12,13 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from training.experiments.budget import check_numbers, seeds_of_json
 from training.experiments.experiment import DEFAULT_DECAY
 from training.experiments.video.experiment import CodesTraining, PolicyTraining
 from training.json_file import build
 from training.latent_actions.settings import LatentActionSettings
 from training.names import shipped_json
+from training.recipe import Recipe
 from training.suite import Suite
 from training.video_prior.joint_recipe import JointRecipe
 from training.video_prior.recipe import AdaptationRecipe, IntentRecipe, VideoPriorRecipe
@@ -116,6 +118,7 @@ class VideoBudget:
     costs: VideoCosts
 
     def __post_init__(self) -> None:
+        check_numbers(self.name, self.seeds, num_workers=self.num_workers, episodes=self.episodes)
         tasks = self.tasks
         if unknown := sorted(set(tasks) - set(self.suite.tasks)):
             raise ValueError(f"budget {self.name}: base.data.tasks names {unknown}, expected tasks of the suite")
@@ -208,7 +211,7 @@ class VideoBudget:
             base=base,
         )
 
-    def _base(self, seed: int) -> Any:
+    def _base(self, seed: int) -> Recipe:
         base = self.recipe.base
         return replace(base, seed=seed, evaluation=replace(base.evaluation, num_episodes=self.episodes))
 
@@ -233,7 +236,7 @@ class VideoBudget:
         )
         parts["joint"] = JointRecipe.from_json(parts.get("joint", {}))
         parts["costs"] = build(VideoCosts, parts.get("costs", {}), "budget.costs")
-        parts["seeds"] = tuple(parts.get("seeds", ()))
+        parts["seeds"] = seeds_of_json(parts.get("seeds"))
         return build(cls, parts, "budget")
 
 

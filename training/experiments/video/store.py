@@ -8,6 +8,7 @@ that only probes read), `runs/<digest>/` and `outcomes/<job>.json`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -158,6 +159,6 @@ class VideoStore:
     def _evaluation_path(self, run: PolicyRun, task: str) -> Path:
         return self.root / "runs" / run.digest / "evaluations" / f"{task}.json"
 
-    def locked(self) -> Any:
+    def locked(self) -> AbstractContextManager[None]:
         """One process at a time carries out jobs here; raises BusyError."""
         return locked(self.root)
