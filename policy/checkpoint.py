@@ -50,7 +50,8 @@ def write_checkpoint(
 
     `probe` holds recorded requests, their number of steps named, and the fp32 chunks that they must give. `manifest`
     adds method, variant, data, training, ...
-    Raises FileExistsError when the directory exists: a checkpoint is immutable.
+    Raises FileExistsError when the directory exists: a checkpoint is immutable; OSError when it cannot be written,
+    and nothing is left of it then.
     """
     if directory.exists():
         raise FileExistsError(f"{directory} exists; a checkpoint is immutable, choose another directory")
@@ -58,32 +59,20 @@ def write_checkpoint(
         raise ValueError("a checkpoint needs at least one probe request, each with its num_inference_steps")
     staged = directory.with_name(directory.name + ".tmp")
     shutil.rmtree(staged, ignore_errors=True)
-    (staged / "tokenizer").mkdir(parents=True)
-    config = vla.config
-    _write_json(
-        staged / "config.json", {"format_version": FORMAT_VERSION, **_summary(config), "model": config.to_json()}
-    )
-    embodiments = [
-        {"spec": spec.to_json(), "digest": spec.digest, "statistics": values}
-        for spec, values in zip(specs, statistics, strict=True)
-    ]
-    _write_json(staged / "embodiments.json", {"embodiments": embodiments})
-    vla.backbone.save_tokenizer(str(staged / "tokenizer"))
-    save_file(
-        {name: value.detach().cpu().contiguous() for name, value in vla.state_dict().items()},
-        staged / "model.safetensors",
-    )
-    _write_probe(staged / "probe.npz", probe)
-    num_parameters = sum(value.numel() for value in vla.parameters())
-    described = {
-        "format_version": FORMAT_VERSION,
-        "size": config.size,
-        "num_parameters": num_parameters,
-        **manifest,
-        "files": {name: _describe(staged / name) for name in _file_names(staged)},
-    }
-    _write_json(staged / MANIFEST, described)
-    staged.rename(directory)
+    try:
+        _write_parts(staged, vla, specs, statistics, probe)
+        num_parameters = sum(value.numel() for value in vla.parameters())
+        described = {
+            "format_version": FORMAT_VERSION,
+            "size": vla.config.size,
+            "num_parameters": num_parameters,
+            **manifest,
+            "files": {name: _describe(staged / name) for name in _file_names(staged)},
+        }
+        _write_json(staged / MANIFEST, described)
+        staged.rename(directory)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
     return revision_of(directory)
 
 
@@ -195,6 +184,25 @@ def _probe(arrays: Mapping[str, np.ndarray], index: int) -> tuple[ChunkRequest, 
     return request, torch.from_numpy(own["expected"])
 
 
+def _write_parts(
+    directory: Path, vla: Model, specs: Sequence[EmbodimentSpec], statistics: Sequence[Statistics], probe: Probe
+) -> None:
+    """All of a checkpoint but its manifest."""
+    (directory / "tokenizer").mkdir(parents=True)
+    config = vla.config
+    _write_json(
+        directory / "config.json", {"format_version": FORMAT_VERSION, **_summary(config), "model": config.to_json()}
+    )
+    embodiments = [
+        {"spec": spec.to_json(), "digest": spec.digest, "statistics": values}
+        for spec, values in zip(specs, statistics, strict=True)
+    ]
+    _write_json(directory / "embodiments.json", {"embodiments": embodiments})
+    vla.backbone.save_tokenizer(str(directory / "tokenizer"))
+    _write_weights(directory / "model.safetensors", vla)
+    _write_probe(directory / "probe.npz", probe)
+
+
 def _write_probe(path: Path, probe: Probe) -> None:
     arrays: dict[str, np.ndarray] = {"num_requests": np.array(len(probe))}
     for index, (request, chunk) in enumerate(probe):
@@ -219,6 +227,14 @@ def _build(config: ModelConfig, tokenizer: Tokenizer) -> Model:
         return build_model(config, tokenizer)
     except ValueError as error:
         raise CheckpointError(f"config.json: {error}") from None
+
+
+def _write_weights(path: Path, vla: Model) -> None:
+    weights = {name: value.detach().cpu().contiguous() for name, value in vla.state_dict().items()}
+    try:
+        save_file(weights, path)
+    except SafetensorError as error:  # which is no OSError, though a full disk is what it says
+        raise OSError(f"{path} cannot be written: {error}") from None
 
 
 def _load_weights(vla: Model, path: Path) -> None:
@@ -253,6 +269,8 @@ def _embodiments(values: Mapping[str, Any]) -> tuple[list[EmbodimentSpec], list[
             spec = EmbodimentSpec.from_json(entry["spec"])
             if spec.digest != entry["digest"]:
                 raise ValueError(f"digest of {spec.name!r} is {entry['digest']}, its spec gives {spec.digest}")
+            if spec.name in [other.name for other in specs]:
+                raise ValueError(f"embodiment {spec.name!r} is there twice, expected once")
             specs.append(spec)
             statistics.append(entry["statistics"])
     except (KeyError, TypeError, ValueError) as error:

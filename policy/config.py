@@ -1,6 +1,6 @@
 """What a model is made of, as frozen data: everything needed to build it before its weights are read.
 
-Owns the config of the whole VLA, its JSON form, and the named sizes. Builds no module (vla.py does).
+Owns the config of the whole VLA and its JSON form. Names no size (sizes.py) and builds no module (vla.py).
 """
 
 from __future__ import annotations
@@ -8,13 +8,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
+from policy.bounds import check_number, check_one_of, check_whole
 from policy.images import Interpolation
 from policy.prior import EncoderInputs
 from policy.trunk import TrunkConfig
 
 _T = TypeVar("_T")
+# Channels of the convolutional eyes are normalised in so many groups.
+CHANNEL_GROUPS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +29,14 @@ class ConvolutionalSettings:
     num_keypoints: int
     channels: tuple[int, int, int, int]
     trunk: TrunkConfig
+
+    def __post_init__(self) -> None:
+        for name in ("vocabulary", "num_keypoints"):
+            check_whole(f"backbone.{name}", getattr(self, name), 1)
+        if len(self.channels) != 4 or any(number < 1 or number % CHANNEL_GROUPS for number in self.channels):
+            raise ValueError(
+                f"backbone.channels are {list(self.channels)}, expected four multiples of {CHANNEL_GROUPS}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +106,15 @@ class ModelConfig:
     intent: IntentSettings | None = None
 
     def __post_init__(self) -> None:
+        for name in (
+            "num_embodiments", "max_cameras", "max_state_dim", "max_action_dim", "image_size", "action_horizon",
+            "latent_dim",
+        ):  # fmt: skip
+            check_whole(name, getattr(self, name), 1)
+        for name in ("history_steps", "num_soft_tokens"):
+            check_whole(name, getattr(self, name), 0)
+        check_one_of("interpolation", self.interpolation, get_args(Interpolation))
+        check_one_of("encoder_inputs", self.encoder_inputs, get_args(EncoderInputs))
         if not 0 <= self.max_inference_delay < self.action_horizon:
             raise ValueError(
                 f"max_inference_delay is {self.max_inference_delay}, "
@@ -109,8 +129,7 @@ class ModelConfig:
                 f"num_inference_steps is {self.num_inference_steps}, "
                 f"expected 1 to max_inference_steps {self.max_inference_steps}"
             )
-        if not 0 <= self.noise_scale <= 1:
-            raise ValueError(f"noise_scale is {self.noise_scale}, expected 0 to 1")
+        check_number("noise_scale", self.noise_scale, 0, 1)
 
     def to_json(self) -> dict[str, Any]:
         values = json.loads(json.dumps(asdict(self)))
@@ -124,41 +143,39 @@ class ModelConfig:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> ModelConfig:
         """Raises ValueError that names an unknown, missing or impossible key."""
+        if not isinstance(values, Mapping):
+            raise ValueError(f"model is {type(values).__name__}, expected an object")
         values = dict(values)
-        values["encoder"] = _build(TrunkConfig, values.get("encoder"), "encoder")
-        values["decoder"] = _build(TrunkConfig, values.get("decoder"), "decoder")
+        values["encoder"] = build_settings(TrunkConfig, values.get("encoder"), "encoder")
+        values["decoder"] = build_settings(TrunkConfig, values.get("decoder"), "decoder")
         values["backbone"] = _backbone(values.get("backbone"))
         if "intent" in values:
-            values["intent"] = _build(IntentSettings, values["intent"], "intent")
-        return _build(cls, values, "model")
+            values["intent"] = build_settings(IntentSettings, values["intent"], "intent")
+        return build_settings(cls, values, "model")
 
 
 # What changes how a trained model is asked, and nothing about how it was trained.
 INFERENCE_ONLY = ("execution_horizon", "num_inference_steps", "max_inference_steps", "noise_scale")
 
 
-def _backbone(values: Any) -> ConvolutionalSettings | VlmSettings:
-    kind = values.get("kind") if isinstance(values, Mapping) else None
-    if kind == "vlm":
-        return _build(VlmSettings, {name: _frozen(value) for name, value in values.items()}, "backbone")
-    if kind == "convolutional":
-        trunk = _build(TrunkConfig, values.get("trunk"), "backbone.trunk")
-        channels = tuple(values.get("channels", ()))
-        return _build(ConvolutionalSettings, {**values, "trunk": trunk, "channels": channels}, "backbone")
-    raise ValueError(f"backbone.kind is {kind!r}, expected 'convolutional' or 'vlm'")
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _build(cls: type[_T], values: Any, where: str) -> _T:
+def build_settings(kind: type[_T], values: Any, where: str) -> _T:
+    """The dataclass that an object of JSON says, lists as tuples. Raises ValueError that names what is wrong in it."""
     if not isinstance(values, Mapping):
         raise ValueError(f"{where} is {type(values).__name__}, expected an object")
-    known = {field.name for field in fields(cls)}  # type: ignore[arg-type]
+    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
     if unknown := sorted(set(values) - known):
         raise ValueError(f"{where} has unknown keys {unknown}, expected {sorted(known)}")
     try:
-        return cls(**values)
+        return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
     except TypeError as error:
         raise ValueError(f"{where}: {error}") from None
+
+
+def _backbone(values: Any) -> ConvolutionalSettings | VlmSettings:
+    kind = values.get("kind") if isinstance(values, Mapping) else None
+    if kind == "vlm":
+        return build_settings(VlmSettings, values, "backbone")
+    if kind == "convolutional":
+        trunk = build_settings(TrunkConfig, values.get("trunk"), "backbone.trunk")
+        return build_settings(ConvolutionalSettings, {**values, "trunk": trunk}, "backbone")
+    raise ValueError(f"backbone.kind is {kind!r}, expected 'convolutional' or 'vlm'")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from policy.backbone import Backbone, BackboneOutput, ObservationBatch
+from policy.config import CHANNEL_GROUPS
 from policy.images import to_unit_range
 from policy.instructions import InstructionReader
 from policy.prior import EmbodimentLinear
@@ -47,26 +48,26 @@ class Stem(nn.Module):
         first, second, third, fourth = channels
         self.fine = nn.Sequential(
             nn.Conv2d(5, first, 5, stride=2, padding=2),
-            nn.GroupNorm(4, first),
+            nn.GroupNorm(CHANNEL_GROUPS, first),
             nn.SiLU(),
             nn.Conv2d(first, second, 3, stride=2, padding=1),
-            nn.GroupNorm(4, second),
+            nn.GroupNorm(CHANNEL_GROUPS, second),
             nn.SiLU(),
             nn.Conv2d(second, second, 3, padding=1),
-            nn.GroupNorm(4, second),
+            nn.GroupNorm(CHANNEL_GROUPS, second),
             nn.SiLU(),
         )
         self.context = nn.Sequential(
             nn.Conv2d(second, third, 3, stride=2, padding=1),
-            nn.GroupNorm(4, third),
+            nn.GroupNorm(CHANNEL_GROUPS, third),
             nn.SiLU(),
             nn.Conv2d(third, third, 3, padding=1),
-            nn.GroupNorm(4, third),
+            nn.GroupNorm(CHANNEL_GROUPS, third),
             nn.SiLU(),
         )
         self.coarse = nn.Sequential(
             nn.Conv2d(third, fourth, 3, stride=2, padding=1),
-            nn.GroupNorm(4, fourth),
+            nn.GroupNorm(CHANNEL_GROUPS, fourth),
             nn.SiLU(),
             nn.AdaptiveAvgPool2d(3),
         )

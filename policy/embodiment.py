@@ -70,6 +70,9 @@ class Group:
                 raise ValueError(f"group {self.name!r}: {name} has {len(limit)} values, expected {self.dim} or none")
             # One number has one JSON form: 1 and 1.0 are equal and must not differ in the digest.
             object.__setattr__(self, name, tuple(float(value) for value in limit))
+        for name in ("lower_limit", "upper_limit"):
+            if any(math.isnan(value) for value in getattr(self, name)):
+                raise ValueError(f"group {self.name!r} has {name} {list(getattr(self, name))}, expected numbers")
         if self.step_limit and self.representation is not Representation.ABSOLUTE:
             raise ValueError(f"group {self.name!r} is {self.representation}, only absolute groups have a step_limit")
         if not all(0 <= limit < math.inf for limit in self.step_limit):
@@ -83,6 +86,12 @@ class Camera:
     name: str
     height: int
     width: int
+
+    def __post_init__(self) -> None:
+        if self.height < 1 or self.width < 1:
+            raise ValueError(
+                f"camera {self.name!r} is {self.height} pixels high and {self.width} wide, expected at least 1"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +107,7 @@ class EmbodimentSpec:
     def __post_init__(self) -> None:
         if not self.cameras or not self.state or not self.action:
             raise ValueError(f"embodiment {self.name!r} needs at least one camera, state group and action group")
-        if not self.control_rate_hz > 0:
+        if not 0 < self.control_rate_hz < math.inf:
             raise ValueError(
                 f"embodiment {self.name!r} has control_rate_hz {self.control_rate_hz}, expected more than 0"
             )
@@ -155,12 +164,17 @@ class EmbodimentSpec:
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> EmbodimentSpec:
-        """Raises TypeError for an unknown or missing key, ValueError for a value that cannot be."""
-        fields = dict(fields)
-        fields["cameras"] = tuple(Camera(**camera) for camera in fields["cameras"])
-        fields["state"] = tuple(_group(group) for group in fields["state"])
-        fields["action"] = tuple(_group(group) for group in fields["action"])
-        return cls(**fields)
+        """Raises ValueError that names an unknown or missing key, or a value that cannot be."""
+        try:
+            fields = dict(fields)
+            fields["cameras"] = tuple(Camera(**camera) for camera in fields["cameras"])
+            fields["state"] = tuple(_group(group) for group in fields["state"])
+            fields["action"] = tuple(_group(group) for group in fields["action"])
+            return cls(**fields)
+        except KeyError as error:
+            raise ValueError(f"the spec lacks {error}") from None
+        except TypeError as error:
+            raise ValueError(f"the spec does not fit: {error}") from None
 
 
 def group_slices(groups: tuple[Group, ...]) -> Iterator[tuple[Group, slice]]:

@@ -33,7 +33,7 @@ class Normalizer:
     """Statistics of one embodiment, applied: "state" and "action", each name -> one number a dimension.
 
     Action statistics are those of the relative form where a group is relative. Raises ValueError for statistics that
-    are missing, of the wrong length or not finite.
+    are missing, of the wrong length or no finite numbers.
     """
 
     def __init__(self, spec: EmbodimentSpec, statistics: Statistics) -> None:
@@ -100,10 +100,17 @@ def _affine(
 
 
 def _column(spec: EmbodimentSpec, side: str, statistics: Statistics, name: str, dim: int) -> Tensor:
-    values: Any = statistics.get(side, {}).get(name)
+    of_side: Any = statistics.get(side) if isinstance(statistics, Mapping) else None
+    values = of_side.get(name) if isinstance(of_side, Mapping) else None
     if values is None:
         raise ValueError(f"statistics of embodiment {spec.name!r} lack {side}.{name}")
-    column = torch.tensor(values, dtype=torch.float32)
+    try:
+        column = torch.tensor(values, dtype=torch.float32)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"statistics of embodiment {spec.name!r}: {side}.{name} holds what is no number, "
+            f"expected {dim} finite numbers"
+        ) from None
     if column.shape != (dim,) or not column.isfinite().all():
         raise ValueError(
             f"statistics of embodiment {spec.name!r}: {side}.{name} has shape {tuple(column.shape)}, "

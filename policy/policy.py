@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from policy.images import resize_frames
 from policy.models import Model
 from policy.normalization import Normalizer, Statistics
 from policy.real_time import Continuation, Guidance, Prefix, soft_mask
-from policy.request import ChunkRequest, RealTimeChunking
+from policy.request import ChunkRequest, Method, RealTimeChunking
 from policy.vla import HistoryBatch
 
 Dtype = Literal["fp32", "bf16"]
@@ -93,9 +93,17 @@ class Policy:
 
     def check_probe(self, probe: Probe) -> None:
         """Raises CheckpointError when recorded observations no longer give their recorded chunks."""
-        chunks = self.predict_chunk([request for request, _ in probe])
+        try:
+            chunks = self.predict_chunk([request for request, _ in probe])
+        except ValueError as error:
+            raise CheckpointError(f"probe.npz: {error}") from None
         tolerance = PROBE_TOLERANCE[self.dtype]
         for (request, expected), chunk in zip(probe, chunks, strict=True):
+            if chunk.shape != expected.shape:
+                raise CheckpointError(
+                    f"probe.npz: the chunk of embodiment {request.embodiment!r} is {tuple(expected.shape)}, "
+                    f"the policy gives {tuple(chunk.shape)}"
+                )
             worst = float(((chunk.cpu() - expected).abs() / (1 + expected.abs())).max())
             if not worst <= tolerance:
                 raise CheckpointError(
@@ -132,6 +140,8 @@ class Policy:
             )
         if set(request.images) != set(spec.camera_names):
             raise InvalidObservationError(f"images are {sorted(request.images)}, expected {sorted(spec.camera_names)}")
+        for name in spec.camera_names:
+            _check_frame(name, request.images[name])
         _check_vector("state", request.state, (spec.state_dim,))
         if not request.instruction.strip():
             raise InvalidObservationError("instruction is blank, expected what to do in plain language")
@@ -139,7 +149,7 @@ class Policy:
         if (request.history_states is None) != (request.history_actions is None):
             raise InvalidObservationError("history_states and history_actions must come together")
         if request.history_states is not None and request.history_actions is not None:
-            steps = len(request.history_states)
+            steps = _num_rows("history_states", request.history_states)
             if steps > self.config.history_steps:
                 raise InvalidObservationError(
                     f"history has {steps} steps, expected at most {self.config.history_steps}"
@@ -159,7 +169,7 @@ class Policy:
     def _to_actions(self, request: ChunkRequest, normalized: Tensor) -> Tensor:
         spec = self.embodiments[request.embodiment]
         actions = self._normalizers[spec.name].unnormalize_action(
-            normalized[:, : spec.action_dim].cpu(), request.state.cpu()
+            normalized[:, : spec.action_dim].cpu(), request.state.cpu().float()
         )
         low, high = self._limits[spec.name]
         return actions.clamp(low, high).to(self.device)
@@ -269,7 +279,10 @@ class Policy:
         return (torch.arange(self.config.max_action_dim) < dims[:, None]).to(self.device)
 
     def _check_chunking(self, chunking: RealTimeChunking, action_dim: int) -> None:
-        horizon, num_previous = self.config.action_horizon, len(chunking.previous_actions)
+        if chunking.method not in get_args(Method):
+            raise InvalidObservationError(f"method is {chunking.method!r}, expected one of {list(get_args(Method))}")
+        horizon = self.config.action_horizon
+        num_previous = _num_rows("previous_actions", chunking.previous_actions)
         _check_vector("previous_actions", chunking.previous_actions, (num_previous, action_dim))
         longest = self.config.max_inference_delay if chunking.method == "prefix" else horizon - 1
         if chunking.method == "prefix" and not longest:
@@ -285,6 +298,19 @@ class Policy:
             raise InvalidObservationError(
                 f"max_guidance_weight is {chunking.max_guidance_weight}, expected a finite number, more than 0"
             )
+
+
+def _check_frame(camera: str, frame: Tensor) -> None:
+    if frame.dtype != torch.uint8 or frame.ndim != 3 or frame.shape[-1] != 3 or not frame.numel():
+        raise InvalidObservationError(
+            f"image {camera!r} is {frame.dtype} {tuple(frame.shape)}, expected uint8 [height, width, 3]"
+        )
+
+
+def _num_rows(name: str, values: Tensor) -> int:
+    if values.ndim != 2:
+        raise InvalidObservationError(f"{name} has shape {tuple(values.shape)}, expected a row a step")
+    return len(values)
 
 
 def _check_vector(name: str, values: Tensor, shape: tuple[int, ...]) -> None:

@@ -68,9 +68,10 @@ def _check(trunk: TrunkConfig, config: Mapping[str, Any], directory: Path) -> No
     for key, value in expected.items():
         if found[key] != value:
             raise ValueError(f"{key} in {directory / 'config.json'} is {found[key]!r}, the trunk expects {value!r}")
-    if config["num_hidden_layers"] < trunk.num_layers:
+    num_layers = config.get("num_hidden_layers")
+    if not isinstance(num_layers, int) or num_layers < trunk.num_layers:
         raise ValueError(
-            f"num_hidden_layers in {directory / 'config.json'} is {config['num_hidden_layers']}, "
+            f"num_hidden_layers in {directory / 'config.json'} is {num_layers}, "
             f"the trunk expects at least {trunk.num_layers}"
         )
 

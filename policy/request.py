@@ -10,6 +10,8 @@ from torch import Tensor
 
 from policy.real_time import DEFAULT_MAX_GUIDANCE_WEIGHT
 
+Method = Literal["guidance", "prefix"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class RealTimeChunking:
@@ -23,7 +25,7 @@ class RealTimeChunking:
     previous_actions: Tensor
     inference_delay: int
     execution_horizon: int
-    method: Literal["guidance", "prefix"]
+    method: Method
     max_guidance_weight: float = DEFAULT_MAX_GUIDANCE_WEIGHT
 
 

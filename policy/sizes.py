@@ -12,6 +12,9 @@ from policy.trunk import TrunkConfig
 # Qwen3-0.6B's layers (its public config), of which paper A keeps an unstated number; 8 each by default.
 _QWEN3_0_6B = TrunkConfig(width=1024, num_layers=8, num_heads=16, num_kv_heads=8, head_dim=128, mlp_width=3072)
 
+# Pixels of a picture's side, where no pretrained model has its own.
+IMAGE_SIZES = {"tiny": 96, "tiny-vlm": 64, "small": 128, "paper": 224}
+
 
 def _trunk(width: int, num_layers: int) -> TrunkConfig:
     heads = width // 32
@@ -47,7 +50,7 @@ def tiny(specs: Sequence[EmbodimentSpec], vocabulary: int) -> ModelConfig:
     """About 5 M parameters, 96 px: the shipped size, trained from nothing on two cores."""
     return ModelConfig(
         size="tiny",
-        image_size=96,
+        image_size=IMAGE_SIZES["tiny"],
         latent_dim=256,
         num_soft_tokens=2,
         encoder=_trunk(192, 3),
@@ -63,7 +66,7 @@ def tiny_vlm(specs: Sequence[EmbodimentSpec], vocabulary: int, hugging_face: Map
     """A few hundred thousand parameters around a toy model of any family."""
     return ModelConfig(
         size="tiny-vlm",
-        image_size=64,
+        image_size=IMAGE_SIZES["tiny-vlm"],
         latent_dim=64,
         num_soft_tokens=2,
         encoder=_trunk(64, 2),
@@ -77,7 +80,7 @@ def small(specs: Sequence[EmbodimentSpec], vocabulary: int) -> ModelConfig:
     """About 36 M parameters, 128 px: one GPU, minutes to hours."""
     return ModelConfig(
         size="small",
-        image_size=128,
+        image_size=IMAGE_SIZES["small"],
         latent_dim=512,
         num_soft_tokens=8,
         encoder=_trunk(384, 4),
@@ -93,7 +96,7 @@ def paper(specs: Sequence[EmbodimentSpec], vocabulary: int, hugging_face: Mappin
     """Qwen3-VL-2B with encoder and decoder of Qwen3-0.6B layers; `hugging_face` is the VLM's own config."""
     return ModelConfig(
         size="paper",
-        image_size=224,
+        image_size=IMAGE_SIZES["paper"],
         latent_dim=1024,
         num_soft_tokens=16,
         encoder=_QWEN3_0_6B,

@@ -14,6 +14,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from policy.bounds import check_whole
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrunkConfig:
@@ -27,6 +29,8 @@ class TrunkConfig:
     norm_epsilon: float = 1e-6
 
     def __post_init__(self) -> None:
+        for name in ("width", "num_layers", "num_heads", "num_kv_heads", "head_dim", "mlp_width"):
+            check_whole(f"trunk.{name}", getattr(self, name), 1)
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
         if self.head_dim % 2:

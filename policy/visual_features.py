@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,9 +18,10 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from policy.config import build_settings
 from policy.images import resize_frames, to_unit_range
 from policy.trunk import Trunk, TrunkConfig
-from policy.vlm_directory import check_weights
+from policy.vlm_directory import check_weights, read_processor
 
 VisualKind = Literal["small", "transformers"]
 _SMALL_HEAD_DIM = 32
@@ -68,14 +69,7 @@ class VisualSettings:
     @classmethod
     def from_json(cls, values: Any) -> VisualSettings:
         """Raises ValueError that names an unknown, missing or impossible key."""
-        if not isinstance(values, Mapping):
-            raise ValueError(f"visual is {type(values).__name__}, expected an object")
-        known = {field.name for field in fields(cls)}
-        if unknown := sorted(set(values) - known):
-            raise ValueError(f"visual has unknown keys {unknown}, expected {sorted(known)}")
-        read: dict[str, Any] = dict(values)
-        read |= {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
-        return cls(**read)
+        return build_settings(cls, values, "visual")
 
 
 class SmallVit(nn.Module):
@@ -172,7 +166,7 @@ def read_visual_directory(directory: Path | str, image_size: int | None = None) 
     """Settings of the vision model, or of the vision half of a model, that save_pretrained wrote to `directory`.
 
     `image_size` in pixels is the model's own by default. Raises OSError for what is missing, ValueError for a model
-    that has no patches; either says what to do.
+    that has no patches or whose pixels are made in another way; either says what to do.
     """
     from transformers import AutoConfig
 
@@ -188,8 +182,7 @@ def read_visual_directory(directory: Path | str, image_size: int | None = None) 
     own = json.loads(json.dumps(config.to_dict()))
     for origin in ("_name_or_path", "transformers_version", "auto_map"):
         own.pop(origin, None)
-    processor = directory / "preprocessor_config.json"
-    pixels = json.loads(processor.read_text()) if processor.is_file() else {}
+    pixels = read_processor(directory)
     return VisualSettings(
         kind="transformers",
         image_size=image_size or config.image_size // config.patch_size * config.patch_size,

@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 from transformers import AutoConfig
 
@@ -73,14 +74,13 @@ def read_directory(path: Path | str) -> VlmDirectory:
     highest = max(tokenizer.get_vocab(with_added_tokens=True).values())
     if highest >= text.vocab_size:
         text.vocab_size = -(-(highest + 1) // 64) * 64
-    name, processor = _processor(path)
-    _check_pixels(name, processor)
+    processor = read_processor(path)
     return VlmDirectory(
         path=path,
         settings=VlmSettings(
             hugging_face=_without_origin(config.to_dict()),
-            image_mean=_three(processor.get("image_mean")),
-            image_std=_three(processor.get("image_std")),
+            image_mean=_numbers(processor.get("image_mean")),
+            image_std=_numbers(processor.get("image_std")),
         ),
         tokenizer=tokenizer,
         interpolation="bilinear" if processor.get("resample") == _PIL_BILINEAR else "bicubic",
@@ -90,12 +90,12 @@ def read_directory(path: Path | str) -> VlmDirectory:
 
 
 def check_weights(path: Path) -> list[Path]:
-    """The files of weights in a directory. Raises OSError when they are missing, not safetensors, or not weights."""
+    """The files of weights in a directory. Raises OSError when they are missing, not safetensors, or not whole."""
     if (path / "adapter_config.json").is_file():
         raise OSError(f"{path} holds an adapter, not a model; merge it into its model and save that")
     index = path / _INDEX
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        names = _names_in(index)
         if missing := [name for name in names if not (path / name).is_file()]:
             raise OSError(
                 f"{index} names {missing[0]}, which is not there ({len(missing)} of {len(names)} files "
@@ -109,7 +109,26 @@ def check_weights(path: Path) -> list[Path]:
         with (path / name).open("rb") as file:
             if file.read(40).startswith(b"version https://git-lfs"):
                 raise OSError(f"{path / name} is a pointer of Git LFS, not weights; run `git lfs pull` in {path}")
+        try:
+            with safe_open(path / name, framework="pt"):  # reads the header alone, which says how long the file is
+                pass
+        except SafetensorError as error:
+            raise OSError(f"{path / name} cannot be read: {error}; copy it there again") from None
     return [path / name for name in names]
+
+
+def _names_in(index: Path) -> list[str]:
+    """The files that an index of shards names."""
+    table = _read_object(index).get("weight_map")
+    if not isinstance(table, Mapping) or not table:
+        raise OSError(f"{index} has no weight_map; save the model there with save_pretrained")
+    names = sorted({str(name) for name in table.values()})
+    # A file is read as what its name says, and a pickle is run when it is read.
+    if foreign := [name for name in names if not name.endswith(".safetensors") or Path(name).name != name]:
+        raise OSError(
+            f"{index} names {foreign[0]}, expected names of safetensors beside it; get the model's safetensors"
+        )
+    return names
 
 
 def _without_safetensors(path: Path) -> str:
@@ -150,22 +169,28 @@ def _tokenizer(path: Path) -> Tokenizer:
     return tokenizer
 
 
-def _processor(path: Path) -> tuple[Path, Mapping[str, Any]]:
-    """The image processor's config and where it was found: beside the processor's or, as of late, inside of it."""
-    whole = path / "processor_config.json"
-    if whole.is_file() and isinstance(found := _read_object(whole).get("image_processor"), Mapping):
-        return whole, found
-    own = path / "preprocessor_config.json"
-    return own, _read_object(own) if own.is_file() else {}
+def read_processor(path: Path) -> Mapping[str, Any]:
+    """The image processor's config, beside the processor's or, as of late, inside of it; empty where there is none.
 
-
-def _check_pixels(path: Path, processor: Mapping[str, Any]) -> None:
+    Raises ValueError for pixels that it makes in another way than this code.
+    """
+    where, found = path / "processor_config.json", None
+    if where.is_file():
+        found = _read_object(where).get("image_processor")
+    if not isinstance(found, Mapping):
+        where = path / "preprocessor_config.json"
+        found = _read_object(where) if where.is_file() else {}
     for key, expected in _PIXELS.items():
-        found = processor.get(key)
-        if found is not None and abs(found - expected) > 1e-6:
+        said = found.get(key)
+        if said is not None and abs(said - expected) > 1e-6:
             raise ValueError(
-                f"{path}: {key} is {found}, expected {expected}: pixels are always rescaled and normalised"
+                f"{where}: {key} is {said}, expected {expected}: pixels are always rescaled and normalised"
             )
+    for key in ("image_mean", "image_std"):
+        said = found.get(key)
+        if said is not None and not (isinstance(said, list) and all(isinstance(value, int | float) for value in said)):
+            raise ValueError(f"{where}: {key} is {said!r}, expected a number for each of three channels")
+    return found
 
 
 def _sides(family: Family, config: Any, processor: Mapping[str, Any]) -> tuple[int, int] | None:
@@ -183,7 +208,7 @@ def _sides(family: Family, config: Any, processor: Mapping[str, Any]) -> tuple[i
     return side, side
 
 
-def _three(values: Any) -> tuple[float, ...] | None:
+def _numbers(values: Any) -> tuple[float, ...] | None:
     return None if values is None else tuple(float(value) for value in values)
 
 

@@ -1,4 +1,4 @@
-"""`python -m training VERB`: record or import, stats, stage1, stage2, export, inspect, evaluate; demo is all in order.
+"""`python -m training VERB`: record or import, stats, stage1, stage2, inspect, export, evaluate; demo is all in order.
 
 Owns the command line alone: it reads a recipe, names a run's directory and calls one function. Results go to stdout,
 progress to stderr; exit 2 for a wrong call, 1 for a failed one.
@@ -46,7 +46,7 @@ VERBS = {
     "inspect": "chunk error with true, image-shuffled and state-shuffled inputs",
     "evaluate": "closed loop on held-out scenes, of a checkpoint or of a served policy (resumable)",
     "playback": "success and jumps at seams by rule and delay, in lock step or against the clock (resumable)",
-    "demo": "record, stats, stage1, stage2, export, inspect and evaluate in order",
+    "demo": "record, stats, stage1, stage2, inspect, export and evaluate in order",
     "experiment": "a claim of paper A measured with seeds, intervals and controls (resumable)",
     "bench": "what training costs: windows/s, the history's second pass, loader wait, stage 1 beside stage 2",
     "bench-data": "record a suite's demonstrations and write their card (resumable)",
@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
         if name == "bench-data":
             bench_data.add_arguments(verb)
             continue
-        verb.add_argument("--threads", type=int, default=2, help="torch threads (default: 2)")
+        verb.add_argument("--threads", type=_at_least(1), default=2, help="torch threads (default: 2)")
         if name == "import":
             _add_import_arguments(verb)
             continue
@@ -98,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
         )
         verb.add_argument("--run", type=Path, help="the run's directory (default: build/runs/RECIPE)")
         verb.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
-        verb.add_argument("--workers", type=int, default=2, help="processes that simulate (default: 2)")
+        verb.add_argument("--workers", type=_at_least(1), default=2, help="processes that simulate (default: 2)")
         if name in ("inspect", "evaluate", "demo", "bench"):
             verb.add_argument("--json", type=Path, metavar="FILE", help="also write what is printed, machine-readable")
         if name == "inspect":
@@ -111,13 +111,17 @@ def _parser() -> argparse.ArgumentParser:
             verb.add_argument("--tuning", choices=["full", "lora"], help="of the backbone (default: the recipe's)")
             verb.add_argument("--lora-rank", type=int, help="with --tuning lora (default: the recipe's)")
         if name in ("stage1", "stage2"):
-            verb.add_argument("--until", type=int, metavar="STEP", help="stop after this step, to be resumed later")
+            verb.add_argument(
+                "--until", type=_at_least(0), metavar="STEP", help="stop after this step, to be resumed later"
+            )
             verb.add_argument(
                 "--parallel", choices=["ddp", "fsdp"], default="ddp",
                 help="under torchrun: copy the model to every process or shard it (default: ddp)",
             )  # fmt: skip
         if name == "bench":
-            verb.add_argument("--rounds", type=int, default=8, help="of a few steps of each training (default: 8)")
+            verb.add_argument(
+                "--rounds", type=_at_least(1), default=8, help="of a few steps of each training (default: 8)"
+            )
         if name == "evaluate":
             evaluate_command.add_arguments(verb)
             _add_identity_arguments(verb)
@@ -126,6 +130,18 @@ def _parser() -> argparse.ArgumentParser:
     add_latent_actions_verb(verbs)
     add_video_prior_verb(verbs)
     return parser
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    """The type of an argument."""
+
+    def number(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{value} came, expected at least {least}")
+        return value
+
+    return number
 
 
 def _add_experiment_arguments(verb: argparse.ArgumentParser) -> None:
@@ -166,6 +182,8 @@ def _run(options: argparse.Namespace) -> int:
     from training.recipe import Recipe, RunDirectory
 
     torch.set_num_threads(options.threads)
+    if not getattr(options, "address", ""):  # what is served runs elsewhere
+        _check_device(getattr(options, "device", "cpu"))
     if "perform" in options:  # a verb that brings its own arguments brings its work too
         return options.perform(options)
     if options.verb == "bench-data":
@@ -208,6 +226,18 @@ def _run(options: argparse.Namespace) -> int:
     }[options.verb]
     verb(recipe, run, options)
     return 0
+
+
+def _check_device(device: str) -> None:
+    """Raises WrongCallError for a device that is not here, before any work is done for it."""
+    import torch
+
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        raise WrongCallError(f"--device is {device!r}, expected cpu or cuda") from None
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise WrongCallError(f"--device is {device!r}, and torch {torch.__version__} finds no GPU here; leave it out")
 
 
 def _with_backbone(recipe: Recipe, options: argparse.Namespace) -> Recipe:
@@ -311,11 +341,13 @@ def _stage1(recipe: Recipe, run: RunDirectory, options: argparse.Namespace) -> N
 
     until = getattr(options, "until", None)
     with _processes(options) as (members, device):
-        with members.first_writes():
-            corpus = _corpus(recipe, run)
-        train_stage1(corpus, run.stage1, device=device, until=until, processes=members)
+        if recipe.trains_prior:
+            with members.first_writes():
+                corpus = _corpus(recipe, run)
+            train_stage1(corpus, run.stage1, device=device, until=until, processes=members)
         if members.writes:
-            print(f"stage 1 in {run.stage1}")
+            start = recipe.stage2.start_from or "a random decoder"
+            print(f"stage 1 in {run.stage1}" if recipe.trains_prior else f"no stage 1: stage 2 starts from {start}")
 
 
 def _stage2(recipe: Recipe, run: RunDirectory, options: argparse.Namespace) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ class Mixture:
     normalizers: Mapping[str, Normalizer]
     embodiments: Mapping[str, int]
     config: ModelConfig
-    landmark_scales: Sequence[tuple[np.ndarray, np.ndarray]] = field(default=())  # mean and std per pack
+    landmark_scales: Sequence[tuple[np.ndarray, np.ndarray]] = ()  # mean and std per pack
 
     @property
     def max_landmarks(self) -> int:

@@ -35,10 +35,8 @@ from training.suite import Suite
 if TYPE_CHECKING:
     from policy.vlm_directory import VlmDirectory
 
-_SIZES = {"tiny": sizes.tiny, "small": sizes.small}
 # The suite that knows how long a demonstration takes.
 _COSTS_OF = "cross13"
-_IMAGE_SIZES = {"tiny": 96, "small": 128, "tiny-vlm": 64, "paper": 224}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,7 +261,7 @@ def _config(recipe: Recipe, specs: Sequence[EmbodimentSpec], tokenizer: Tokenize
     vocabulary = tokenizer.get_vocab_size()
     if recipe.size == "tiny-vlm":
         return sizes.tiny_vlm(specs, vocabulary, toy_hugging_face("smolvlm", tokenizer))
-    return _SIZES[recipe.size](specs, vocabulary)
+    return sizes.SIZES[recipe.size](specs, vocabulary)
 
 
 def _pretrained(recipe: Recipe) -> VlmDirectory | None:
@@ -281,13 +279,13 @@ def _view(recipe: Recipe, parent: CheckpointParts | None, pretrained: VlmDirecto
     if recipe.backbone is not None and pretrained is not None:
         from training.backbone import image_size_of
 
-        return image_size_of(pretrained, recipe.backbone, _IMAGE_SIZES[recipe.size]), pretrained.interpolation
-    return _IMAGE_SIZES[recipe.size], "bilinear"
+        return image_size_of(pretrained, recipe.backbone, sizes.IMAGE_SIZES[recipe.size]), pretrained.interpolation
+    return sizes.IMAGE_SIZES[recipe.size], "bilinear"
 
 
 def _packs_directory(recipe: Recipe, run: RunDirectory, image_size: int, interpolation: Interpolation) -> Path:
     """Runs share packs of the size's own view; another view has packs of its own beside them."""
-    if (image_size, interpolation) == (_IMAGE_SIZES[recipe.size], "bilinear"):
+    if (image_size, interpolation) == (sizes.IMAGE_SIZES[recipe.size], "bilinear"):
         return run.packs
     return run.packs.with_name(f"{run.packs.name}-{image_size}px-{interpolation}")
 

@@ -16,6 +16,7 @@ from training.names import WrongCallError
 
 if TYPE_CHECKING:
     from policy.checkpoint import CheckpointParts
+    from policy.config import ModelConfig
     from policy.models import Model
     from training.corpus import Corpus
     from training.data.pack import Pack
@@ -37,13 +38,14 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
 
 
 def inspect_run(recipe: Recipe, run: RunDirectory, options: argparse.Namespace) -> None:
-    """Raises UntrainedRunError for one whose stage 2 is not done."""
+    """Raises UntrainedRunError for one whose stage 2 is not done, WrongCallError for what it cannot be asked."""
     from training.inspection import HELD_OUT, frames_of_run, held_out_packs, scenes_of_run
     from training.json_file import write_json
     from training.pipeline import open_trained
 
     _check(options)
     corpus, vla = open_trained(recipe, run, device=options.device)
+    vla.config = _asked(vla.config, options)
     packs, frames = corpus.packs, frames_of_run(corpus)
     if options.held_out:
         packs = held_out_packs(corpus, scenes_of_run(corpus), run.held_out, num_workers=options.workers)
@@ -58,7 +60,7 @@ def inspect_run(recipe: Recipe, run: RunDirectory, options: argparse.Namespace) 
 def inspect_checkpoint(recipe: Recipe | None, options: argparse.Namespace) -> None:
     """On the recordings of `recipe`, None for the checkpoint's own; on held-out scenes without any of them.
 
-    Raises CheckpointError, or ValueError.
+    Raises CheckpointError, WrongCallError for what it cannot be asked, or another ValueError.
     """
     from policy.checkpoint import read_checkpoint
     from training.corpus import checkpoint_corpus, unrecorded_corpus
@@ -70,6 +72,7 @@ def inspect_checkpoint(recipe: Recipe | None, options: argparse.Namespace) -> No
     if (options.backbone, options.tuning, options.lora_rank) != (None, None, None):
         raise WrongCallError("--backbone, --tuning and --lora-rank are a run's; a checkpoint has its own backbone")
     checkpoint = read_checkpoint(options.checkpoint)
+    checkpoint.vla.config = _asked(checkpoint.vla.config, options)
     own = _own_recipe(checkpoint, recipe)
     recipe = recipe or own
     run = RunDirectory.of(recipe, options.run or Path("build/runs") / recipe.name)
@@ -103,6 +106,15 @@ def _check(options: argparse.Namespace) -> None:
         raise WrongCallError(f"--frames is {options.frames}, expected at least 2: one alone cannot be shuffled")
 
 
+def _asked(config: ModelConfig, options: argparse.Namespace) -> ModelConfig:
+    """Raises WrongCallError, before anything is recorded, for what the model cannot be asked."""
+    asked = {"noise_scale": options.noise_scale, "num_inference_steps": options.inference_steps}
+    try:
+        return replace(config, **{name: value for name, value in asked.items() if value is not None})
+    except ValueError as error:
+        raise WrongCallError(str(error)) from None
+
+
 def _look(
     vla: Model,
     corpus: Corpus,
@@ -118,8 +130,6 @@ def _look(
     """
     from training.inspection import NUM_FRAMES, format_inspection, inspect
 
-    asked = {"noise_scale": options.noise_scale, "num_inference_steps": options.inference_steps}
-    vla.config = replace(vla.config, **{name: value for name, value in asked.items() if value is not None})
     mixture = corpus.mixture(packs, landmarks=False)
     measured = inspect(vla, mixture, num_frames=options.frames or NUM_FRAMES, device=options.device)
     rows = [{**row, "frames": frames[row["task"]], "trained_with_history": history} for row in measured]

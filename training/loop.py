@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from policy.bounds import check_number, check_positive, check_whole
 from training.json_file import read_lines, write_json, write_text
 from training.parallel import ALONE, Processes
 from training.prefetch import Prefetch
@@ -44,6 +45,15 @@ class Schedule:
     ema_decay: float = 0.998
     save_every: int = 500
     log_every: int = 20
+
+    def __post_init__(self) -> None:
+        for name, least in (("num_steps", 0), ("warmup_steps", 0), ("save_every", 1), ("log_every", 1)):
+            check_whole(f"schedule.{name}", getattr(self, name), least)
+        for name in ("learning_rate", "clip_norm"):
+            check_positive(f"schedule.{name}", getattr(self, name))
+        check_number("schedule.weight_decay", self.weight_decay, 0)
+        for name in ("final_fraction", "ema_decay"):
+            check_number(f"schedule.{name}", getattr(self, name), 0, 1)
 
     def rate(self, step: int) -> float:
         if step < self.warmup_steps:
@@ -210,8 +220,8 @@ def save(
 ) -> None:
     """Write `state/step_NNNNNNNN.safetensors` beside the old one, point `state/latest` at it, then drop the old.
 
-    Raises FloatingPointError for a state that is not finite, and leaves the old one: a step may spoil the weights while
-    its own loss, which was computed before, is a number.
+    Leaves the old one where it raises: OSError for a state that cannot be written, FloatingPointError for one that is
+    not finite, as a step may spoil the weights while its own loss, which was computed before, is a number.
     """
     whole: dict[str, Tensor] = {}
     for name, value in _state(modules, optimizer, ema).items():
@@ -240,7 +250,10 @@ def _write_state(state_root: Path, step: int, tensors: Mapping[str, Tensor]) -> 
     state_root.mkdir(exist_ok=True)
     target = state_root / f"step_{step:08d}.safetensors"
     staged = target.with_suffix(".tmp")
-    save_file(dict(tensors), staged, {"step": str(step)})
+    try:
+        save_file(dict(tensors), staged, {"step": str(step)})
+    except SafetensorError as error:  # which is no OSError, though a full disk is what it says
+        raise OSError(f"{target} cannot be written: {error}") from None
     staged.replace(target)
     pointer = state_root / "latest.tmp"
     pointer.write_text(target.name)
@@ -257,11 +270,11 @@ def restore(
     ema: AveragedWeights,
     processes: Processes = ALONE,
 ) -> int:
-    """The step to go on from: 0 when nothing was saved."""
+    """The step to go on from: 0 when nothing was saved. Raises as saved_step does."""
     path = _latest(directory)
     if path is None:
         return 0
-    with safe_open(path, framework="pt") as file:
+    with _opened(path) as file:
         step = int(file.metadata()["step"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
     weights = modules.state_dict()
@@ -280,12 +293,24 @@ def restore(
 
 
 def saved_step(directory: Path) -> int:
-    """The step that a resumed run goes on from: 0 when nothing was saved."""
+    """The step that a resumed run goes on from: 0 when nothing was saved.
+
+    Raises OSError for a training state that is not there or not whole.
+    """
     path = _latest(directory)
     if path is None:
         return 0
-    with safe_open(path, framework="pt") as file:
+    with _opened(path) as file:
         return int(file.metadata()["step"])
+
+
+def _opened(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise OSError(
+            f"training state {path} cannot be read: {error}; bring it back, or delete {path.parent} to train anew"
+        ) from None
 
 
 def _latest(directory: Path) -> Path | None:

@@ -1,6 +1,6 @@
 """A run from its data to its checkpoints: stage 1, stage 2, export. Every part resumes, and none is done twice.
 
-Owns the order and where each part lies. Does not own the stages, the data or evaluation.
+Owns the order, where each part lies, and the snapshots on the way. Does not own the stages, the data or evaluation.
 """
 
 from __future__ import annotations
@@ -24,22 +24,31 @@ class UntrainedRunError(RuntimeError):
     """A run is asked for what only a trained one has; the message names the verb to run."""
 
 
+class PassedSnapshotError(RuntimeError):
+    """A snapshot is missing whose step a run has passed: its weights are gone; the message says what to delete."""
+
+
 def train(
     recipe: Recipe, run: RunDirectory, *, device: str | torch.device = "cpu", stage1_directory: Path | None = None
 ) -> None:
     """Train to the end: `run.checkpoint` and every snapshot of the recipe exist afterwards.
 
     `stage1_directory` is where stage 1 lies when runs share it; the run's own by default. Threads are the caller's.
+    Raises PassedSnapshotError, and what open_corpus raises.
     """
+    end = recipe.stage2.schedule.num_steps
+    trained = end if run.checkpoint.exists() else saved_step(run.stage2)
+    for step in recipe.stage2.snapshots:
+        if step < trained and not run.snapshot(step).exists():
+            raise PassedSnapshotError(
+                f"stage 2 in {run.stage2} is at step {trained}, and {run.snapshot(step)} is not there: "
+                f"delete {run.root} to train it again, or take the step out of stage2.snapshots"
+            )
+    if run.checkpoint.exists():
+        return
     corpus = open_corpus(recipe, run)
-    stage1 = stage1_directory or run.stage1
-    for step in (*recipe.stage2.snapshots, recipe.stage2.schedule.num_steps):
-        last = step == recipe.stage2.schedule.num_steps
-        directory = run.checkpoint if last else run.snapshot(step)
-        if not directory.exists():
-            directory.parent.mkdir(parents=True, exist_ok=True)
-            vla = train_stages(corpus, run, device=device, until=step, stage1_directory=stage1)
-            export(corpus, vla, run, directory, step=step, stage1_directory=stage1)
+    vla = train_stages(corpus, run, device=device, stage1_directory=stage1_directory)
+    export(corpus, vla, run, run.checkpoint, step=end, stage1_directory=stage1_directory)
 
 
 def train_stages(
@@ -51,11 +60,20 @@ def train_stages(
     stage1_directory: Path | None = None,
     processes: Processes = ALONE,
 ) -> VLA:
-    """The VLA at stage 2's end, or at its step `until`; what is already trained is only read."""
+    """The VLA at stage 2's end, or at its step `until`; what is already trained is only read.
+
+    The recipe's snapshots on the way there are written, but for those whose step was passed before.
+    """
     recipe = corpus.recipe
-    has_prior = recipe.stage1.schedule.num_steps and not recipe.stage2.start_from
     stage1 = stage1_directory or run.stage1
-    prior = train_stage1(corpus, stage1, device=device, processes=processes) if has_prior else None
+    prior = train_stage1(corpus, stage1, device=device, processes=processes) if recipe.trains_prior else None
+    for step in recipe.stage2.snapshots:
+        is_ahead = saved_step(run.stage2) <= step and (until is None or step <= until)
+        # Asked by every process before any can save or export: between the two they wait for one another.
+        if is_ahead and not run.snapshot(step).exists():
+            vla = train_stage2(corpus, prior, run.stage2, device=device, until=step, processes=processes)
+            if processes.writes:
+                export(corpus, vla, run, run.snapshot(step), step=step, stage1_directory=stage1)
     return train_stage2(corpus, prior, run.stage2, device=device, until=until, processes=processes)
 
 
@@ -85,7 +103,7 @@ def export(
 ) -> str:
     """Write the checkpoint of a VLA at a step of stage 2; returns its revision."""
     training = {
-        "stage1_steps": corpus.recipe.stage1.schedule.num_steps,
+        "stage1_steps": corpus.recipe.stage1.schedule.num_steps if corpus.recipe.trains_prior else 0,
         "stage2_steps": step,
         "stage1_hours": round(seconds_spent(stage1_directory or run.stage1) / 3600, 3),
         "stage2_hours": round(seconds_spent(run.stage2) / 3600, 3),

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from policy.bounds import check_number, check_one_of, check_positive, check_whole
 from policy.prior import EncoderInputs
 from training.json_file import build
 from training.loop import Schedule
@@ -19,6 +20,7 @@ from training.names import shipped_json
 from training.objective import HistoryPass
 
 Tuning = Literal["full", "lora"]
+Size = Literal["tiny", "tiny-vlm", "small", "paper"]
 RECIPES = Path(__file__).parent / "recipes"
 
 
@@ -40,9 +42,20 @@ class DataRecipe:
     first_seed: int = 0
 
     def __post_init__(self) -> None:
+        _check_tasks("data.tasks", self.tasks)
+        if not self.tasks:
+            raise ValueError("data.tasks are empty, expected at least one task")
         for name, table in (("episodes", self.episodes), ("weights", self.weights)):
+            if not isinstance(table, Mapping):
+                raise ValueError(f"data.{name} is {table!r}, expected a number for each of some tasks")
             if unknown := sorted(set(table) - set(self.tasks)):
                 raise ValueError(f"data.{name} names {unknown}, expected some of {sorted(self.tasks)}")
+        check_whole("data.episodes_per_task", self.episodes_per_task, 1)
+        for task in self.tasks:
+            check_whole(f"data.episodes of {task!r}", self.num_episodes(task), 1)
+            check_positive(f"data.weights of {task!r}", self.weight(task))
+        check_number("data.disturbed_fraction", self.disturbed_fraction, 0, 1)
+        check_whole("data.first_seed", self.first_seed, 0)
 
     def num_episodes(self, task: str) -> int:
         return self.episodes.get(task, self.episodes_per_task)
@@ -69,12 +82,18 @@ class Stage1Recipe:
     tasks: tuple[str, ...] = ()
     motion_episodes: int = 0
 
+    def __post_init__(self) -> None:
+        for name, least in (("batch_size", 1), ("num_draws", 1), ("motion_episodes", 0)):
+            check_whole(f"stage1.{name}", getattr(self, name), least)
+        check_one_of("stage1.inputs", self.inputs, get_args(EncoderInputs))
+        _check_tasks("stage1.tasks", self.tasks)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Stage2Recipe:
     """The VLA. `decay_steps` is N_decay of lambda(k); 0 turns distillation off, null never lets go.
 
-    `history_pass` says how samples are trained with and without their history (objective.stage2_losses). `tasks` empty
+    `history_pass` says how samples are trained with and without their history (objective.observe_passes). `tasks` empty
     means all of data.tasks; a body left out keeps its place in the model. At the steps of `snapshots` a checkpoint is
     written beside the run's. `start_from` is a checkpoint to fine-tune: its weights, words and statistics, in place of
     stage 1's prior. `image_shift` moves every picture by up to so many pixels each way, its edge repeated: eyes that
@@ -100,18 +119,25 @@ class Stage2Recipe:
     start_from: str = ""
 
     def __post_init__(self) -> None:
+        for name, least in (("batch_size", 1), ("num_draws", 1)):
+            check_whole(f"stage2.{name}", getattr(self, name), least)
+        if self.decay_steps is not None:
+            check_whole("stage2.decay_steps", self.decay_steps, 0)
+        check_one_of("stage2.history", self.history, (True, False))
+        check_one_of("stage2.history_pass", self.history_pass, get_args(HistoryPass))
+        check_number("stage2.state_dropout", self.state_dropout, 0, 1)
+        check_number("stage2.landmark_weight", self.landmark_weight, 0)
+        _check_tasks("stage2.tasks", self.tasks)
+        for step in self.snapshots:
+            check_whole("stage2.snapshots' step", step, 1)
         steps = [0, *self.snapshots, self.schedule.num_steps]
         if any(later <= earlier for earlier, later in itertools.pairwise(steps)):
             raise ValueError(
                 f"stage2.snapshots are {list(self.snapshots)}, expected rising steps between 0 and "
                 f"{self.schedule.num_steps}, the last step"
             )
-        if self.image_shift < 0:
-            raise ValueError(f"stage2.image_shift is {self.image_shift}, expected at least 0 pixels")
-        if self.landmark_delay_steps < 0:
-            raise ValueError(f"stage2.landmark_delay_steps is {self.landmark_delay_steps}, expected at least 0 steps")
-        if self.max_inference_delay < 0:
-            raise ValueError(f"stage2.max_inference_delay is {self.max_inference_delay}, expected at least 0 steps")
+        for name in ("image_shift", "landmark_delay_steps", "max_inference_delay"):
+            check_whole(f"stage2.{name}", getattr(self, name), 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,12 +156,12 @@ class BackboneRecipe:
     learning_rate_scale: float | None = None
 
     def __post_init__(self) -> None:
-        if self.tuning not in get_args(Tuning):
-            raise ValueError(f"backbone.tuning is {self.tuning!r}, expected one of {list(get_args(Tuning))}")
-        if self.lora_rank < 1:
-            raise ValueError(f"backbone.lora_rank is {self.lora_rank}, expected at least 1")
-        if self.learning_rate_scale is not None and not self.learning_rate_scale > 0:
-            raise ValueError(f"backbone.learning_rate_scale is {self.learning_rate_scale}, expected more than 0")
+        check_one_of("backbone.tuning", self.tuning, get_args(Tuning))
+        check_whole("backbone.lora_rank", self.lora_rank, 1)
+        if self.image_size is not None:
+            check_whole("backbone.image_size", self.image_size, 1)
+        if self.learning_rate_scale is not None:
+            check_positive("backbone.learning_rate_scale", self.learning_rate_scale)
 
     @property
     def rate_scale(self) -> float:
@@ -152,11 +178,16 @@ class EvaluationRecipe:
     first_seed: int = 100_000
     history: bool = False
 
+    def __post_init__(self) -> None:
+        check_whole("evaluation.num_episodes", self.num_episodes, 1)
+        check_whole("evaluation.first_seed", self.first_seed, 0)
+        check_one_of("evaluation.history", self.history, (True, False))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     name: str
-    size: Literal["tiny", "tiny-vlm", "small", "paper"]
+    size: Size
     seed: int = 0
     autocast: bool = True
     data: DataRecipe
@@ -166,6 +197,9 @@ class Recipe:
     evaluation: EvaluationRecipe = EvaluationRecipe()
 
     def __post_init__(self) -> None:
+        check_one_of("size", self.size, get_args(Size))
+        check_whole("seed", self.seed, 0)
+        check_one_of("autocast", self.autocast, (True, False))
         _check_backbone(self)
         for name, tasks in (("stage1", self.stage1.tasks), ("stage2", self.stage2.tasks)):
             if unknown := sorted(set(tasks) - set(self.data.tasks)):
@@ -180,6 +214,11 @@ class Recipe:
                 f"evaluation.first_seed is {first}, expected at least {training.stop}: "
                 "held-out scenes must not be training scenes"
             )
+
+    @property
+    def trains_prior(self) -> bool:
+        """Whether stage 2 starts from a prior of the run's own: neither from a random decoder nor from a checkpoint."""
+        return bool(self.stage1.schedule.num_steps) and not self.stage2.start_from
 
     @property
     def variant(self) -> str:
@@ -197,16 +236,15 @@ class Recipe:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Recipe:
-        """Raises ValueError that names an unknown or missing key."""
+        """Raises ValueError that names an unknown or missing key, or a value that cannot be."""
         if not isinstance(values, Mapping):
             raise ValueError(f"recipe is {type(values).__name__}, expected an object")
         parts = dict(values)
-        data = dict(parts.get("data", {}))
-        parts["data"] = build(DataRecipe, {**data, "tasks": tuple(data.get("tasks", ()))}, "data")
+        parts["data"] = build(DataRecipe, _frozen(parts.get("data", {}), "data"), "data")
         for name, kind in (("stage1", Stage1Recipe), ("stage2", Stage2Recipe)):
-            stage = dict(parts.get(name, {}))
-            stage["schedule"] = build(Schedule, stage.get("schedule", {}), name)
-            parts[name] = build(kind, {key: _frozen(value) for key, value in stage.items()}, name)
+            stage = parts.get(name, {})
+            frozen = _frozen(stage, name)
+            parts[name] = build(kind, {**frozen, "schedule": build(Schedule, stage.get("schedule", {}), name)}, name)
         if parts.get("backbone") is not None:
             parts["backbone"] = build(BackboneRecipe, parts["backbone"], "backbone")
         if "evaluation" in parts:
@@ -227,8 +265,16 @@ class Recipe:
 
     @classmethod
     def load(cls, name_or_path: str) -> Recipe:
-        """A recipe shipped in training/recipes by its name, or any JSON file by its path; or UnknownNameError."""
-        return cls.from_json(json.loads(shipped_json("recipe", name_or_path, RECIPES).read_text()))
+        """A recipe shipped in training/recipes by its name, or any JSON file by its path.
+
+        Raises UnknownNameError, or ValueError as from_json does.
+        """
+        path = shipped_json("recipe", name_or_path, RECIPES)
+        try:
+            values = json.loads(path.read_text())
+        except ValueError as error:
+            raise ValueError(f"recipe {path} is not JSON: {error}") from None
+        return cls.from_json(values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -313,5 +359,13 @@ def _check_backbone(recipe: Recipe) -> None:
         raise ValueError("backbone.directory is empty, expected the directory of a pretrained model")
 
 
-def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+def _check_tasks(name: str, tasks: Any) -> None:
+    if not isinstance(tasks, tuple) or not all(isinstance(task, str) for task in tasks) or len({*tasks}) != len(tasks):
+        raise ValueError(f"{name} is {tasks!r}, expected a list of names, each once")
+
+
+def _frozen(values: Any, where: str) -> dict[str, Any]:
+    """A part of a recipe, its lists as tuples."""
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{where} is {type(values).__name__}, expected an object")
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}

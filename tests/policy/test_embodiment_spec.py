@@ -110,6 +110,16 @@ def test_groups_own_their_columns_in_order() -> None:
         (lambda: replace(_SPEC, action=()), "at least one camera, state group and action group"),
         (lambda: replace(_SPEC, control_rate_hz=0.0), "control_rate_hz 0.0, expected more than 0"),
         (lambda: replace(_SPEC, control_rate_hz=float("nan")), "control_rate_hz nan"),
+        (lambda: replace(_SPEC, control_rate_hz=float("inf")), "control_rate_hz inf"),
+        (lambda: Camera(name="front", height=0, width=8), "camera 'front' is 0 pixels high and 8 wide"),
+        (
+            lambda: replace(_GRIPPER, lower_limit=(float("nan"),)),
+            r"'gripper' has lower_limit \[nan\], expected numbers",
+        ),
+        (
+            lambda: replace(_GRIPPER, upper_limit=(float("nan"),)),
+            r"'gripper' has upper_limit \[nan\], expected numbers",
+        ),
         (lambda: replace(_SPEC, cameras=_SPEC.cameras[:1] * 2), r"names a camera twice: \['front', 'front'\]"),
         (lambda: replace(_SPEC, state=(_ARM, _ARM)), "names a state group twice"),
         (lambda: replace(_SPEC, action=(_ARM, _ARM)), "names a action group twice"),
@@ -139,5 +149,20 @@ def test_a_spec_that_cannot_be_is_refused(build: Callable[[], object], message: 
 def test_json_with_an_unknown_key_or_value_is_refused(change: dict[str, str]) -> None:
     values = _SPEC.to_json()
     values["state"][0] |= change
-    with pytest.raises((TypeError, ValueError), match=next(iter(change.values())) + "|" + next(iter(change))):
+    with pytest.raises(ValueError, match=next(iter(change.values())) + "|" + next(iter(change))):
+        EmbodimentSpec.from_json(values)
+
+
+@pytest.mark.parametrize("path", [("cameras",), ("state", "kind"), ("action", "dim"), ("name",), ("cameras", "width")])
+def test_json_that_lacks_a_key_is_refused_by_its_name(path: tuple[str, ...]) -> None:
+    values = _SPEC.to_json()
+    *parents, key = path
+    del (values[parents[0]][0] if parents else values)[key]
+    with pytest.raises(ValueError, match=f"the spec (lacks|does not fit: .*missing.*) '{key}'"):
+        EmbodimentSpec.from_json(values)
+
+
+@pytest.mark.parametrize("values", [None, 3, [1], {"cameras": 1}, {"cameras": [1]}])
+def test_json_of_another_form_is_refused(values: Any) -> None:
+    with pytest.raises(ValueError):
         EmbodimentSpec.from_json(values)

@@ -86,6 +86,10 @@ def test_a_dimension_that_never_moved_is_shifted_and_not_stretched() -> None:
         (_changed("state", "q99", [1.0] * 3), r"state.q99 has shape \(3,\), expected 4 finite numbers"),
         (_changed("action", "std", [float("nan")] * 5), "action.std .* expected 5 finite numbers"),
         (_changed("action", "min", [float("-inf")] * 5), "action.min .* expected 5 finite numbers"),
+        (_changed("action", "min", ["low"] * 5), "action.min holds what is no number, expected 5 finite numbers"),
+        (_changed("action", "min", [[0.0], 1.0]), "action.min holds what is no number, expected 5 finite numbers"),
+        ({**_STATISTICS, "state": [1.0]}, "'arm' lack state.q01"),
+        ([], "'arm' lack state.q01"),
     ],
 )
 def test_bad_statistics_are_refused(statistics: dict[str, Any], message: str) -> None:

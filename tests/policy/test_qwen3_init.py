@@ -93,6 +93,18 @@ def test_layers_of_another_shape_are_refused(
         load_qwen3_layers(Trunk(replace(_CONFIG, **change)), tmp_path)
 
 
+def test_a_config_that_does_not_say_how_many_layers_there_are_is_refused(
+    qwen3: Qwen3ForCausalLM, tmp_path: Path
+) -> None:
+    qwen3.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    values = json.loads(path.read_text())
+    del values["num_hidden_layers"]
+    path.write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=r"num_hidden_layers in .* is None, the trunk expects at least 4"):
+        load_qwen3_layers(Trunk(_CONFIG), tmp_path)
+
+
 def test_a_missing_tensor_is_refused(qwen3: Qwen3ForCausalLM, tmp_path: Path) -> None:
     qwen3.save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")

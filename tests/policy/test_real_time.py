@@ -250,6 +250,8 @@ REFUSALS = {
     "late": ({"inference_delay": 4}, "inference_delay is 4, expected 0 to 3"),
     "few": ({"previous_actions": torch.zeros(1, 3)}, "inference_delay is 2, expected 0 to 1"),
     "horizon": ({"execution_horizon": 5}, "execution_horizon is 5, expected 1 to 4"),
+    "flat": ({"previous_actions": torch.zeros(3)}, r"previous_actions has shape \(3,\), expected a row a step"),
+    "method": ({"method": "ensemble"}, r"method is 'ensemble', expected one of \['guidance', 'prefix'\]"),
     "weight": ({"max_guidance_weight": math.inf}, "max_guidance_weight is inf"),
 }
 
@@ -258,7 +260,7 @@ REFUSALS = {
 def test_what_does_not_fit_is_refused_with_numbers(policy: Policy, arm: ChunkRequest, name: str) -> None:
     changed, says = REFUSALS[name]
     with pytest.raises(InvalidObservationError, match=says):
-        policy.predict_chunk([continuing(arm, "guidance", 3, **changed)])
+        policy.predict_chunk([continuing(arm, **{"method": "guidance", "action_dim": 3, **changed})])
 
 
 def test_a_checkpoint_that_was_not_trained_for_a_prefix_refuses_it(toy_checkpoint: Path, arm: ChunkRequest) -> None:

@@ -129,6 +129,7 @@ def test_settings_survive_json() -> None:
         ({"patches": 8}, "unknown keys"),
         ({"kind": "transformers"}, "hugging_face"),
         ({"image_mean": [0.5]}, "expected 3"),
+        ({"patch": "8"}, "visual: "),
         ([], "expected an object"),
     ],
 )
@@ -178,6 +179,23 @@ def test_pixels_are_normalised_as_the_directory_says(vision_model: Callable[...,
     for each in (plain, eyes):
         load_pretrained(each, directory)
     assert not torch.allclose(plain(frames(1, 16)), eyes(frames(1, 16)))
+
+
+def test_pixels_that_newer_versions_describe_inside_of_a_model_s_config_are_found(
+    vision_model: Callable[..., Path],
+) -> None:
+    directory = vision_model("clip")
+    inner = {"image_mean": [0.1, 0.2, 0.3], "image_std": [1, 2, 3]}
+    (directory / "processor_config.json").write_text(json.dumps({"image_processor": inner}))
+    settings = read_visual_directory(directory)
+    assert (settings.image_mean, settings.image_std) == ((0.1, 0.2, 0.3), (1, 2, 3))
+
+
+def test_pixels_that_are_made_in_another_way_are_refused(vision_model: Callable[..., Path]) -> None:
+    directory = vision_model("dinov2")
+    (directory / "preprocessor_config.json").write_text('{"do_normalize": false}')
+    with pytest.raises(ValueError, match=r"preprocessor_config.json: do_normalize is False, expected True"):
+        read_visual_directory(directory)
 
 
 def test_a_directory_without_config_or_with_pickles_alone_is_refused(

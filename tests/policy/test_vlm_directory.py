@@ -106,6 +106,8 @@ def test_frames_are_resized_as_the_model_was_trained_or_the_nearest_to_it(
         ({"image_std": [0.5, 0.0, 0.5]}, r"image_std is \[0.5, 0.0, 0.5\], expected three numbers from 1e-06"),
         ({"rescale_factor": 1 / 127.5}, r"preprocessor_config.json: rescale_factor is 0.0078.*, expected 0.0039"),
         ({"do_normalize": False}, "do_normalize is False, expected True"),
+        ({"image_mean": 0.5}, "preprocessor_config.json: image_mean is 0.5, expected a number for each"),
+        ({"image_std": ["0.5"] * 3}, "preprocessor_config.json: image_std is .*, expected a number for each"),
     ],
 )
 def test_pixels_that_cannot_be_made_so_are_refused(change: dict[str, Any], message: str, model: Path) -> None:
@@ -159,6 +161,34 @@ def test_an_index_that_names_a_missing_shard_is_refused_by_its_name(save: Callab
     with pytest.raises(
         OSError, match=rf"index.json names {shards[1].name}, .*\(1 of {len(shards)} files are missing\)"
     ):
+        read_directory(directory)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "../model.safetensors"])
+def test_an_index_may_name_safetensors_beside_it_alone(name: str, save: Callable[..., Path]) -> None:
+    directory = save("qwen3_vl", max_shard_size="300KB")
+    index = directory / "model.safetensors.index.json"
+    table = json.loads(index.read_text())["weight_map"]
+    first = sorted(set(table.values()))[0]
+    (directory / first).rename(directory / name)
+    index.write_text(json.dumps({"weight_map": {key: name if file == first else file for key, file in table.items()}}))
+    with pytest.raises(OSError, match=rf"index.json names {name}, expected names of safetensors beside it; get the"):
+        read_directory(directory)
+
+
+def test_an_index_that_names_nothing_is_refused(save: Callable[..., Path]) -> None:
+    directory = save("qwen3_vl", max_shard_size="300KB")
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}}))
+    with pytest.raises(OSError, match=r"index.json has no weight_map; save the model there with save_pretrained"):
+        read_directory(directory)
+
+
+@pytest.mark.parametrize("max_shard_size", ["50GB", "300KB"], ids=["whole", "sharded"])
+def test_weights_that_were_not_copied_to_their_end_are_refused(max_shard_size: str, save: Callable[..., Path]) -> None:
+    directory = save("qwen3_vl", max_shard_size=max_shard_size)
+    cut = sorted(directory.glob("*.safetensors"))[-1]
+    cut.write_bytes(cut.read_bytes()[:-100])
+    with pytest.raises(OSError, match=rf"{cut.name} cannot be read: .*; copy it there again"):
         read_directory(directory)
 
 

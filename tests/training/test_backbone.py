@@ -319,8 +319,12 @@ def test_a_directory_that_cannot_be_used_fails_with_the_reason(
     [
         ({"backbone": {"tuning": "lora"}}, "backbone.directory is empty, expected the directory"),
         ({"backbone": {"directory": "x", "tuning": "some"}}, r"backbone.tuning is 'some', expected one of \['full'"),
-        ({"backbone": {"directory": "x", "lora_rank": 0}}, "backbone.lora_rank is 0, expected at least 1"),
-        ({"backbone": {"directory": "x", "learning_rate_scale": 0}}, "learning_rate_scale is 0, expected more than 0"),
+        ({"backbone": {"directory": "x", "lora_rank": 0}}, "backbone.lora_rank is 0, expected a whole number of"),
+        (
+            {"backbone": {"directory": "x", "learning_rate_scale": 0}},
+            "learning_rate_scale is 0, expected a number more",
+        ),
+        ({"backbone": {"directory": "x", "image_size": 0}}, "backbone.image_size is 0, expected a whole number of at"),
         ({"backbone": {"directory": "x", "rank": 4}}, r"backbone has unknown keys \['rank'\]"),
         ({"size": "paper"}, "size is 'paper' and backbone is not given"),
         ({"backbone": {"directory": "x"}, "start_from": "y"}, "expected one of them: a checkpoint brings its own"),

@@ -32,6 +32,10 @@ def call(*arguments: str) -> int:
         ["record", "--checkpoint", "x"],
         ["evaluate", "--episodes"],
         ["stats", "--json", "x"],
+        ["stage2", "--until", "-1"],
+        ["stage2", "--threads", "0"],
+        ["record", "--workers", "0"],
+        ["bench", "--rounds", "0"],
     ],
     ids=" ".join,
 )
@@ -57,15 +61,42 @@ def test_every_verb_that_measures_takes_json(verb: str, capsys: pytest.CaptureFi
     assert "--json FILE" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("verb", ["stats", "stage1", "stage2", "export", "inspect"])
+@pytest.mark.parametrize(
+    ("verb", "missing", "remedy"),
+    [
+        *((verb, "no demonstrations of ", "'python -m training record --recipe demo --run {run}' first")
+          for verb in ("stats", "stage1", "stage2")),
+        *((verb, "stage 2 in {run}/stage2 is at step 0 of 4000", "the verb 'stage2' first, which resumes")
+          for verb in ("export", "inspect")),
+    ],
+)  # fmt: skip
 def test_a_verb_whose_input_is_missing_names_the_verb_that_makes_it(
-    verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    verb: str, missing: str, remedy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert call(verb, "--run", str(tmp_path / "run")) == 1
+    run = tmp_path / "run"
+    assert call(verb, "--run", str(run)) == 1
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.startswith(f"{verb}: no demonstrations of ")
-    assert captured.err.endswith(f"; run 'python -m training record --recipe demo --run {tmp_path / 'run'}' first\n")
+    assert captured.err.startswith(f"{verb}: {missing.format(run=run)}")
+    assert captured.err.endswith(f"; run {remedy.format(run=run)}\n")
+
+
+@pytest.mark.parametrize("verb", ["stage1", "stage2", "export", "inspect", "bench", "evaluate"])
+@pytest.mark.parametrize(
+    ("device", "said"), [("gpu", "--device is 'gpu', expected cpu or cuda"), ("cuda:7", "finds no GPU here; leave it")]
+)
+def test_a_device_that_is_not_here_is_a_wrong_call(
+    verb: str,
+    device: str,
+    said: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert call(verb, "--run", str(tmp_path / "run"), "--device", device) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_unknown_recipe_names_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:

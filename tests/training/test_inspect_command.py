@@ -177,6 +177,35 @@ def test_a_wrong_inspection_exits_with_2(
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("unusual", "said"),
+    [
+        (("--noise-scale", "2"), "noise_scale is 2.0, expected a number from 0 to 1"),
+        (("--inference-steps", "99"), "num_inference_steps is 99, expected 1 to max_inference_steps 32"),
+    ],
+)
+@pytest.mark.parametrize("of", ["run", "checkpoint"])
+def test_what_a_model_cannot_be_asked_is_refused_before_anything_is_recorded(
+    of: str,
+    unusual: tuple[str, str],
+    said: str,
+    trained: RunDirectory,
+    recipe_file: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recorded: list[object] = []
+    monkeypatch.setattr(inspection, "TASK_NAMES", ("slide",))
+    monkeypatch.setattr(inspection, "record", lambda **asked: recorded.append(asked))
+    whose = ("--recipe", recipe_file, "--run", trained.root)
+    if of == "checkpoint":
+        whose = ("--checkpoint", trained.checkpoint, "--run", tmp_path / "run")
+    assert call("inspect", *whose, "--held-out", *unusual) == 2
+    assert said in capsys.readouterr().err
+    assert not recorded
+
+
 class Expert:
     """In the place of `record`: writes the toy task's demonstrations and remembers what was asked."""
 

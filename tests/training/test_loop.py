@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
+import resource
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +60,34 @@ def train(directory: Path, *, spoil: Callable[[int, nn.ModuleDict, Tensor], Tens
 def state_of(directory: Path) -> dict[str, Tensor]:
     (path,) = (directory / "state").glob("*.safetensors")
     return load_file(path)
+
+
+def test_the_rate_warms_up_in_a_line_and_falls_by_a_cosine_to_its_last_fraction() -> None:
+    schedule = Schedule(num_steps=110, learning_rate=2e-3, warmup_steps=10, final_fraction=0.1)
+    assert [schedule.rate(step) for step in (0, 4, 9)] == pytest.approx([2e-4, 1e-3, 2e-3])
+    # At a quarter, a half and the whole of the way down, and past it.
+    for step, cosine in ((10, 1.0), (35, math.cos(math.pi / 4)), (60, 0.0), (110, -1.0), (500, -1.0)):
+        assert schedule.rate(step) == pytest.approx(2e-3 * (0.1 + 0.9 * (1 + cosine) / 2)), step
+    rising_only = replace(schedule, num_steps=5)
+    assert [rising_only.rate(step) for step in range(5)] == [schedule.rate(step) for step in range(5)]
+
+
+def test_weights_are_averaged_over_few_steps_at_first_and_by_the_decay_later() -> None:
+    modules = model()
+    weights, bias = modules.parameters()
+    bias.requires_grad_(False)
+    averaged = AveragedWeights(modules["line"], decay=0.5)
+    assert averaged.values.keys() == {"weight"}, "what does not train is not averaged"
+    start, decays = weights.detach().clone(), {0: 1 / 10, 1: 2 / 11, 2: 3 / 12, 1000: 0.5}
+    expected = start
+    for step, decay in decays.items():
+        with torch.no_grad():
+            weights.copy_(start + step + 1)
+        averaged.update(step)
+        expected = decay * expected + (1 - decay) * weights.detach()
+        torch.testing.assert_close(averaged.values["weight"], expected)
+    averaged.copy_to(modules["line"])
+    torch.testing.assert_close(weights.detach(), expected)
 
 
 class PlainTraining:
@@ -199,3 +230,35 @@ def test_a_kill_in_the_middle_of_a_save_leaves_the_state_before(
     for name, value in state_of(tmp_path / "unbroken").items():
         assert torch.equal(state_of(tmp_path / "killed")[name], value), name
     assert not list((tmp_path / "killed" / "state").glob("*.tmp"))
+
+
+def test_a_state_that_does_not_fit_on_the_disk_leaves_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fills(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100 if metadata["step"] == "6" else soft, hard))
+        try:
+            save_file(tensors, path, metadata)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    monkeypatch.setattr(training.loop, "save_file", fills)
+    with pytest.raises(OSError, match=r"step_00000006.safetensors cannot be written: .*File too large"):
+        train(tmp_path)
+    assert saved_step(tmp_path) == 3
+    (left,) = (tmp_path / "state").glob("step_*")
+    assert left.name == "step_00000003.safetensors"
+
+
+@pytest.mark.parametrize("damage", ["cut", "deleted"])
+def test_a_training_state_that_is_not_whole_is_named_with_the_remedy(tmp_path: Path, damage: str) -> None:
+    train(tmp_path)
+    (path,) = (tmp_path / "state").glob("*.safetensors")
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-8])
+    else:
+        path.unlink()
+    for read in (train, saved_step):
+        with pytest.raises(OSError, match=rf"training state {path} cannot be read: .* delete {path.parent} to train"):
+            read(tmp_path)

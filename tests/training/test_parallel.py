@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from training.corpus import open_corpus
 from training.data.sampler import TaskBalancedSampler
 from training.parallel import ALONE, Processes, processes
+from training.pipeline import train_stages
 from training.recipe import Recipe, RunDirectory
 from training.stage1 import train_stage1
 
@@ -151,3 +152,24 @@ def test_torchrun_trains_a_stage_from_the_command_line(
     assert [two["loss"] for two in metrics(run.stage1)] == pytest.approx(
         [one["loss"] for one in metrics(tmp_path / "alone")], abs=1e-5
     )
+
+
+def test_processes_that_train_together_write_the_snapshots_of_one(
+    toy_recipe: Recipe, toy_run: RunDirectory, tmp_path: Path
+) -> None:
+    stage1 = replace(toy_recipe.stage1, schedule=replace(toy_recipe.stage1.schedule, num_steps=0))
+    recipe = replace(toy_recipe, stage1=stage1, stage2=replace(toy_recipe.stage2, snapshots=(1, 2)))
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe.to_json()))
+    alone, together = RunDirectory(root=tmp_path / "alone"), RunDirectory(root=tmp_path / "together")
+    for run in (alone, together):
+        run.root.mkdir()
+        run.datasets.symlink_to(toy_run.datasets)
+    train_stages(open_corpus(recipe, alone), alone, until=3)
+    options = ["--recipe", str(tmp_path / "recipe.json"), "--run", str(together.root), "--threads", "1", "--until", "3"]
+    done = torchrun("-m", "--", "training", "stage2", *options)
+    assert done.stdout == f"stage 2 in {together.stage2}\n", done.stderr[-4000:]
+    for step in (1, 2):
+        one, two = (load_file(run.snapshot(step) / "model.safetensors") for run in (alone, together))
+        assert one.keys() == two.keys()
+        for name, value in one.items():
+            torch.testing.assert_close(two[name], value, atol=1e-5, rtol=0, msg=f"{step} {name}")

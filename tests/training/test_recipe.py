@@ -111,6 +111,62 @@ def test_a_missing_key_is_named(path: str, where: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"size": "huge"}, r"size is 'huge', expected one of \['tiny', 'tiny-vlm', 'small', 'paper'\]"),
+        ({"seed": -1}, "seed is -1, expected a whole number of at least 0"),
+        ({"autocast": "no"}, r"autocast is 'no', expected one of \[True, False\]"),
+        ({"data": [1]}, "data is list, expected an object"),
+        ({"data__tasks": "lift"}, "data.tasks is 'lift', expected a list of names, each once"),
+        ({"data__tasks": ["lift", "lift"]}, "data.tasks is .*, expected a list of names, each once"),
+        ({"data__tasks": []}, "data.tasks are empty, expected at least one task"),
+        ({"data__episodes_per_task": 0}, "data.episodes_per_task is 0, expected a whole number of at least 1"),
+        ({"data__episodes": {"drawer-open": 2.5}}, "data.episodes of 'drawer-open' is 2.5, expected a whole number"),
+        ({"data__episodes": ["drawer-open"]}, r"data.episodes is \('drawer-open',\), expected a number for each"),
+        ({"data__weights": {"drawer-open": 0}}, "data.weights of 'drawer-open' is 0, expected a number more than 0"),
+        ({"data__disturbed_fraction": 1.5}, "data.disturbed_fraction is 1.5, expected a number from 0 to 1"),
+        ({"data__first_seed": -1}, "data.first_seed is -1, expected a whole number of at least 0"),
+        ({"stage1": 5}, "stage1 is int, expected an object"),
+        ({"stage1__schedule": [5]}, "stage1 is list, expected an object"),
+        ({"stage1__batch_size": 0}, "stage1.batch_size is 0, expected a whole number of at least 1"),
+        ({"stage1__num_draws": 0}, "stage1.num_draws is 0, expected a whole number of at least 1"),
+        ({"stage1__motion_episodes": -1}, "stage1.motion_episodes is -1, expected a whole number of at least 0"),
+        ({"stage1__inputs": "state"}, r"stage1.inputs is 'state', expected one of \['state-action', 'action'\]"),
+        ({"stage1__schedule__num_steps": 1e3}, "schedule.num_steps is 1000.0, expected a whole number of at least 0"),
+        ({"stage1__schedule__save_every": 0}, "schedule.save_every is 0, expected a whole number of at least 1"),
+        ({"stage2__schedule__log_every": 0}, "schedule.log_every is 0, expected a whole number of at least 1"),
+        ({"stage2__schedule__learning_rate": "1e-3"}, "schedule.learning_rate is '1e-3', expected a number more than"),
+        ({"stage2__schedule__clip_norm": 0}, "schedule.clip_norm is 0, expected a number more than 0"),
+        ({"stage2__schedule__ema_decay": 1.1}, "schedule.ema_decay is 1.1, expected a number from 0 to 1"),
+        ({"stage2__schedule__weight_decay": -1}, "schedule.weight_decay is -1, expected a number of at least 0"),
+        ({"stage2__schedule__warmup_steps": -1}, "schedule.warmup_steps is -1, expected a whole number of at least 0"),
+        ({"stage2__decay_steps": -1}, "stage2.decay_steps is -1, expected a whole number of at least 0"),
+        ({"stage2__history": "false"}, r"stage2.history is 'false', expected one of \[True, False\]"),
+        ({"stage2__history_pass": "bot"}, r"stage2.history_pass is 'bot', expected one of \['both', 'sampled'\]"),
+        ({"stage2__state_dropout": 30}, "stage2.state_dropout is 30, expected a number from 0 to 1"),
+        ({"stage2__landmark_weight": -1}, "stage2.landmark_weight is -1, expected a number of at least 0"),
+        ({"stage2__image_shift": -3}, "stage2.image_shift is -3, expected a whole number of at least 0"),
+        ({"stage2__snapshots": [2.0]}, "stage2.snapshots' step is 2.0, expected a whole number of at least 1"),
+        ({"stage2__snapshots": [3, 2]}, r"stage2.snapshots are \[3, 2\], expected rising steps between 0 and 5"),
+        ({"stage2__tasks": ["lift"]}, r"stage2.tasks names \['lift'\], expected some of \['drawer-open'\]"),
+        ({"evaluation__num_episodes": 0}, "evaluation.num_episodes is 0, expected a whole number of at least 1"),
+        ({"evaluation__history": "no"}, "evaluation.history is 'no', expected one of"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else next(iter(value)),
+)
+def test_a_value_that_cannot_be_is_refused_by_its_name(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        Recipe.from_json(values(**changes))
+
+
+def test_a_file_that_is_no_json_is_refused_by_its_path(tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text("{'name': 'toy'}")
+    with pytest.raises(ValueError, match=rf"^recipe {path} is not JSON: "):
+        Recipe.load(str(path))
+
+
+@pytest.mark.parametrize(
     ("first_training_seed", "first_held_out_seed"),
     [(0, 0), (0, 999), (500, 500), (500, 481), (100, 90)],
     ids=["the same", "the last that may be tried", "both moved", "runs into them", "spans their start"],
