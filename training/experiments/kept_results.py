@@ -60,6 +60,8 @@ def losses(before: Values, values: Values) -> list[str]:
     lost = [
         f"it has {held[name]} {name}, this {holds.get(name, 0)}" for name in held if held[name] > holds.get(name, 0)
     ]
+    if seeds := sorted(_trained_seeds(before) - _trained_seeds(values)):
+        lost.append(f"it has policies of seed {' and '.join(map(str, seeds))}, this none")
     if not lost and held == holds and _left(values) and not _left(before):
         return [f"it is whole, this lacks {_left(values)} jobs"]
     return lost
@@ -84,6 +86,11 @@ def _held(values: Values) -> dict[str, int]:
         for task in tested.get("tasks", {}).values()
     ]
     return {**jobs, "test episodes": sum(task["episodes"] for task in tests)}
+
+
+def _trained_seeds(values: Values) -> set[int]:
+    runs = (run for arm in values["arms"] for run in arm.get("runs", ()))
+    return {run["seed"] for run in runs if run.get("steps")}
 
 
 def _left(values: Values) -> int:

@@ -184,3 +184,10 @@ def test_jobs_and_probes_that_only_the_earlier_result_has_would_be_lost() -> Non
     before["jobs"]["probe"] = {"all": 3, "left": 1}
     before["arms"].append({"figures": {}})
     assert losses(before, result((4, 0), 50)) == ["it has 2 finished jobs of probe, this 0"]
+
+
+def test_as_many_jobs_of_other_seeds_are_not_as_much() -> None:
+    before, after = result((4, 0), 50), result((4, 0), 50)
+    before["arms"][0]["runs"] = [{"seed": 0, "steps": 9}, {"seed": 1, "steps": 9}, {"seed": 3, "steps": 0}]
+    after["arms"][0]["runs"] = [{"seed": 1, "steps": 9}, {"seed": 2, "steps": 9}]
+    assert losses(before, after) == ["it has policies of seed 0, this none"]
