@@ -55,14 +55,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from training.experiments.budget import Budget
     from training.experiments.finished_jobs import take_up_finished_jobs
+    from training.experiments.jobs_file import done_by
     from training.experiments.plan import plan
     from training.experiments.plan_of_jobs import format_plan
     from training.experiments.store import Store
     from training.experiments.work import Recordings, TrainingWork, check_recorded
 
-    if options.from_results and (options.name == REPORT or video.is_about_video(options.name)):
-        raise WrongCallError(f"--from-results is for {', '.join(EXPERIMENTS)} or {EVERYTHING}, not {options.name!r}")
     if options.name == REPORT:
+        if options.from_results:
+            known = f"an experiment, {EVERYTHING} or {video.EVERYTHING}"
+            raise WrongCallError(f"--from-results is for {known}, not {REPORT!r}")
         from training.experiments.report import write_reports
 
         for path in write_reports(RESULTS):
@@ -81,7 +83,7 @@ def run(options: argparse.Namespace) -> int:
         with store.locked():
             num_taken = take_up_finished_jobs(planned.jobs, store, RESULTS)
         planned = plan(asked, store, seeds)
-        print(f"{num_taken} jobs are done by {RESULTS}/*/jobs.json")
+        print(done_by(num_taken, RESULTS))
     print(f"budget {budget.name} ({budget.what}), seeds {', '.join(map(str, seeds))}: {options.name}")
     print(format_plan(planned, num_workers), flush=True)
     if options.plan:

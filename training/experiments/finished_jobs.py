@@ -13,16 +13,22 @@ from pathlib import Path
 from typing import Any
 
 from training.experiments.compute import first_steps, training_steps, usual_seconds
+from training.experiments.jobs_file import (
+    FILE,
+    Fields,
+    Values,
+    check_tests,
+    checked,
+    has_scenes,
+    longest_tests,
+    read_jobs_files,
+)
 from training.experiments.plan import EvaluationJob, Job, Stage1Job, Stage2Job, is_done
 from training.experiments.store import Evaluation, Run, Store
 from training.json_file import write_json, write_text
 
-_FILE = "jobs.json"
 _LOGGED = ("prediction", "gradient_norm")
-_TRAINING = ("digest", "revision", "steps")
-_TEST = ("revision", "first_seed", "outcomes", "num_steps", "seconds")
-
-Values = Mapping[str, Any]
+_TRAINING: Fields = {"digest": "text", "revision": "text", "steps": "a whole number"}
 
 
 def write_finished_jobs(jobs: Sequence[Job], store: Store, directory: Path) -> None:
@@ -39,7 +45,7 @@ def write_finished_jobs(jobs: Sequence[Job], store: Store, directory: Path) -> N
             found["stage1"][job.run.stage1_recipe_digest] = _prior(job, store)
         else:
             found["runs"][job.run.recipe_digest] = {**_policy(job, store), "tests": {}}
-    write_json(directory / _FILE, found)
+    write_json(directory / FILE, found)
 
 
 def take_up_finished_jobs(jobs: Sequence[Job], store: Store, results: Path) -> int:
@@ -50,7 +56,7 @@ def take_up_finished_jobs(jobs: Sequence[Job], store: Store, results: Path) -> i
     it are. Raises ValueError that names a file of another form.
     """
     left = [job for job in jobs if not is_done(job, store)]
-    told = _read(sorted(results.glob(f"*/{_FILE}")))
+    told = _read(results)
     policies = _whole_policies(left, told, store)
     # Its tests last: a kill then leaves no test without the policy that it is of.
     for job in sorted(left, key=lambda job: isinstance(job, EvaluationJob)):
@@ -77,20 +83,10 @@ class _Policy:
     outcome: Values
     tests: dict[str, Values] = field(default_factory=dict)
 
-    def add(self, tests: Mapping[str, Values]) -> None:
-        """Of two tests of the same the one of more scenes."""
-        for name, test in tests.items():
-            self.tests[name] = max(self.tests.get(name, test), test, key=lambda test: len(test["outcomes"]))
-
     def has(self, job: Stage2Job | EvaluationJob) -> bool:
         if isinstance(job, Stage2Job):
             return self.outcome["steps"] >= job.until
-        test = self.tests.get(_test(job))
-        return (
-            test is not None
-            and len(test["outcomes"]) >= job.num_episodes
-            and test["first_seed"] == job.run.recipe.evaluation.first_seed
-        )
+        return has_scenes(self.tests.get(_test(job)), job.run.recipe.evaluation.first_seed, job.num_episodes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +107,7 @@ class _Told:
             if not same:
                 same = [_Policy(outcome=run["outcome"])]
                 known += same
-            same[0].add(run["tests"])
+            same[0].tests = longest_tests(same[0].tests, run["tests"])
 
 
 def _whole_policies(left: Iterable[Job], told: _Told, store: Store) -> Mapping[str, _Policy]:
@@ -185,27 +181,18 @@ def _training(outcome: Values) -> tuple[Any, ...]:
     return tuple(outcome[name] for name in _TRAINING)
 
 
-def _read(paths: Iterable[Path]) -> _Told:
+def _read(results: Path) -> _Told:
     told = _Told()
-    for path in paths:
-        try:
-            values = _object(json.loads(path.read_text()), "it", ("stage1", "runs"))
-            for digest, prior in _object(values["stage1"], "stage1").items():
-                _object(prior, f"stage1.{digest}", ("digest", "seconds"))
-            for digest, run in _object(values["runs"], "runs").items():
-                _object(run, f"runs.{digest}", ("outcome", "log", "tests"))
-                _object(run["outcome"], f"runs.{digest}.outcome", _TRAINING)
-                for name, test in _object(run["tests"], f"runs.{digest}.tests").items():
-                    _object(test, f"runs.{digest}.tests[{name!r}]", _TEST)
-        except ValueError as error:
-            raise ValueError(f"{path} is not what `experiment NAME --collect` writes: {error}") from None
+    for values in read_jobs_files(results, None, _check):
         told.add(values)
     return told
 
 
-def _object(values: Any, where: str, keys: Sequence[str] = ()) -> Values:
-    if not isinstance(values, Mapping):
-        raise ValueError(f"{where} is {type(values).__name__}, expected an object")
-    if missing := [key for key in keys if key not in values]:
-        raise ValueError(f"{where} has no {' and no '.join(missing)}")
-    return values
+def _check(values: Values) -> None:
+    checked(values, "it", {"stage1": "an object", "runs": "an object"})
+    for digest, prior in values["stage1"].items():
+        checked(prior, f"stage1.{digest}", {"digest": "text", "seconds": "a number"})
+    for digest, run in values["runs"].items():
+        checked(run, f"runs.{digest}", {"outcome": "an object", "log": "a list", "tests": "an object"})
+        checked(run["outcome"], f"runs.{digest}.outcome", _TRAINING)
+        check_tests(run["tests"], f"runs.{digest}.tests")

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from training.experiments.markdown import ASKED_EPISODES, ASKED_SEEDS, count, table
-from training.experiments.named_run import how_tested, is_partial, recipes_line
+from training.experiments.named_run import elsewhere_lines, how_tested, is_partial, recipes_line
 from training.experiments.store import UNKNOWN_COMMIT
 
 _ASKED_CURVE_EPISODES = 10
@@ -71,12 +71,7 @@ def shortfalls(values: Values) -> list[str]:
     commits = {run["git_commit"] for arm in values["arms"] for run in arm["runs"] if run["git_commit"]}
     if len(commits) > 1:
         lines.append(f"The policies were trained at {len(commits)} commits: {', '.join(sorted(commits))}.")
-    of_digest = {run["digest"]: run for arm in values["arms"] for run in arm["runs"]}
-    if num_elsewhere := sum(run.get("elsewhere", False) for run in of_digest.values()):
-        lines.append(
-            f"{num_elsewhere} of {len(of_digest)} policies were trained and tested on another machine, on its own "
-            "recordings of the same scenes: experts' arithmetic differs between processors in the last bits."
-        )
+    lines += elsewhere_lines(values)
     if len(values["tested_at"]) > 1 or UNKNOWN_COMMIT in values["tested_at"]:
         each = (_tests_of(commit, about) for commit, about in sorted(values["tested_at"].items()))
         lines.append(f"Commits at which the tests ran: {'; '.join(each)}.")

@@ -44,6 +44,17 @@ def recipes_line(values: Values) -> str:
     return f"{line}; those of other seeds differ {differ}"
 
 
+def elsewhere_lines(values: Values) -> list[str]:
+    """How many policies another machine trained; none where none."""
+    of_digest = {run["digest"]: run for arm in values["arms"] for run in arm["runs"]}
+    if not (num_elsewhere := sum(run.get("elsewhere", False) for run in of_digest.values())):
+        return []
+    return [
+        f"{num_elsewhere} of {len(of_digest)} policies were trained and tested on another machine, on its own "
+        "recordings of the same scenes: experts' arithmetic differs between processors in the last bits."
+    ]
+
+
 def how_tested(values: Values) -> str:
     """A sentence on how policies were asked and played, and on which scenes."""
     testing = values["testing"]

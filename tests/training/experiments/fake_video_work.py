@@ -14,6 +14,7 @@ from training.experiments.experiment import Condition
 from training.experiments.video.budget import ClipBudget, VideoBudget
 from training.experiments.video.plan import PartKind
 from training.experiments.video.store import VideoStore
+from training.json_file import write_json
 from training.latent_actions.settings import LatentActionSettings
 from training.video_prior.recipe import VideoPriorRecipe, VideoPriorRun
 
@@ -54,6 +55,7 @@ class FakeVideoWork:
 
     def train_policy(self, recipe: VideoPriorRecipe, run: VideoPriorRun) -> Mapping[str, Any]:
         self._note("policy", recipe.name)
+        write_json(run.robots.checkpoint / "config.json", {"execution_horizon": 8, "action_horizon": 16})
         return {"revision": f"of-{run.robots.root.name}"}
 
     def evaluate(

@@ -306,6 +306,17 @@ def test_the_log_of_first_steps_may_be_another_trainings(elsewhere: Path, here: 
             ' "tests": {"lift": {"first_seed": 7}}}}}',
             "runs.b.tests['lift'] has no revision",
         ),
+        (
+            '{"stage1": {}, "runs": {"b": {"outcome": {"digest": "", "revision": "", "steps": "all"}, "log": [],'
+            ' "tests": {}}}}',
+            "runs.b.outcome.steps is str, expected a whole number",
+        ),
+        (
+            '{"stage1": {}, "runs": {"b": {"outcome": {"digest": "", "revision": "", "steps": 1}, "log": [],'
+            ' "tests": {"lift": {"revision": "", "first_seed": 7, "outcomes": "1", "num_steps": 1, "seconds": 1,'
+            ' "made_with": [{"commit": ""}]}}}}}',
+            "runs.b.tests['lift'].made_with has unknown keys ['commit']",
+        ),
     ],
 )
 def test_a_file_of_another_form_is_named_with_what_is_wrong(text: str, said: str, here: Store, tmp_path: Path) -> None:

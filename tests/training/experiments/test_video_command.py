@@ -1,7 +1,11 @@
-"""The verb over the experiments on video: recordings are asked for before hours of filming, and more is kept."""
+"""The verb over the experiments on video: recordings are asked for before hours of filming, and more is kept.
+
+What another machine did is taken up under the lock, and said.
+"""
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,6 +19,8 @@ from training.experiments.video.plan import plan
 from training.experiments.video.runner import carry_out
 from training.experiments.video.store import VideoStore
 from training.experiments.work import Recordings
+
+JOBS = "jobs.json"
 
 
 @pytest.fixture
@@ -81,3 +87,41 @@ def test_results_on_video_are_not_replaced_by_less(checkout: Path, capsys: pytes
     assert "build/partial/results/latent-quality: partial. results/latent-quality stays until it is deleted, for" in out
     assert committed(checkout) == before
     assert "**Partial.**" in Path("build/partial/results/latent-quality/report.md").read_text()
+
+
+def test_the_verb_says_how_many_jobs_on_video_are_done_elsewhere(
+    checkout: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = VideoStore(root=Path("build/one"), budget=VideoBudget.load("cpu"), data_identity=Recordings())
+    num_jobs = len(plan([VIDEO_EXPERIMENTS["latent-quality"]], store, (0,)).jobs)
+    arguments = ["experiment", "latent-quality", "--seeds", "0", "--plan"]
+    capsys.readouterr()
+    assert main(arguments) == 0
+    before = capsys.readouterr().out
+    assert f"{num_jobs} jobs left" in before and "jobs.json" not in before
+    assert main([*arguments, "--from-results"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"{num_jobs} jobs are done by results/*/jobs.json\n") and "\n0 jobs left" in said
+    assert main(["experiment", "video", "--seeds", "0", "--plan", "--from-results", "--store", "build/all"]) == 0
+    assert " jobs are done by results/*/jobs.json\n" in capsys.readouterr().out
+
+
+def test_what_was_taken_up_is_reported_with_nothing_carried_out(checkout: Path) -> None:
+    whole = {name: json.loads(Path(f"results/latent-quality/{name}").read_text()) for name in ("results.json", JOBS)}
+    assert main(["experiment", "latent-quality", "--collect", "--seeds", "0", "--from-results"]) == 0
+    again = {name: json.loads(Path(f"results/latent-quality/{name}").read_text()) for name in whole}
+    assert again[JOBS] == whole[JOBS]
+    for name in ("claims", "seconds", "jobs", "git_commits"):
+        assert again["results.json"][name] == whole["results.json"][name]
+    assert "probes were not made here" in Path("results/latent-quality/report.md").read_text()
+
+
+def test_nothing_on_video_is_taken_up_while_another_process_carries_out(
+    checkout: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = VideoStore(root=Path("build/two"), budget=VideoBudget.load("cpu"), data_identity=Recordings())
+    arguments = ["experiment", "latent-quality", "--seeds", "0", "--plan", "--from-results", "--store", "build/two"]
+    with store.locked():
+        assert main(arguments) == 1
+    assert "another process carries out experiments in" in capsys.readouterr().err
+    assert not (store.root / "outcomes").exists()

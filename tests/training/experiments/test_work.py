@@ -142,8 +142,7 @@ def test_the_verb_says_how_to_record_what_an_experiment_reads(
     [
         (["priors"], "unknown experiment 'priors', did you mean 'prior'?"),
         (["prior", "--budget", "tpu"], "unknown budget 'tpu', did you mean"),
-        (["video", "--from-results"], "--from-results is for prior, optimisation, "),
-        (["report", "--from-results"], "or all, not 'report'"),
+        (["report", "--from-results"], "--from-results is for an experiment, all or video, not 'report'"),
     ],
 )
 def test_a_wrong_call_exits_with_2(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,8 +22,10 @@ def is_about_video(name: str) -> bool:
 
 
 def run(options: argparse.Namespace, results: Path) -> int:
+    from training.experiments.jobs_file import done_by
     from training.experiments.plan_of_jobs import format_plan
     from training.experiments.video.budget import VideoBudget
+    from training.experiments.video.finished_jobs import take_up_finished_jobs
     from training.experiments.video.plan import PartJob, PolicyJob, plan
     from training.experiments.video.runner import carry_out
     from training.experiments.video.store import VideoStore
@@ -38,6 +40,10 @@ def run(options: argparse.Namespace, results: Path) -> int:
     num_workers = options.workers or budget.num_workers
     root = options.store or Path("build/experiments") / f"video-{budget.name}"
     store = VideoStore(root=root, budget=budget, data_identity=Recordings())
+    if options.from_results:
+        with store.locked():
+            num_taken = take_up_finished_jobs(asked, store, seeds, results)
+        print(done_by(num_taken, results))
     planned = plan(asked, store, seeds)
     print(f"budget {budget.name} ({budget.what}), seeds {', '.join(map(str, seeds))}: {options.name}")
     print(format_plan(planned, num_workers), flush=True)

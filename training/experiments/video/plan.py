@@ -110,7 +110,7 @@ class PolicyJob:
 
     @property
     def key(self) -> str:
-        return f"policy {self.run.digest}"
+        return self.run.key
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -131,33 +131,39 @@ class TestJob:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        return (f"policy {self.run.digest}",)
+        return (self.run.key,)
 
 
 Job = ClipsJob | EyesJob | CodesJob | ProbeJob | PartJob | PolicyJob | TestJob
 
 
 def plan(experiments: Sequence[VideoExperiment], store: VideoStore, seeds: Sequence[int]) -> Plan[Job]:
-    """Seed by seed, so that what there is after any time has all arms."""
+    """All jobs and those left, at the budget's costs times what the costs of done jobs were off by."""
     jobs: dict[str, Job] = {}
-    for seed in seeds:
-        for experiment in experiments:
-            for arm in experiment.arms:
-                found = (
-                    _probe_jobs(store, arm.training, seed)
-                    if isinstance(arm.training, CodesTraining)
-                    else _policy_jobs(store, arm.training, seed)
-                )
-                for job in found:
-                    jobs.setdefault(job.key, job)
-    left = tuple(job for job in jobs.values() if not is_done(job, store))
+    for job in wanted(experiments, store, seeds):
+        jobs.setdefault(job.key, job)
+    left = _left(list(jobs.values()), store)
     factors = _measured_factors(list(jobs.values()), store)
     return Plan(
         kinds=tuple(kind for kind in KINDS if any(job.kind == kind for job in jobs.values())),
         jobs=tuple(jobs.values()),
         left=left,
-        seconds={job.key: factors[job.kind] * estimate(job, store, done=_tried(job, store)) for job in left},
+        seconds={job.key: factors[job.kind] * estimate(job, store, done=_tried_here(job, store)) for job in left},
     )
+
+
+def wanted(experiments: Sequence[VideoExperiment], store: VideoStore, seeds: Sequence[int]) -> Iterator[Job]:
+    """Seed by seed, so that what there is after any time has all arms; each job after those that it needs.
+
+    What is wanted twice comes twice: number and order do not depend on any recordings.
+    """
+    for seed in seeds:
+        for experiment in experiments:
+            for arm in experiment.arms:
+                if isinstance(arm.training, CodesTraining):
+                    yield from _probe_jobs(store, arm.training, seed)
+                else:
+                    yield from _policy_jobs(store, arm.training, seed)
 
 
 def from_nothing(planned: Plan[Job], store: VideoStore) -> Plan[Job]:
@@ -177,6 +183,13 @@ def measured(job: Job, store: VideoStore) -> float:
     if isinstance(job, TestJob):
         return store.evaluation(job.run, job.task).seconds
     return float((store.outcome(job.key) or {"seconds": 0.0})["seconds"])
+
+
+def key_where_done(job: Job, store: VideoStore) -> str:
+    """A job's key on the machine that did it."""
+    if isinstance(job, TestJob):
+        return replace(job, run=replace(job.run, digest=store.trained_digest(job.run))).key
+    return store.key_where_done(job.key)
 
 
 def parts_of(run: PolicyRun) -> list[tuple[PartKind, str]]:
@@ -245,6 +258,18 @@ def _policy_jobs(store: VideoStore, training: PolicyTraining, seed: int) -> Iter
         yield TestJob(run=run, task=task, num_episodes=store.budget.episodes)
 
 
+def _left(jobs: Sequence[Job], store: VideoStore) -> tuple[Job, ...]:
+    """Those not done, and what was only told and these need; with a policy its tests, for it will be another one."""
+    left: set[str] = set()
+    needed: set[str] = set()
+    for job in reversed(jobs):
+        if not is_done(job, store) or (job.key in needed and store.is_told(job.key)):
+            left.add(job.key)
+            needed.update(job.needs)
+    again = {key for key in left if store.is_told(key)}
+    return tuple(job for job in jobs if job.key in left or (isinstance(job, TestJob) and job.run.key in again))
+
+
 def _digest_of_part(run: PolicyRun, kind: PartKind) -> str:
     return {
         "pretraining": run.pretraining_digest,
@@ -256,6 +281,11 @@ def _digest_of_part(run: PolicyRun, kind: PartKind) -> str:
 
 def _tried(job: Job, store: VideoStore) -> int:
     return len(store.evaluation(job.run, job.task).seeds) if isinstance(job, TestJob) else 0
+
+
+def _tried_here(job: Job, store: VideoStore) -> int:
+    """A test of a told policy that is left begins anew: the policy is trained here before it."""
+    return 0 if isinstance(job, TestJob) and store.is_told(job.run.key) else _tried(job, store)
 
 
 def _measured_factors(jobs: Sequence[Job], store: VideoStore) -> dict[Kind, float]:

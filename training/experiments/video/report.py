@@ -24,6 +24,7 @@ from training.experiments.markdown import (
 )
 from training.experiments.named_run import (
     command,
+    elsewhere_lines,
     how_tested,
     is_partial,
     label,
@@ -169,7 +170,14 @@ def shortfalls(values: Values) -> list[str]:
         lines.append(f"Shortfall: {progress(values)}.")
     if len(values["git_commits"]) > 1:
         lines.append(f"Jobs ran at {len(values['git_commits'])} commits: {', '.join(values['git_commits'])}.")
-    return lines
+    return lines + elsewhere_lines(values) + _told_lines(values)
+
+
+def _told_lines(values: Values) -> list[str]:
+    probes = {run["digest"]: run.get("told", False) for arm in values["arms"] for run in arm["runs"]}
+    if not (num_told := sum(probes.values())):
+        return []
+    return [f"{num_told} of {len(probes)} probes were not made here: they are as results/*/jobs.json has them."]
 
 
 def _control(known: Sequence[Values]) -> str:

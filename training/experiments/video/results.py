@@ -26,7 +26,6 @@ from training.experiments.statistics import (
     mean_success,
     paired_difference,
 )
-from training.experiments.store import read_json
 from training.experiments.verdict import verdict
 from training.experiments.video.experiment import (
     FigureClaim,
@@ -38,7 +37,8 @@ from training.experiments.video.experiment import (
     VideoExperiment,
 )
 from training.experiments.video.figures import FIGURES, Sample, estimate, sample_of
-from training.experiments.video.plan import Job, ProbeJob, from_nothing, measured, plan
+from training.experiments.video.finished_jobs import write_finished_jobs
+from training.experiments.video.plan import Job, ProbeJob, from_nothing, key_where_done, measured, plan
 from training.experiments.video.store import VideoStore
 from training.json_file import write_json
 
@@ -74,7 +74,7 @@ def collect(experiment: VideoExperiment, store: VideoStore, seeds: Sequence[int]
         "jobs": jobs.counts(),
         **found,
         "planned_hours": round(from_nothing(jobs, store).hours(budget.num_workers), 2),
-        "seconds": {job.key: round(measured(job, store), 1) for job in jobs.jobs},
+        "seconds": {key_where_done(job, store): round(measured(job, store), 1) for job in jobs.jobs},
         "git_commits": sorted(
             {outcome["git_commit"] for job in jobs.jobs if (outcome := store.outcome(job.key)) is not None}
         ),
@@ -87,7 +87,7 @@ def collect(experiment: VideoExperiment, store: VideoStore, seeds: Sequence[int]
 def write_results(
     experiment: VideoExperiment, values: Mapping[str, Any], results: Path, store: VideoStore, seeds: Sequence[int]
 ) -> Path:
-    """results.json and the exact recipes of all arms; returns the directory."""
+    """results.json, jobs.json and the exact recipes of all arms; returns the directory."""
     directory = results / results_name(experiment.name, store.budget.name)
     for arm in experiment.arms:
         if isinstance(arm, ProbedArm):
@@ -96,6 +96,7 @@ def write_results(
         else:
             recipe = store.policy_run(arm.training, seeds[0]).recipe.to_json()
         write_json(directory / "recipes" / f"{file_name(arm.name)}.json", recipe)
+    write_finished_jobs(experiment, store, seeds, directory)
     write_json(directory / "results.json", values)
     return directory
 
@@ -103,9 +104,15 @@ def write_results(
 def _probed(experiment: ProbeExperiment, store: VideoStore, seeds: Sequence[int], jobs: Plan[Job]) -> dict[str, Any]:
     by_digest = {job.run.digest: job.key for job in jobs.jobs if isinstance(job, ProbeJob)}
     probes: dict[str, dict[int, Mapping[str, Any]]] = {}
+    runs: dict[str, list[dict[str, Any]]] = {}
     for arm in experiment.arms:
-        found = {seed: store.outcome(by_digest[store.codes_run(arm.training, seed).digest]) for seed in seeds}
+        digests = {seed: store.codes_run(arm.training, seed).digest for seed in seeds}
+        found = {seed: store.outcome(by_digest[digest]) for seed, digest in digests.items()}
         probes[arm.name] = {seed: probe for seed, probe in found.items() if probe is not None}
+        runs[arm.name] = [
+            {"seed": seed, "digest": digest, "told": store.is_told(by_digest[digest])}
+            for seed, digest in digests.items()
+        ]
     some = next((probe for of in probes.values() for probe in of.values()), None)
     return {
         "of": PROBES,
@@ -116,7 +123,7 @@ def _probed(experiment: ProbeExperiment, store: VideoStore, seeds: Sequence[int]
         "num_directions_removed": sorted(
             {number for of in probes.values() for probe in of.values() for number in probe["num_directions_removed"]}
         ),
-        "arms": [_probed_arm(arm, experiment.shown, probes[arm.name], store, seeds) for arm in experiment.arms],
+        "arms": [_probed_arm(arm, experiment.shown, probes[arm.name], runs[arm.name]) for arm in experiment.arms],
         "claims": [_figure_claim(claim, probes, seeds) for claim in experiment.claims],
     }
 
@@ -125,8 +132,7 @@ def _probed_arm(
     arm: ProbedArm,
     shown: Sequence[str],
     probes: Mapping[int, Mapping[str, Any]],
-    store: VideoStore,
-    seeds: Sequence[int],
+    runs: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
     figures, by_seed = {}, {}
     for name in shown:
@@ -139,7 +145,7 @@ def _probed_arm(
         "paper": dict(arm.paper),
         "figures": figures,
         "by_seed": by_seed,
-        "runs": [{"seed": seed, "digest": store.codes_run(arm.training, seed).digest} for seed in seeds],
+        "runs": runs,
     }
 
 
@@ -190,10 +196,7 @@ def _tested(experiment: PolicyExperiment, store: VideoStore, seeds: Sequence[int
         "figure": experiment.figure,
         "axis": experiment.axis,
         "testing": testing(
-            (
-                read_json(store.checkpoint(store.policy_run(arm.training, seeds[0])) / "config.json")
-                for arm in experiment.arms
-            ),
+            (store.config(store.policy_run(arm.training, seeds[0])) for arm in experiment.arms),
             budget.recipe.base.evaluation.first_seed,
         ),
         "tasks": {task: {"body": budget.suite.tasks[task].body} for task in budget.tasks},
@@ -207,11 +210,16 @@ def _tested_arm(arm: PolicyArm, solved: Mapping[int, Sequence[Sequence[bool]]], 
     runs, scores = [], []
     for seed in solved:
         run = store.policy_run(arm.training, seed)
-        outcome = store.outcome(f"policy {run.digest}") or {}
-        if arm.training.joint is not None:
-            aligned = store.outcome(f"alignment {run.alignment_digest}") or {}
-            scores += [aligned["scores"]] if aligned.get("scores", {}).get("num_pairs") else []
-        runs.append({"seed": seed, "digest": run.digest, "revision": outcome.get("revision", "")})
+        outcome, aligned = store.outcome(run.key) or {}, store.alignment_scores(run)
+        scores += [aligned] if aligned.get("num_pairs") else []
+        runs.append(
+            {
+                "seed": seed,
+                "digest": store.trained_digest(run),
+                "elsewhere": store.trained_digest(run) != run.digest,
+                "revision": outcome.get("revision", ""),
+            }
+        )
     return {
         "name": arm.name,
         "family": arm.family,

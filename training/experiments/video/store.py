@@ -1,6 +1,7 @@
 """Where clips, parts, policies and outcomes lie, named by their content: what two arms share is made once.
 
-Owns digests, paths and the small JSON files that say what is done. Weights may be deleted; what is done stays done.
+Owns digests, paths and the small JSON files that say what is done. Weights may be deleted; what is done stays done. An
+outcome with a `key` was told by finished_jobs.py: nothing that its job made is here, and a policy's holds its tests.
 Layout below `build/experiments/video-<budget>/`: `clips/<name>-<digest>/`, `parts/` (training/video_prior's and codes
 that only probes read), `runs/<digest>/` and `outcomes/<job>.json`.
 """
@@ -45,6 +46,11 @@ class PolicyRun:
     stage1_digest: str
     labels_digest: str
     alignment_digest: str
+
+    @property
+    def key(self) -> str:
+        """Of its outcome."""
+        return f"policy {self.digest}"
 
     @property
     def first_seed(self) -> int:
@@ -147,11 +153,42 @@ class VideoStore:
     def write_outcome(self, key: str, values: Mapping[str, Any]) -> None:
         write_json(self._outcome_path(key), values)
 
+    def is_told(self, key: str) -> bool:
+        """Whether what is kept of a job was told, and nothing that it made is here."""
+        return self._told(key) is not None
+
+    def key_where_done(self, key: str) -> str:
+        """A job's own where it was done: another one where recordings are others."""
+        return (self._told(key) or {}).get("key", key)
+
+    def trained_digest(self, run: PolicyRun) -> str:
+        """Of the training that is known of."""
+        return self.key_where_done(run.key).rpartition(" ")[2]
+
+    def config(self, run: PolicyRun) -> Mapping[str, Any] | None:
+        """The checkpoint's, or as much of it as was told."""
+        told = self._told(run.key)
+        return read_json(self.checkpoint(run) / "config.json") if told is None else told.get("config")
+
+    def alignment_scores(self, run: PolicyRun) -> Mapping[str, Any]:
+        """Of the alignment that the policy has: a told one's is not the one that may be here. Empty where none is."""
+        aligned = self._told(run.key)
+        if aligned is None and run.alignment_digest:
+            aligned = self.outcome(f"alignment {run.alignment_digest}")
+        return (aligned or {}).get("scores", {})
+
     def evaluation(self, run: PolicyRun, task: str) -> Evaluation:
-        return Evaluation.from_json(read_json(self._evaluation_path(run, task)) or {})
+        """Of a told policy those told with it: when it is trained here, they are gone with it."""
+        told = self._told(run.key)
+        values = read_json(self._evaluation_path(run, task)) if told is None else told["tests"].get(task)
+        return Evaluation.from_json(values or {})
 
     def write_evaluation(self, run: PolicyRun, task: str, evaluation: Evaluation) -> None:
         write_json(self._evaluation_path(run, task), evaluation.to_json())
+
+    def _told(self, key: str) -> Mapping[str, Any] | None:
+        outcome = self.outcome(key)
+        return outcome if outcome is not None and "key" in outcome else None
 
     def _outcome_path(self, key: str) -> Path:
         return self.root / "outcomes" / f"{key.replace(' ', '-')}.json"
