@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeVar, get_args
 
 from policy.bounds import check_number, check_one_of, check_whole
 from policy.images import Interpolation
 from policy.prior import EncoderInputs
+from policy.strict_json import build, frozen
 from policy.trunk import TrunkConfig
 
 _T = TypeVar("_T")
@@ -146,36 +147,27 @@ class ModelConfig:
         if not isinstance(values, Mapping):
             raise ValueError(f"model is {type(values).__name__}, expected an object")
         values = dict(values)
-        values["encoder"] = build_settings(TrunkConfig, values.get("encoder"), "encoder")
-        values["decoder"] = build_settings(TrunkConfig, values.get("decoder"), "decoder")
+        values["encoder"] = _built(TrunkConfig, values.get("encoder"), "encoder")
+        values["decoder"] = _built(TrunkConfig, values.get("decoder"), "decoder")
         values["backbone"] = _backbone(values.get("backbone"))
         if "intent" in values:
-            values["intent"] = build_settings(IntentSettings, values["intent"], "intent")
-        return build_settings(cls, values, "model")
+            values["intent"] = _built(IntentSettings, values["intent"], "intent")
+        return _built(cls, values, "model")
 
 
 # What changes how a trained model is asked, and nothing about how it was trained.
 INFERENCE_ONLY = ("execution_horizon", "num_inference_steps", "max_inference_steps", "noise_scale")
 
 
-def build_settings(kind: type[_T], values: Any, where: str) -> _T:
-    """The dataclass that an object of JSON says, lists as tuples. Raises ValueError that names what is wrong in it."""
-    if not isinstance(values, Mapping):
-        raise ValueError(f"{where} is {type(values).__name__}, expected an object")
-    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
-    if unknown := sorted(set(values) - known):
-        raise ValueError(f"{where} has unknown keys {unknown}, expected {sorted(known)}")
-    try:
-        return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
-    except TypeError as error:
-        raise ValueError(f"{where}: {error}") from None
+def _built(kind: type[_T], values: Any, where: str) -> _T:
+    return build(kind, frozen(values, where), where)
 
 
 def _backbone(values: Any) -> ConvolutionalSettings | VlmSettings:
     kind = values.get("kind") if isinstance(values, Mapping) else None
     if kind == "vlm":
-        return build_settings(VlmSettings, values, "backbone")
+        return _built(VlmSettings, values, "backbone")
     if kind == "convolutional":
-        trunk = build_settings(TrunkConfig, values.get("trunk"), "backbone.trunk")
-        return build_settings(ConvolutionalSettings, {**values, "trunk": trunk}, "backbone")
+        trunk = _built(TrunkConfig, values.get("trunk"), "backbone.trunk")
+        return _built(ConvolutionalSettings, {**values, "trunk": trunk}, "backbone")
     raise ValueError(f"backbone.kind is {kind!r}, expected 'convolutional' or 'vlm'")

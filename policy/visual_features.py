@@ -18,8 +18,8 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from policy.config import build_settings
 from policy.images import resize_frames, to_unit_range
+from policy.strict_json import build, frozen
 from policy.trunk import Trunk, TrunkConfig
 from policy.vlm_directory import check_weights, read_processor
 
@@ -69,7 +69,7 @@ class VisualSettings:
     @classmethod
     def from_json(cls, values: Any) -> VisualSettings:
         """Raises ValueError that names an unknown, missing or impossible key."""
-        return build_settings(cls, values, "visual")
+        return build(cls, frozen(values, "visual"), "visual")
 
 
 class SmallVit(nn.Module):

@@ -56,10 +56,6 @@ _METRICS_TIMEOUT_S = 5.0
 _OTHERS_POLL_S = 0.2
 
 
-class WrongRegistryError(ValueError):
-    """What was given for the registry's URL is none."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class ServeConfig:
     """What is served, by what, and where it listens. A port of 0 lets the system pick."""
@@ -182,11 +178,7 @@ class Service:
         named = [(name, artifacts.name(directory)) for name, directory in config.policies]
         for name, location in named:
             await asyncio.to_thread(artifacts.open, name, location)
-        try:
-            database = await asyncio.to_thread(open_database, _registry_url(config, state))
-        except ValueError as error:
-            raise WrongRegistryError(str(error)) from None
-        self._registry = Registry(database)
+        self._registry = Registry(await asyncio.to_thread(open_database, _registry_url(config, state)))
         tokens = await self._tokens(self._registry)
         self._backend, triton = _backend(config, scratch=None if config.state else state)
         several = config.gateways > 1

@@ -175,9 +175,9 @@ def _run_serve(config: ServeConfig) -> int:
     from service.credentials.exposure import ExposedError
     from service.errors import ConflictError
     from service.processes.supervision import FurtherGatewayError
-    from service.registry import RegistryUnavailableError
+    from service.registry import RegistryUnavailableError, WrongRegistryError
     from service.revision import RevisionError
-    from service.serve import WrongRegistryError, serve
+    from service.serve import serve
     from service.triton.installation import TritonNotFoundError
     from service.triton.server import TritonStartError
 

@@ -1,18 +1,11 @@
-"""JSON on disk, whole or not at all: written beside its place and renamed, or a line at a time.
-
-And JSON as frozen data, strictly.
-"""
+"""JSON on disk, whole or not at all: written beside its place and renamed, or a line at a time."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
-
-_T = TypeVar("_T")
+from typing import Any
 
 
 def write_json(path: Path, values: Any) -> None:
@@ -44,16 +37,3 @@ def append_line(path: Path, values: Any) -> None:
                 file.seek(0)
                 file.truncate(file.read().rfind(b"\n") + 1)
         file.write(json.dumps(values).encode() + b"\n")
-
-
-def build(kind: type[_T], values: Any, where: str) -> _T:
-    """The dataclass that an object of JSON says. Raises ValueError that names an unknown or missing key and `where`."""
-    if not isinstance(values, Mapping):
-        raise ValueError(f"{where} is {type(values).__name__}, expected an object")
-    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
-    if unknown := sorted(set(values) - known):
-        raise ValueError(f"{where} has unknown keys {unknown}, expected {sorted(known)}")
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise ValueError(f"{where}: {error}") from None

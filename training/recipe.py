@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 
 from policy.bounds import check_number, check_one_of, check_positive, check_whole
 from policy.prior import EncoderInputs
-from training.json_file import build
+from policy.strict_json import build, frozen
 from training.loop import Schedule
 from training.names import shipped_json
 from training.objective import HistoryPass
@@ -240,11 +240,11 @@ class Recipe:
         if not isinstance(values, Mapping):
             raise ValueError(f"recipe is {type(values).__name__}, expected an object")
         parts = dict(values)
-        parts["data"] = build(DataRecipe, _frozen(parts.get("data", {}), "data"), "data")
+        parts["data"] = build(DataRecipe, frozen(parts.get("data", {}), "data"), "data")
         for name, kind in (("stage1", Stage1Recipe), ("stage2", Stage2Recipe)):
             stage = parts.get(name, {})
-            frozen = _frozen(stage, name)
-            parts[name] = build(kind, {**frozen, "schedule": build(Schedule, stage.get("schedule", {}), name)}, name)
+            lists = frozen(stage, name)
+            parts[name] = build(kind, {**lists, "schedule": build(Schedule, stage.get("schedule", {}), name)}, name)
         if parts.get("backbone") is not None:
             parts["backbone"] = build(BackboneRecipe, parts["backbone"], "backbone")
         if "evaluation" in parts:
@@ -362,10 +362,3 @@ def _check_backbone(recipe: Recipe) -> None:
 def _check_tasks(name: str, tasks: Any) -> None:
     if not isinstance(tasks, tuple) or not all(isinstance(task, str) for task in tasks) or len({*tasks}) != len(tasks):
         raise ValueError(f"{name} is {tasks!r}, expected a list of names, each once")
-
-
-def _frozen(values: Any, where: str) -> dict[str, Any]:
-    """A part of a recipe, its lists as tuples."""
-    if not isinstance(values, Mapping):
-        raise ValueError(f"{where} is {type(values).__name__}, expected an object")
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}

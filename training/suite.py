@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from training.json_file import build
+from policy.strict_json import build
 from training.names import shipped_json, unknown_name
 
 SUITES = Path(__file__).parent / "suites"

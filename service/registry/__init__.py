@@ -3,7 +3,7 @@
 Owns the database. Knows no gateway, no Triton and no HTTP, and imports no model code.
 """
 
-from service.registry.database import RegistryUnavailableError, open_database
+from service.registry.database import RegistryUnavailableError, WrongRegistryError, open_database
 from service.registry.records import (
     AuditEntry,
     Fleet,
@@ -39,5 +39,6 @@ __all__ = [
     "Route",
     "Shadow",
     "Tally",
+    "WrongRegistryError",
     "open_database",
 ]

@@ -30,8 +30,12 @@ class RegistryUnavailableError(Exception):
     """The database does not answer. What was served goes on; changes have to wait."""
 
 
+class WrongRegistryError(ValueError):
+    """What was given for the registry's URL is none."""
+
+
 def open_database(url: str) -> Engine:
-    """Connects and migrates. Raises RegistryUnavailableError, or ValueError for a URL that is none."""
+    """Connects and migrates. Raises RegistryUnavailableError, or WrongRegistryError for a URL that is none."""
     engine = _engine(url)
     with unavailable_if_lost(), engine.begin() as connection:
         if engine.dialect.name == "postgresql":
@@ -80,7 +84,9 @@ def _engine(url: str) -> Engine:
     try:
         parsed = make_url(url)
     except ArgumentError:
-        raise ValueError(f"the registry's URL is {url!r}, expected sqlite:///FILE or postgresql://...") from None
+        raise WrongRegistryError(
+            f"the registry's URL is {url!r}, expected sqlite:///FILE or postgresql://..."
+        ) from None
     if parsed.get_backend_name() == "sqlite":
         engine = create_engine(parsed, connect_args={"timeout": _WAIT_S})
         event.listen(engine, "connect", _set_up_sqlite)
@@ -102,7 +108,7 @@ def _engine(url: str) -> Engine:
             pool_timeout=_WAIT_S,
             pool_pre_ping=True,
         )
-    raise ValueError(f"the registry's URL is for {parsed.get_backend_name()!r}, expected sqlite or postgresql")
+    raise WrongRegistryError(f"the registry's URL is for {parsed.get_backend_name()!r}, expected sqlite or postgresql")
 
 
 def _begin_sqlite(connection: Connection) -> None:

@@ -21,8 +21,9 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from policy.strict_json import build
 from training.ego_video.motion_moments import NUM_MOMENTS, Moments
-from training.json_file import build, write_json
+from training.json_file import write_json
 
 FORMAT_VERSION = 1
 MANIFEST = "clips.json"

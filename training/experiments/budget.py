@@ -12,8 +12,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from policy.strict_json import build
 from training.experiments.experiment import BaseName, TaskGroup, Training
-from training.json_file import build
 from training.names import shipped_json
 from training.recipe import Recipe
 from training.suite import Suite

@@ -15,6 +15,7 @@ from typing import Any
 from training.experiments.compute import first_steps, training_steps, usual_seconds
 from training.experiments.jobs_file import (
     FILE,
+    PLAYED,
     Fields,
     Values,
     check_tests,
@@ -161,7 +162,7 @@ def _policy(job: Stage2Job, store: Store) -> Values:
         "digest": run.digest,
         "revision": "",
         **(store.run_outcome(run) or {}),
-        "config": {name: config.get(name) for name in ("execution_horizon", "action_horizon")},
+        "config": {name: config.get(name) for name in PLAYED},
     }
     return {
         "outcome": {**outcome, "step_s": {each.kind.phase: usual_seconds(each) for each in steps}},

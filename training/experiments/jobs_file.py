@@ -11,11 +11,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from policy.strict_json import build
 from training.experiments.store import MadeWith
-from training.json_file import build
 
 FILE = "jobs.json"
 VIDEO = "video"
+# What is kept of a checkpoint's config: how tests played its chunks.
+PLAYED = ("execution_horizon", "action_horizon")
 _KINDS = {
     "an object": (Mapping,),
     "a list": (list,),

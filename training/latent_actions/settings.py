@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from policy.strict_json import build
 from policy.visual_features import VisualSettings
-from training.json_file import build
 from training.loop import Schedule
 
 # none: both paths answer for the whole picture; flow: the pack's own masks; truth: the simulator's, for comparison.

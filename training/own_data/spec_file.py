@@ -29,9 +29,7 @@ def read_spec(path: Path) -> EmbodimentSpec:
         raise OpenSpecError(f"{path}: replace each of these by its value\n" + "\n".join(lines))
     try:
         spec = EmbodimentSpec.from_json(values)
-    except KeyError as error:
-        raise ValueError(f"{path}: lacks {error}") from None
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     for side, groups in (("state", spec.state), ("action", spec.action)):
         _check_limits(path, side, groups)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from training.json_file import build
+from policy.strict_json import build
 from training.playback.cells import Cell
 from training.rollout import wilson_interval
 from training.seams import pooled

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from training.json_file import build
+from policy.strict_json import build
 from training.loop import Schedule
 
 AlignmentLoss = Literal["regression", "contrastive"]

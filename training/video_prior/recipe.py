@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from training.json_file import build, write_json
+from policy.strict_json import build
+from training.json_file import write_json
 from training.latent_actions.settings import EyesSettings, LatentActionSettings
 from training.loop import Schedule
 from training.names import shipped_json

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.training.experiments.fake_work import recorded, run_part, uniform
+from tests.training.experiments.fake_work import evaluated, recorded, run_part, uniform
 from training.experiments.experiment import Condition
 from training.experiments.video.budget import ClipBudget, VideoBudget
 from training.experiments.video.plan import PartKind
@@ -64,14 +64,7 @@ class FakeVideoWork:
         self._note("test", str(checkpoint), task, str(first_seed), str(num_episodes))
         seeds = range(first_seed, first_seed + num_episodes)
         solved = [seed for seed in seeds if uniform(f"{run_part(checkpoint)} {task} {seed}") < 0.5]
-        return {
-            "seeds": list(seeds),
-            "solved_seeds": solved,
-            "mean_steps": 10.0,
-            "revision": f"of-{checkpoint}",
-            "git_commit": "c0ffee",
-            "versions": {"mujoco": "3.3.0"},
-        }
+        return evaluated(checkpoint, seeds, solved)
 
     def _note(self, *call: str) -> None:
         if len(self.calls) == self.fails_at:

@@ -64,14 +64,7 @@ class FakeWork:
         self._note("evaluation", str(checkpoint), condition.name, task, str(first_seed), str(num_episodes))
         seeds = range(first_seed, first_seed + num_episodes)
         solved = [seed for seed in seeds if uniform(f"{run_part(checkpoint)} {condition.name} {task} {seed}") < 0.5]
-        return {
-            "seeds": list(seeds),
-            "solved_seeds": solved,
-            "mean_steps": 10.0,
-            "revision": f"of-{checkpoint}",
-            "git_commit": "c0ffee",
-            "versions": {"mujoco": "3.3.0"},
-        }
+        return evaluated(checkpoint, seeds, solved)
 
     def _note(self, *call: str) -> None:
         if len(self.calls) == self.fails_at:
@@ -87,6 +80,23 @@ def took(step_s: float, num_steps: int = 1) -> dict[str, float]:
 def recorded(recipe: Recipe) -> Mapping[str, str]:
     """Recordings that are always the same."""
     return {task: f"sha256 of {task}" for task in recipe.data.tasks}
+
+
+def recorded_here(recipe: Recipe) -> Mapping[str, str]:
+    """The same scenes recorded by another machine."""
+    return {task: f"{digest}, recorded here" for task, digest in recorded(recipe).items()}
+
+
+def evaluated(checkpoint: Path, seeds: Sequence[int], solved: Sequence[int]) -> Mapping[str, Any]:
+    """What `evaluate` returns of these scenes."""
+    return {
+        "seeds": list(seeds),
+        "solved_seeds": list(solved),
+        "mean_steps": 10.0,
+        "revision": f"of-{checkpoint}",
+        "git_commit": "c0ffee",
+        "versions": {"mujoco": "3.3.0"},
+    }
 
 
 def store_of(budget: Budget, root: Path) -> Store:

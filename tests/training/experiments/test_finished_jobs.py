@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.training.experiments.fake_work import FakeWork, recorded, store_of
+from tests.training.experiments.fake_work import FakeWork, recorded_here, store_of
 from training.__main__ import main
 from training.experiments.budget import Budget
 from training.experiments.definitions.catalogue import EXPERIMENTS, experiment
@@ -25,7 +25,6 @@ from training.experiments.results import collect, write_results
 from training.experiments.runner import carry_out, perform
 from training.experiments.store import Evaluation, Run, Store
 from training.experiments.verdict import NOT_RUN
-from training.recipe import Recipe
 
 SEEDS = (0, 1)
 ALL = tuple(EXPERIMENTS.values())
@@ -52,10 +51,6 @@ def elsewhere(budget: Budget, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def here(budget: Budget, tmp_path: Path) -> Store:
     """Without anything but recordings, whose bits are other ones."""
     return Store(root=tmp_path / "experiments", budget=budget, data_identity=recorded_here)
-
-
-def recorded_here(recipe: Recipe) -> Mapping[str, str]:
-    return {task: f"{digest}, recorded here" for task, digest in recorded(recipe).items()}
 
 
 def jobs_of(store: Store, *names: str, seeds: tuple[int, ...] = SEEDS) -> tuple[Job, ...]:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.training.experiments.fake_video_work import SCORES, FakeVideoWork, video_store_of
-from tests.training.experiments.fake_work import recorded
+from tests.training.experiments.fake_work import recorded_here
 from training.experiments.video.budget import VideoBudget
 from training.experiments.video.definitions import PILOT, VIDEO_EXPERIMENTS
 from training.experiments.video.finished_jobs import take_up_finished_jobs
@@ -57,10 +57,6 @@ def elsewhere(budget: VideoBudget, tmp_path_factory: pytest.TempPathFactory) -> 
 def here(budget: VideoBudget, tmp_path: Path) -> VideoStore:
     """Without anything but recordings, whose bits are other ones."""
     return VideoStore(root=tmp_path / "experiments", budget=budget, data_identity=recorded_here)
-
-
-def recorded_here(recipe: Recipe) -> Mapping[str, str]:
-    return {task: f"{digest}, recorded here" for task, digest in recorded(recipe).items()}
 
 
 def do(store: VideoStore, *experiments, seeds: tuple[int, ...] = SEEDS, work: FakeVideoWork | None = None) -> None:

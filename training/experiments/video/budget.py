@@ -12,10 +12,10 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from policy.strict_json import build
 from training.experiments.budget import check_numbers, seeds_of_json
 from training.experiments.experiment import DEFAULT_DECAY
 from training.experiments.video.experiment import CodesTraining, PolicyTraining
-from training.json_file import build
 from training.latent_actions.settings import LatentActionSettings
 from training.names import shipped_json
 from training.recipe import Recipe

@@ -15,6 +15,7 @@ from typing import Any
 
 from training.experiments.jobs_file import (
     FILE,
+    PLAYED,
     VIDEO,
     Fields,
     Values,
@@ -31,7 +32,6 @@ from training.experiments.video.store import PolicyRun, VideoStore
 from training.json_file import write_text
 from training.recipe import Recipe
 
-_CONFIG = ("execution_horizon", "action_horizon")
 _OUTCOME: Fields = {"key": "text", "seconds": "a number", "git_commit": "text"}
 _OF_KIND: Mapping[str, Fields] = {
     "probe": {
@@ -127,7 +127,7 @@ def _policy(run: PolicyRun, store: VideoStore) -> Values:
     config, scores = store.config(run), store.alignment_scores(run)
     tests = {task: store.evaluation(run, task) for task in store.budget.tasks}
     return {
-        **({"config": {name: config.get(name) for name in _CONFIG}} if config is not None else {}),
+        **({"config": {name: config.get(name) for name in PLAYED}} if config is not None else {}),
         **({"scores": scores} if scores else {}),
         "tests": {task: evaluation.to_json() for task, evaluation in tests.items() if evaluation.seeds},
     }
