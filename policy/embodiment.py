@@ -73,6 +73,9 @@ class Group:
         for name in ("lower_limit", "upper_limit"):
             if any(math.isnan(value) for value in getattr(self, name)):
                 raise ValueError(f"group {self.name!r} has {name} {list(getattr(self, name))}, expected numbers")
+        for place, (low, high) in enumerate(zip(self.lower_limit, self.upper_limit, strict=False)):
+            if low > high:
+                raise ValueError(f"group {self.name!r} has lower_limit[{place}] {low} above upper_limit {high}")
         if self.step_limit and self.representation is not Representation.ABSOLUTE:
             raise ValueError(f"group {self.name!r} is {self.representation}, only absolute groups have a step_limit")
         if not all(0 <= limit < math.inf for limit in self.step_limit):

@@ -6,7 +6,6 @@ trunk's condition stays as it is, which is no change.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from policy.trunk import Trunk, TrunkConfig
+from policy.vlm_directory import check_weights, read_object, sha256_of
 
 _PREFIX = "model."
 
@@ -25,10 +25,10 @@ def load_qwen3_layers(trunk: Trunk, directory: str | Path) -> None:
     """Copies the first `num_layers` layers, and the final norm when those are all.
 
     The norm of a deeper model fits the output of its last layer, not of an earlier one: a shorter trunk keeps its own.
-    Raises OSError for a missing file, ValueError that names what does not fit.
+    Raises OSError for files that are missing or not whole, ValueError that names what does not fit.
     """
     directory = Path(directory)
-    config = json.loads((directory / "config.json").read_text())
+    config = _read_config(directory)
     _check(trunk.config, config, directory)
     wanted = {
         name: parameter
@@ -41,6 +41,20 @@ def load_qwen3_layers(trunk: Trunk, directory: str | Path) -> None:
         if value.shape != parameter.shape:
             raise ValueError(f"{name} in {directory} is {tuple(value.shape)}, expected {tuple(parameter.shape)}")
         parameter.copy_(value)
+
+
+def layers_sha256(directory: str | Path) -> str:
+    """Of config and weights. Reads all of them; raises as load_qwen3_layers does."""
+    directory = Path(directory)
+    _read_config(directory)
+    return sha256_of([directory / "config.json", *check_weights(directory)])
+
+
+def _read_config(directory: Path) -> Mapping[str, Any]:
+    path = directory / "config.json"
+    if not path.is_file():
+        raise OSError(f"{path} is not there; give a directory of Qwen3 that Hugging Face's save_pretrained wrote")
+    return read_object(path)
 
 
 def _check(trunk: TrunkConfig, config: Mapping[str, Any], directory: Path) -> None:
@@ -77,17 +91,12 @@ def _check(trunk: TrunkConfig, config: Mapping[str, Any], directory: Path) -> No
 
 
 def _read(directory: Path, names: set[str]) -> Iterator[tuple[str, Tensor]]:
-    """The named tensors, from one file or from the shards that an index names."""
-    index = directory / "model.safetensors.index.json"
-    if index.is_file():
-        where: dict[str, str] = json.loads(index.read_text())["weight_map"]
-    else:
-        with safe_open(directory / "model.safetensors", framework="pt") as file:
-            where = dict.fromkeys(file.keys(), "model.safetensors")
-    if missing := sorted(names - set(where)):
-        raise ValueError(f"{directory} lacks {missing[:3]} and {len(missing)} tensors in all")
-    for filename in sorted({where[name] for name in names}):
-        with safe_open(directory / filename, framework="pt") as file:
-            for name in sorted(names):
-                if where[name] == filename:
-                    yield name, file.get_tensor(name)
+    """The named tensors, from one file or from shards."""
+    missing = set(names)
+    for path in check_weights(directory):
+        with safe_open(path, framework="pt") as file:
+            for name in sorted(missing.intersection(file.keys())):
+                yield name, file.get_tensor(name)
+                missing.discard(name)
+    if missing:
+        raise ValueError(f"{directory} lacks {sorted(missing)[:3]} and {len(missing)} tensors in all")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -53,12 +53,7 @@ class VlmDirectory:
     @cached_property
     def sha256(self) -> str:
         """Of config, words and weights: what makes it this model. Reads all of them."""
-        digest = hashlib.sha256()
-        for path in [self.path / "config.json", self.path / "tokenizer.json", *check_weights(self.path)]:
-            with path.open("rb") as file:
-                content = hashlib.file_digest(file, "sha256").hexdigest()
-            digest.update(f"{path.name}\0{content}\n".encode())
-        return digest.hexdigest()
+        return sha256_of([self.path / "config.json", self.path / "tokenizer.json", *check_weights(self.path)])
 
 
 def read_directory(path: Path | str) -> VlmDirectory:
@@ -87,6 +82,16 @@ def read_directory(path: Path | str) -> VlmDirectory:
         stride=family.stride(config),
         sides=_sides(family, config, processor),
     )
+
+
+def sha256_of(paths: Sequence[Path]) -> str:
+    """Of files' names and contents, in this order."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        digest.update(f"{path.name}\0{content}\n".encode())
+    return digest.hexdigest()
 
 
 def check_weights(path: Path) -> list[Path]:
@@ -119,7 +124,7 @@ def check_weights(path: Path) -> list[Path]:
 
 def _names_in(index: Path) -> list[str]:
     """The files that an index of shards names."""
-    table = _read_object(index).get("weight_map")
+    table = read_object(index).get("weight_map")
     if not isinstance(table, Mapping) or not table:
         raise OSError(f"{index} has no weight_map; save the model there with save_pretrained")
     names = sorted({str(name) for name in table.values()})
@@ -145,7 +150,7 @@ def _family(path: Path) -> Family:
     config = path / "config.json"
     if not config.is_file():
         raise OSError(f"{path} holds no config.json; give a directory that Hugging Face's save_pretrained wrote")
-    values = _read_object(config)
+    values = read_object(config)
     try:
         return family_of(values)
     except ValueError as error:
@@ -176,10 +181,10 @@ def read_processor(path: Path) -> Mapping[str, Any]:
     """
     where, found = path / "processor_config.json", None
     if where.is_file():
-        found = _read_object(where).get("image_processor")
+        found = read_object(where).get("image_processor")
     if not isinstance(found, Mapping):
         where = path / "preprocessor_config.json"
-        found = _read_object(where) if where.is_file() else {}
+        found = read_object(where) if where.is_file() else {}
     for key, expected in _PIXELS.items():
         said = found.get(key)
         if said is not None and abs(said - expected) > 1e-6:
@@ -212,7 +217,8 @@ def _numbers(values: Any) -> tuple[float, ...] | None:
     return None if values is None else tuple(float(value) for value in values)
 
 
-def _read_object(path: Path) -> Mapping[str, Any]:
+def read_object(path: Path) -> Mapping[str, Any]:
+    """Raises OSError for a missing file, ValueError that names it for one that holds anything but an object of JSON."""
     try:
         values = json.loads(path.read_text())
     except ValueError as error:

@@ -110,6 +110,10 @@ def _parser() -> argparse.ArgumentParser:
             )
             verb.add_argument("--tuning", choices=["full", "lora"], help="of the backbone (default: the recipe's)")
             verb.add_argument("--lora-rank", type=int, help="with --tuning lora (default: the recipe's)")
+            verb.add_argument(
+                "--layers-from", metavar="DIR",
+                help="a Qwen3 whose first layers encoder and decoder start from (default: the recipe's)",
+            )  # fmt: skip
         if name in ("stage1", "stage2"):
             verb.add_argument(
                 "--until", type=_at_least(0), metavar="STEP", help="stop after this step, to be resumed later"
@@ -213,6 +217,8 @@ def _run(options: argparse.Namespace) -> int:
         inspect_command.inspect_checkpoint(Recipe.load(named) if named else None, options)
         return 0
     recipe = _with_backbone(Recipe.load(named or "demo"), options)
+    if getattr(options, "layers_from", None) is not None:
+        recipe = replace(recipe, layers_from=options.layers_from)
     run = RunDirectory.of(recipe, options.run or Path("build/runs") / recipe.name)
     verb = {
         "record": _record,

@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,8 @@ from policy.embodiment import EmbodimentSpec
 from policy.images import Interpolation
 from policy.instructions import InstructionReader, InstructionTooLongError
 from policy.normalization import Normalizer, Statistics
-from policy.vla import VLA, build_vla
+from policy.prior import ActionPrior
+from policy.vla import VLA, build_vla, prior_config
 from policy.vlm_toy import toy_hugging_face
 from policy.vocabulary import train_tokenizer
 from training.batches import Mixture, landmark_scales
@@ -84,6 +86,15 @@ class Corpus:
 
         return describe(self.config, self.recipe.backbone, self.pretrained)
 
+    @cached_property
+    def layers_manifest(self) -> dict[str, Any]:
+        """Which pretrained layers encoder and decoder start from; empty when they start at random."""
+        if not self.recipe.layers_from:
+            return {}
+        from policy.qwen3_init import layers_sha256
+
+        return {"layers_from": {"family": "qwen3", "sha256": layers_sha256(self.recipe.layers_from)}}
+
     @property
     def normalizers(self) -> Mapping[str, Normalizer]:
         return {spec.name: Normalizer(spec, values) for spec, values in zip(self.specs, self.statistics, strict=True)}
@@ -131,10 +142,18 @@ class Corpus:
             world_size=processes.world_size,
         )
 
+    def build_prior(self) -> ActionPrior:
+        """Fresh weights, a function of the recipe's seed alone, but for the layers that the recipe names."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.recipe.seed)
+            prior = ActionPrior(prior_config(self.config))
+        self._load_layers(prior)
+        return prior
+
     def build_model(self) -> VLA:
         """Fresh weights, a function of the recipe's seed alone, or those of the checkpoint that stage 2 starts from.
 
-        A pretrained backbone has its own.
+        A pretrained backbone has its own, and so have encoder and decoder where the recipe names layers.
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.recipe.seed)
@@ -143,9 +162,18 @@ class Corpus:
                 from training.backbone import load_pretrained
 
                 load_pretrained(vla, self.pretrained)
+        self._load_layers(vla.prior)
         if self.parent is not None:
             vla.load_state_dict(self.parent.vla.state_dict())
         return vla
+
+    def _load_layers(self, prior: ActionPrior) -> None:
+        if not self.recipe.layers_from:
+            return
+        from policy.qwen3_init import load_qwen3_layers
+
+        for trunk in (prior.encoder.trunk, prior.decoder.trunk):
+            load_qwen3_layers(trunk, self.recipe.layers_from)
 
     def identity(self, packs: Sequence[Pack]) -> dict[str, Any]:
         """What a resumed stage on `packs` must agree on: size, words and the very bytes of the data."""
@@ -156,6 +184,7 @@ class Corpus:
             "config": {name: value for name, value in self.config.to_json().items() if name not in unnamed},
             "weights": dict(self.recipe.data.weights),
             "start_from": self.parent.revision if self.parent else "",
+            **self.layers_manifest,
             "data": [[pack.task, pack.source_sha256, pack.num_episodes] for pack in packs],
         }
 
@@ -166,7 +195,7 @@ def open_corpus(recipe: Recipe, run: RunDirectory, more_instructions: Iterable[s
     `more_instructions` are words beyond the packs' own that a tokenizer trained here shall know.
     Raises FileNotFoundError when a task's dataset is missing, ValueError when the checkpoint that stage 2 starts from
     knows other bodies or an instruction is too long, CheckpointError when it cannot be read, OSError or ValueError when
-    a pretrained model cannot be the backbone.
+    a pretrained model cannot be the backbone; so does building what layers of a Qwen3 do not fit.
     """
     _check_recorded(recipe, run)
     parent = read_checkpoint(Path(recipe.stage2.start_from)) if recipe.stage2.start_from else None

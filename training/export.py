@@ -52,6 +52,7 @@ def export_checkpoint(
             "recipe": corpus.recipe.to_json(),
             **(made_by or {}),
             "backbone": corpus.backbone_manifest,
+            **corpus.layers_manifest,
             "data": {
                 pack.task: {
                     "embodiment": pack.spec.name,

@@ -69,8 +69,11 @@ def inspect_checkpoint(recipe: Recipe | None, options: argparse.Namespace) -> No
     from training.recipe import RunDirectory
 
     _check(options)
-    if (options.backbone, options.tuning, options.lora_rank) != (None, None, None):
-        raise WrongCallError("--backbone, --tuning and --lora-rank are a run's; a checkpoint has its own backbone")
+    if {options.backbone, options.tuning, options.lora_rank, options.layers_from} != {None}:
+        raise WrongCallError(
+            "--backbone, --tuning, --lora-rank and --layers-from are a run's; "
+            "a checkpoint has its own backbone and layers"
+        )
     checkpoint = read_checkpoint(options.checkpoint)
     checkpoint.vla.config = _asked(checkpoint.vla.config, options)
     own = _own_recipe(checkpoint, recipe)

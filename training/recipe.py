@@ -186,6 +186,10 @@ class EvaluationRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
+    """`layers_from` is the directory of a Qwen3 whose first layers encoder and decoder start from, with a prior or
+    without; "" starts them at random.
+    """
+
     name: str
     size: Size
     seed: int = 0
@@ -194,6 +198,7 @@ class Recipe:
     stage1: Stage1Recipe
     stage2: Stage2Recipe
     backbone: BackboneRecipe | None = None
+    layers_from: str = ""
     evaluation: EvaluationRecipe = EvaluationRecipe()
 
     def __post_init__(self) -> None:
@@ -201,6 +206,13 @@ class Recipe:
         check_whole("seed", self.seed, 0)
         check_one_of("autocast", self.autocast, (True, False))
         _check_backbone(self)
+        if not isinstance(self.layers_from, str):
+            raise ValueError(f"layers_from is {self.layers_from!r}, expected the directory of a Qwen3 or an empty text")
+        if self.layers_from and self.stage2.start_from:
+            raise ValueError(
+                f"layers_from is {self.layers_from!r} and stage2.start_from {self.stage2.start_from!r}, "
+                "expected one of them: a checkpoint brings its own layers"
+            )
         for name, tasks in (("stage1", self.stage1.tasks), ("stage2", self.stage2.tasks)):
             if unknown := sorted(set(tasks) - set(self.data.tasks)):
                 raise ValueError(f"{name}.tasks names {unknown}, expected some of {sorted(self.data.tasks)}")
@@ -269,12 +281,7 @@ class Recipe:
 
         Raises UnknownNameError, or ValueError as from_json does.
         """
-        path = shipped_json("recipe", name_or_path, RECIPES)
-        try:
-            values = json.loads(path.read_text())
-        except ValueError as error:
-            raise ValueError(f"recipe {path} is not JSON: {error}") from None
-        return cls.from_json(values)
+        return cls.from_json(shipped_json("recipe", name_or_path, RECIPES))
 
 
 @dataclass(frozen=True, kw_only=True)

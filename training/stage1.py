@@ -26,9 +26,7 @@ def train_stage1(
 ) -> ActionPrior:
     """Train to the recipe's end (or to step `until`), resuming what `directory` holds; returns averaged weights."""
     recipe = corpus.recipe.stage1
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(corpus.recipe.seed)
-        prior = ActionPrior(prior_config(corpus.config)).to(device)
+    prior = corpus.build_prior().to(device)
     if not recipe.schedule.num_steps:
         return prior
     packs = corpus.stage1_packs

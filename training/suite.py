@@ -167,7 +167,7 @@ class Suite:
     @classmethod
     def load(cls, name_or_path: str) -> Suite:
         """A suite shipped in training/suites by its name, or any JSON file by its path; or UnknownNameError."""
-        return cls.from_json(json.loads(shipped_json("suite", name_or_path, SUITES).read_text()))
+        return cls.from_json(shipped_json("suite", name_or_path, SUITES))
 
 
 def _tasks(values: Any) -> Mapping[str, SuiteTask]:

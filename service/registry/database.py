@@ -13,6 +13,8 @@ from typing import Any
 
 from alembic import command
 from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -31,15 +33,19 @@ class RegistryUnavailableError(Exception):
 
 
 class WrongRegistryError(ValueError):
-    """What was given for the registry's URL is none."""
+    """What was given for the registry's URL is none, or names one that this version cannot read."""
 
 
 def open_database(url: str) -> Engine:
-    """Connects and migrates. Raises RegistryUnavailableError, or WrongRegistryError for a URL that is none."""
+    """Connects and migrates.
+
+    Raises RegistryUnavailableError, or WrongRegistryError for a URL that is none or a registry of a newer premotor.
+    """
     engine = _engine(url)
     with unavailable_if_lost(), engine.begin() as connection:
         if engine.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": _MIGRATION_LOCK})
+        _check_version(connection)
         migrate(connection)
     return engine
 
@@ -49,6 +55,16 @@ def migrate(connection: Connection, revision: str = "head") -> None:
     config.set_main_option("script_location", str(MIGRATIONS))
     config.attributes["connection"] = connection
     command.upgrade(config, revision)
+
+
+def _check_version(connection: Connection) -> None:
+    found = MigrationContext.configure(connection).get_current_revision()
+    known = [script.revision for script in ScriptDirectory(str(MIGRATIONS)).walk_revisions()]
+    if found is not None and found not in known:
+        raise WrongRegistryError(
+            f"the registry at {connection.engine.url.render_as_string()} is of version {found!r}, expected at most "
+            f"{known[0]!r}: a newer premotor has written it; run that one, or give another registry"
+        )
 
 
 @contextmanager

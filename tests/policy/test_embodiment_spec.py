@@ -120,6 +120,7 @@ def test_groups_own_their_columns_in_order() -> None:
             lambda: replace(_GRIPPER, upper_limit=(float("nan"),)),
             r"'gripper' has upper_limit \[nan\], expected numbers",
         ),
+        (lambda: replace(_GRIPPER, lower_limit=(2.0,)), r"'gripper' has lower_limit\[0\] 2.0 above upper_limit 1.0"),
         (lambda: replace(_SPEC, cameras=_SPEC.cameras[:1] * 2), r"names a camera twice: \['front', 'front'\]"),
         (lambda: replace(_SPEC, state=(_ARM, _ARM)), "names a state group twice"),
         (lambda: replace(_SPEC, action=(_ARM, _ARM)), "names a action group twice"),

@@ -167,6 +167,7 @@ def test_a_checkpoint_that_names_no_recipe_needs_one(
         (("--frames", "1"), "--frames is 1, expected at least 2"),
         (("--checkpoint", "somewhere", "--backbone", "model"), "a checkpoint has its own backbone"),
         (("--checkpoint", "somewhere", "--lora-rank", "0"), "a checkpoint has its own backbone"),
+        (("--checkpoint", "somewhere", "--layers-from", "model"), "a checkpoint has its own backbone and layers"),
     ],
 )
 def test_a_wrong_inspection_exits_with_2(

@@ -5,7 +5,6 @@ Owns its strict JSON form and the one place where a training becomes a recipe. D
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -178,7 +177,7 @@ class Budget:
 
         Raises UnknownNameError, or ValueError that names an unknown or missing key.
         """
-        return cls.from_json(json.loads(shipped_json("budget", name_or_path, BUDGETS).read_text()))
+        return cls.from_json(shipped_json("budget", name_or_path, BUDGETS))
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Budget:

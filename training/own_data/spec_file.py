@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from policy.embodiment import EmbodimentSpec, Group
+from policy.embodiment import EmbodimentSpec
 
 TODO = "TODO"
 
@@ -28,12 +28,9 @@ def read_spec(path: Path) -> EmbodimentSpec:
         lines = [f"  {field}: {value}" for field, value in open_fields]
         raise OpenSpecError(f"{path}: replace each of these by its value\n" + "\n".join(lines))
     try:
-        spec = EmbodimentSpec.from_json(values)
+        return EmbodimentSpec.from_json(values)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    for side, groups in (("state", spec.state), ("action", spec.action)):
-        _check_limits(path, side, groups)
-    return spec
 
 
 def fields_left_open(values: Any, where: str = "") -> Iterator[tuple[str, str]]:
@@ -46,13 +43,3 @@ def fields_left_open(values: Any, where: str = "") -> Iterator[tuple[str, str]]:
     elif isinstance(values, list):
         for index, value in enumerate(values):
             yield from fields_left_open(value, f"{where}[{index}]")
-
-
-def _check_limits(path: Path, side: str, groups: tuple[Group, ...]) -> None:
-    for index, group in enumerate(groups):
-        pairs = zip(group.lower_limit, group.upper_limit, strict=False)
-        for place, (low, high) in enumerate(pairs):
-            if low > high:
-                raise ValueError(
-                    f"{path}: {side}[{index}] ({group.name!r}) has lower_limit[{place}] {low} above upper_limit {high}"
-                )

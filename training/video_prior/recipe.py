@@ -158,7 +158,7 @@ class VideoPriorRecipe:
     @classmethod
     def load(cls, name_or_path: str) -> VideoPriorRecipe:
         """A recipe shipped in training/video_prior/recipes by its name, or any JSON file; or UnknownNameError."""
-        return cls.from_json(json.loads(shipped_json("recipe", name_or_path, RECIPES).read_text()))
+        return cls.from_json(shipped_json("recipe", name_or_path, RECIPES))
 
 
 @dataclass(frozen=True, kw_only=True)

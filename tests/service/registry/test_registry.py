@@ -28,6 +28,7 @@ from service.registry import (
     Route,
     Shadow,
     Tally,
+    WrongRegistryError,
     open_database,
 )
 from service.registry.database import MIGRATIONS, migrate
@@ -416,6 +417,18 @@ def test_a_database_that_is_not_there_is_said_to_be_unavailable(tmp_path: Path) 
         open_database(f"sqlite:///{tmp_path}/no/such/directory/registry.db")
     with pytest.raises(RegistryUnavailableError, match="does not answer"):
         open_database("postgresql://nobody@127.0.0.1:9/none")
+
+
+def test_a_registry_of_a_newer_version_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/registry.db"
+    engine = open_database(url)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    engine.dispose()
+    content = (tmp_path / "registry.db").read_bytes()
+    with pytest.raises(WrongRegistryError, match="is of version '9999', expected at most '0004': a newer premotor"):
+        open_database(url)
+    assert (tmp_path / "registry.db").read_bytes() == content
 
 
 @pytest.mark.parametrize("url", ["mysql://host/name", "registry.db"])

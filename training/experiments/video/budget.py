@@ -5,7 +5,6 @@ Owns its strict JSON form and the one place where an arm becomes a recipe. Does 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -221,7 +220,7 @@ class VideoBudget:
 
         Raises UnknownNameError, or ValueError that names an unknown or missing key.
         """
-        return cls.from_json(json.loads(shipped_json("budget", name_or_path, BUDGETS).read_text()))
+        return cls.from_json(shipped_json("budget", name_or_path, BUDGETS))
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> VideoBudget:
