@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from training.experiments.definitions.catalogue import EXPERIMENTS, experiment
 from training.experiments.video import command as video
-from training.experiments.video.definitions import VIDEO_EXPERIMENTS
+from training.experiments.video.definitions.catalogue import VIDEO_EXPERIMENTS
 from training.names import WrongCallError
 
 if TYPE_CHECKING:

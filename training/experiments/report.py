@@ -22,7 +22,7 @@ from training.experiments.success_tables import floors, goal, success_table, tas
 from training.experiments.summary import format_summary
 from training.experiments.verdict import RULE, what_held
 from training.experiments.video import report as video_report
-from training.experiments.video.definitions import VIDEO_EXPERIMENTS
+from training.experiments.video.definitions.catalogue import VIDEO_EXPERIMENTS
 from training.json_file import write_text
 
 NOTES = "notes.md"  # of results/, by hand: what was found outside of the experiments

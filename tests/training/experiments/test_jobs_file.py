@@ -19,7 +19,7 @@ from training.experiments.results import collect, write_results
 from training.experiments.runner import carry_out
 from training.experiments.store import Store
 from training.experiments.video.budget import VideoBudget
-from training.experiments.video.definitions import VIDEO_EXPERIMENTS
+from training.experiments.video.definitions.catalogue import VIDEO_EXPERIMENTS
 from training.experiments.video.finished_jobs import take_up_finished_jobs as take_up_video
 from training.experiments.video.finished_jobs import write_finished_jobs
 from training.experiments.video.plan import plan as plan_of_video

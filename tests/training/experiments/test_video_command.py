@@ -14,7 +14,7 @@ import pytest
 from tests.training.experiments.fake_video_work import FakeVideoWork
 from training.__main__ import main
 from training.experiments.video.budget import VideoBudget
-from training.experiments.video.definitions import PILOT, VIDEO_EXPERIMENTS
+from training.experiments.video.definitions.catalogue import PILOT, VIDEO_EXPERIMENTS
 from training.experiments.video.plan import plan
 from training.experiments.video.runner import carry_out
 from training.experiments.video.store import VideoStore

@@ -13,7 +13,8 @@ from tests.training.experiments.fake_video_work import video_store_of
 from training.experiments.definitions.catalogue import EXPERIMENTS
 from training.experiments.plan_of_jobs import format_plan
 from training.experiments.video.budget import BUDGETS, VideoBudget
-from training.experiments.video.definitions import DEMONSTRATIONS, PILOT, VIDEO_EXPERIMENTS
+from training.experiments.video.definitions.catalogue import PILOT, VIDEO_EXPERIMENTS
+from training.experiments.video.definitions.shared import DEMONSTRATIONS
 from training.experiments.video.experiment import (
     CodesTraining,
     FigureClaim,

@@ -18,7 +18,7 @@ import pytest
 from tests.training.experiments.fake_video_work import SCORES, FakeVideoWork, video_store_of
 from tests.training.experiments.fake_work import recorded_here
 from training.experiments.video.budget import VideoBudget
-from training.experiments.video.definitions import PILOT, VIDEO_EXPERIMENTS
+from training.experiments.video.definitions.catalogue import PILOT, VIDEO_EXPERIMENTS
 from training.experiments.video.finished_jobs import take_up_finished_jobs
 from training.experiments.video.plan import estimate, is_done, plan
 from training.experiments.video.report import format_report

@@ -21,7 +21,7 @@ from training.experiments.results import write_results as write_prior
 from training.experiments.summary import format_summary
 from training.experiments.verdict import HOLDS, NOT_RUN, NOT_SHOWN
 from training.experiments.video.budget import VideoBudget
-from training.experiments.video.definitions import VIDEO_EXPERIMENTS
+from training.experiments.video.definitions.catalogue import VIDEO_EXPERIMENTS
 from training.experiments.video.plan import plan
 from training.experiments.video.report import format_pilot, format_report, format_section
 from training.experiments.video.results import collect, write_results

@@ -12,7 +12,7 @@ import pytest
 from tests.training.experiments.fake_video_work import FakeVideoWork, video_store_of
 from training.experiments.runner import ExperimentError
 from training.experiments.video.budget import VideoBudget
-from training.experiments.video.definitions import VIDEO_EXPERIMENTS
+from training.experiments.video.definitions.catalogue import VIDEO_EXPERIMENTS
 from training.experiments.video.experiment import PolicyTraining
 from training.experiments.video.plan import plan
 from training.experiments.video.runner import carry_out

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from training.experiments.video.definitions import PILOT, VIDEO_EXPERIMENTS
+from training.experiments.video.definitions.catalogue import PILOT, VIDEO_EXPERIMENTS
 
 if TYPE_CHECKING:
     from training.experiments.video.experiment import VideoExperiment

@@ -32,7 +32,7 @@ from training.experiments.named_run import (
     results_directory,
 )
 from training.experiments.verdict import HOLDS, INTERVALS, NOT_RUN, NOT_SHOWN, OPPOSITE, what_held
-from training.experiments.video.definitions import VIDEO_EXPERIMENTS
+from training.experiments.video.definitions.catalogue import VIDEO_EXPERIMENTS
 from training.experiments.video.figures import FIGURES
 from training.experiments.video.plots import draw
 from training.experiments.video.results import PROBES
