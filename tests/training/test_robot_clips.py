@@ -7,10 +7,10 @@ import pytest
 
 from training.simulation.robot_clips import RobotClip, film_robot
 
-_PACKAGES = {"lift": "robosuite", "button-press": "metaworld"}
+_PACKAGES = {"lift": "robosuite", "pick-place": "metaworld"}
 
 
-@pytest.fixture(scope="module", params=["lift", "button-press"])
+@pytest.fixture(scope="module", params=["lift", "pick-place"])
 def clip(request: pytest.FixtureRequest) -> RobotClip:
     pytest.importorskip(_PACKAGES[request.param])
     (filmed,) = film_robot(request.param, (3,), image_size=64, steps_per_frame=3, rate_hz=10.0)
@@ -45,7 +45,7 @@ def test_what_moves_is_near_the_effector_and_what_changes_is_in_the_truth(clip: 
 def test_the_same_scene_gives_the_same_clip() -> None:
     pytest.importorskip("metaworld")
     first, second = (
-        next(film_robot("button-press", (5,), image_size=32, steps_per_frame=10, rate_hz=10.0)) for _ in range(2)
+        next(film_robot("pick-place", (5,), image_size=32, steps_per_frame=10, rate_hz=10.0)) for _ in range(2)
     )
     np.testing.assert_array_equal(first.frames, second.frames)
     np.testing.assert_array_equal(first.effector, second.effector)

@@ -49,9 +49,10 @@ def add_ego_clips_verb(verbs: Any) -> None:
 
 def _film(verb: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     from training.ego_video.packing import format_pack
+    from training.simulation.hand_seeds import TESTING_SEEDS, TRAINING_SEEDS
 
     try:
-        from training.simulation.hand_clips import TESTING_SEEDS, TRAINING_SEEDS, FilmSettings
+        from training.simulation.hand_clips import FilmSettings
     except ModuleNotFoundError as error:
         raise ImportError(
             f"clips are filmed with MuJoCo, and the module {error.name!r} is not installed: pip install 'premotor[sim]'"

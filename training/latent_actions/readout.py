@@ -35,27 +35,38 @@ def readout_errors(
     inputs: npt.ArrayLike, targets: npt.ArrayLike, groups: npt.ArrayLike, num_folds: int = 5
 ) -> tuple[Array, Array]:
     """What readout_r2 is made of: squared errors of the read-out and of the mean, [rows] each, held out by group."""
-    x, y, group = np.asarray(inputs, float), np.asarray(targets, float), np.asarray(groups)
-    y = y.reshape(len(y), -1)
-    names = np.unique(group)
-    if len(names) < 2 * num_folds:
-        raise ValueError(f"{len(names)} clips are too few for {num_folds} folds, expected at least {2 * num_folds}")
-    fold = np.random.default_rng(0).permutation(len(names)) % num_folds
-    fold_of_row = fold[np.searchsorted(names, group)]
-    missed, total = np.zeros(len(y)), np.zeros(len(y))
+    y = _columns(targets)
+    fold = _folds(groups, num_folds)
+    total = np.zeros(len(y))
     for held_out in range(num_folds):
-        test = fold_of_row == held_out
-        tune = fold_of_row == (held_out + 1) % num_folds
-        fit = ~test & ~tune
-        penalty = min(_PENALTIES, key=lambda each: _squared(x[fit], y[fit], x[tune], y[tune], each).sum())
-        missed[test] = _squared(x[~test], y[~test], x[test], y[test], penalty)
+        test = fold == held_out
         total[test] = np.square(y[test] - y[~test].mean(0)).sum(1)
-    return missed, total
+    return np.square(readout_residuals(inputs, y, groups, num_folds)).sum(1), total
 
 
-def linear_cka(x: npt.ArrayLike, y: npt.ArrayLike) -> float:
-    """Similarity in [0, 1] of two representations of the same N things, row by row (Kornblith et al., 1905.00414)."""
-    a, b = (np.asarray(each, float) - np.asarray(each, float).mean(0) for each in (x, y))
+def readout_residuals(
+    inputs: npt.ArrayLike, targets: npt.ArrayLike, groups: npt.ArrayLike, num_folds: int = 5
+) -> Array:
+    """What the read-out of readout_r2, held out by group, leaves of the targets, [rows, dim]."""
+    x, y = np.asarray(inputs, float), _columns(targets)
+    fold, left = _folds(groups, num_folds), np.zeros_like(y)
+    for held_out in range(num_folds):
+        test = fold == held_out
+        tune = fold == (held_out + 1) % num_folds
+        fit = ~test & ~tune
+        penalty = min(_PENALTIES, key=lambda each: np.square(_left(x[fit], y[fit], x[tune], y[tune], each)).sum())
+        left[test] = _left(x[~test], y[~test], x[test], y[test], penalty)
+    return left
+
+
+def linear_cka(x: npt.ArrayLike, y: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> float:
+    """Similarity in [0, 1] of two representations of the same N things, row by row (Kornblith et al., 1905.00414).
+
+    With `weights` [N] a row counts as if it were there so many times.
+    """
+    weight = np.ones(np.shape(x)[0]) if weights is None else np.asarray(weights, float)
+    a, b = (np.asarray(each, float) for each in (x, y))
+    a, b = ((each - np.average(each, 0, weight)) * np.sqrt(weight)[:, None] for each in (a, b))
     return float(np.square(b.T @ a).sum() / (np.linalg.norm(a.T @ a) * np.linalg.norm(b.T @ b) + 1e-12))
 
 
@@ -92,13 +103,26 @@ def matched(first: npt.ArrayLike, second: npt.ArrayLike) -> npt.NDArray[np.int64
     return np.array([int(np.square(a - row).sum(1).argmin()) for row in b], np.int64)
 
 
-def _squared(fit_x: Array, fit_y: Array, x: Array, y: Array, penalty: float) -> Array:
-    """[rows of x]"""
+def _columns(targets: npt.ArrayLike) -> Array:
+    y = np.asarray(targets, float)
+    return y.reshape(len(y), -1)
+
+
+def _folds(groups: npt.ArrayLike, num_folds: int) -> npt.NDArray[np.int64]:
+    """The fold of each row. Raises ValueError for too few groups."""
+    names, group = np.unique(np.asarray(groups), return_inverse=True)
+    if len(names) < 2 * num_folds:
+        raise ValueError(f"{len(names)} clips are too few for {num_folds} folds, expected at least {2 * num_folds}")
+    return (np.random.default_rng(0).permutation(len(names)) % num_folds)[group]
+
+
+def _left(fit_x: Array, fit_y: Array, x: Array, y: Array, penalty: float) -> Array:
+    """[rows of x, dim of y]"""
     mean_x, mean_y = fit_x.mean(0), fit_y.mean(0)
     centred = fit_x - mean_x
     gram = centred.T @ centred + penalty * np.eye(centred.shape[1])
     weights = np.linalg.solve(gram, centred.T @ (fit_y - mean_y))
-    return np.square(y - mean_y - (x - mean_x) @ weights).sum(1)
+    return y - mean_y - (x - mean_x) @ weights
 
 
 def _logistic(x: Array, label: npt.NDArray[np.bool_], num_steps: int = 30, penalty: float = 1e-3) -> Array:

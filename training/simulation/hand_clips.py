@@ -26,8 +26,6 @@ from training.simulation.rendering import check_frame
 
 Pixels = npt.NDArray[np.uint8]
 
-TRAINING_SEEDS = range(1_000_000)
-TESTING_SEEDS = range(1_000_000, 2_000_000)
 BODY = "hand"
 SOURCE, WANDERER_SOURCE = "simulated hand", "simulated hand, other motion behind it"
 

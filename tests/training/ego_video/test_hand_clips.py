@@ -16,8 +16,6 @@ from training.ego_video.flow_masks import flow_masks
 from training.ego_video.mask_scores import mean_iou, moving_frames
 from training.simulation.hand_clips import (
     SOURCE,
-    TESTING_SEEDS,
-    TRAINING_SEEDS,
     WANDERER_SOURCE,
     FilmedClip,
     FilmSettings,
@@ -25,6 +23,7 @@ from training.simulation.hand_clips import (
 )
 from training.simulation.hand_scene import draw_scene
 from training.simulation.hand_script import draw_script
+from training.simulation.hand_seeds import TESTING_SEEDS, TRAINING_SEEDS
 
 SETTINGS = FilmSettings(min_s=1.5, max_s=2.0)
 STILL = replace(SETTINGS, sway=0.0, noise=0.0)

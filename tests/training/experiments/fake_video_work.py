@@ -18,7 +18,7 @@ from training.json_file import write_json
 from training.latent_actions.settings import LatentActionSettings
 from training.video_prior.recipe import VideoPriorRecipe, VideoPriorRun
 
-NUM_CLIPS, NUM_ROBOT_CLIPS, BODIES = 12, 6, ["panda", "sawyer"]
+NUM_CLIPS, NUM_ROBOT_CLIPS, BODIES, NUM_BOOTSTRAPS = 12, 6, ["panda", "sawyer"], 50
 SCORES = {"num_pairs": 512, "num_candidates": 64, "distance": 0.8, "constant_distance": 1.2, "retrieval": 0.47}
 
 
@@ -73,15 +73,23 @@ class FakeVideoWork:
 
 
 def fake_probe(settings: LatentActionSettings, seed: int) -> dict[str, Any]:
-    """With masks the action code knows the hand and not the scenery; without them it knows half of both.
+    """With masks the action code knows the hand and not the scenery; without them it knows half of both. Of the hand's
+    motion it knows less without the motion loss.
 
     CKA is another with every seed, for all arms alike.
     """
     generator = np.random.default_rng(seed)
     masked = settings.masks != "none"
+    effector = 0.5 if not masked else 0.9 if settings.motion_weight else 0.8
     known = {
-        "effector.action": 0.9 if masked else 0.5,
+        "effector.action": effector,
+        "effector.action_latents": effector + 0.05,
         "effector.background": 0.1,
+        "effector.place": 0.4,
+        "effector_given_place.action": 0.6,
+        "effector_given_place.background": 0.05,
+        "effector_place.action": 0.3,
+        "effector_place.background": 0.5,
         "effector_in_scene.action": 0.9 if masked else 0.4,
         "effector_in_scene.background": 0.0,
         "scenery.action": 0.1 if masked else 0.5,
@@ -91,18 +99,27 @@ def fake_probe(settings: LatentActionSettings, seed: int) -> dict[str, Any]:
     sums: dict[str, Any] = {name: np.stack([(1 - r2) * total, total], 1).tolist() for name, r2 in known.items()}
     if settings.num_codes:
         counts = np.tile(np.arange(settings.num_codes) < 0.9 * settings.num_codes, (NUM_CLIPS, 1))
-        sums |= {"action_codes": (10 * counts).tolist(), "background_codes": (10 * counts).tolist()}
-    changed = np.ones(NUM_ROBOT_CLIPS)
+        half = counts * (np.arange(settings.num_codes) < settings.num_codes / 2)
+        sums |= {"action_codes": (10 * counts).tolist(), "background_codes": (10 * half).tolist()}
     for name, error in (("own", 0.3), ("transferred", 0.5), ("shuffled", 0.8), ("none", 0.9)):
-        sums[f"transfer.{name}"] = np.stack([error * changed, changed], 1).tolist()
+        sums[f"transfer.{name}"] = np.full((len(BODIES), 1 + NUM_BOOTSTRAPS), error).tolist()
     for name, cka in (("as_is", 0.5), ("without_body", 0.9)):
         level = (cka if masked else cka - 0.2) + 0.01 * seed
-        sums[f"cka.{name}"] = (level + generator.uniform(-0.01, 0.01, (len(BODIES), 50))).tolist()
+        sums[f"cka.{name}"] = (level + generator.uniform(-0.01, 0.01, (len(BODIES), 1 + NUM_BOOTSTRAPS))).tolist()
     sums["masks.hands"] = [[0.7, 1.0]] * NUM_CLIPS
     sums["masks.robots"] = [[0.8, 1.0]] * NUM_ROBOT_CLIPS
+    matching = [
+        {"num_pairs": 90 + index, "mismatch": 0.02 + index, "num_partner_pairs": 80 + index, "num_partner_clips": 9}
+        for index in range(len(BODIES))
+    ]
     return {
-        "num_pairs": 100, "num_clips": NUM_CLIPS, "bodies": BODIES, "num_directions_removed": [2, 2], "sums": sums
-    }  # fmt: skip
+        "num_pairs": 100,
+        "num_clips": NUM_CLIPS,
+        "bodies": BODIES,
+        "matching": matching,
+        "num_directions_removed": [2, 2],
+        "sums": sums,
+    }
 
 
 def video_store_of(budget: VideoBudget, root: Path) -> VideoStore:

@@ -103,8 +103,13 @@ def test_a_file_of_neither_is_named_by_both(paper_a: Store, video: VideoStore, t
         ),
         (
             '{"about": "video", "jobs": {"probe a": {"key": "probe a", "seconds": 1, "git_commit": "", "num_pairs": 1,'
-            ' "bodies": [], "num_directions_removed": [], "sums": {"cka": 3}}}}',
+            ' "bodies": [], "matching": [], "num_directions_removed": [], "sums": {"cka": 3}}}}',
             "jobs['probe a'].sums.cka is int, expected a list",
+        ),
+        (
+            '{"about": "video", "jobs": {"probe a": {"key": "probe a", "seconds": 1, "git_commit": "", "num_pairs": 1,'
+            ' "bodies": [], "num_directions_removed": [], "sums": {}}}}',
+            "jobs['probe a'] has no matching",
         ),
         (
             '{"about": "video", "jobs": {"policy a": {"key": "policy a", "seconds": 1, "git_commit": "",'

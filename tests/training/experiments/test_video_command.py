@@ -52,30 +52,35 @@ def test_policies_without_recordings_are_refused_before_any_clip_is_filmed(
     assert committed(checkout) == before
 
 
-def test_the_plan_of_video_begins_with_a_pilot_of_its_control(
+def test_the_plan_of_video_begins_with_a_pilot_of_its_controls_and_all_seeds(
     checkout: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["experiment", "video", "--plan"]) == 0
-    assert "of these 9 first, about 0." in capsys.readouterr().out
+    assert "of these 65 first, about " in capsys.readouterr().out
     assert main(["experiment", "video-pilot", "--plan"]) == 0
     said = capsys.readouterr().out
-    assert "seeds 0: video-pilot" in said and "9 jobs left" in said
+    assert "seeds 0, 1, 2: video-pilot" in said and "65 jobs left" in said
 
 
-def test_the_pilot_says_what_the_control_solves_and_leaves_no_results(
+def test_the_pilot_says_what_the_controls_solve_by_seed_and_leaves_no_results(
     checkout: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = VideoStore(root=Path("build/two"), budget=VideoBudget.load("cpu"), data_identity=Recordings())
-    with ThreadPoolExecutor(1) as executor:
-        carry_out(plan([PILOT], store, (0,)), store, FakeVideoWork(), executor, num_workers=1)
     before = committed(checkout)
-    capsys.readouterr()
-    assert main(["experiment", "video-pilot", "--collect", "--store", "build/one"]) == 0
-    assert "Not every task was tested." in capsys.readouterr().out
-    assert main(["experiment", "video-pilot", "--collect", "--store", "build/two"]) == 0
-    said = capsys.readouterr().out
-    assert "| no pretraining, 50 demonstrations |" in said and "lift, %" in said
-    assert "The control leaves room on every task." in said
+    with ThreadPoolExecutor(1) as executor:
+        for seeds in ((0, 1), (0, 1, 2)):
+            carry_out(plan([PILOT], store, seeds), store, FakeVideoWork(), executor, num_workers=1)
+            capsys.readouterr()
+            assert main(["experiment", "video-pilot", "--collect", "--store", "build/two"]) == 0
+            said = capsys.readouterr().out
+            assert ("Not every task was tested: " in said) == (len(seeds) == 2)
+            assert ("Over all seeds the controls leave room on every task." in said) == (len(seeds) == 3)
+    (header,) = [line for line in said.splitlines() if "drawer-open, seed 0, %" in line]
+    assert header.count(", seed ") == 6
+    rows = [line for line in said.splitlines() if line.startswith("| paper A's policy, 50 demonstrations |")]
+    run = store.policy_run(PILOT.arms[-1].training, 2)
+    solved = store.evaluation(run, "lift").solved
+    assert rows[-1].endswith(f" {2 * sum(solved)} |")
     assert committed(checkout) == before
 
 

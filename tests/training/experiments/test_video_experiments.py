@@ -114,11 +114,15 @@ def test_decoupling_shares_its_first_two_policies_with_adaptation(store: VideoSt
     assert not decoupling["visual encoder only"].recipe.intent.use_intent
 
 
-def test_the_pilot_is_the_control_of_adaptation(store: VideoStore) -> None:
-    adaptation = VIDEO_EXPERIMENTS["adaptation"]
-    assert isinstance(adaptation, PolicyExperiment)
-    control = [arm for arm in adaptation.arms if arm.family == "no pretraining"]
-    assert PILOT.name not in VIDEO_EXPERIMENTS and [arm.name for arm in PILOT.arms] == [arm.name for arm in control]
+def test_the_pilot_s_policies_are_adaptation_s_controls_of_both_heads(store: VideoStore) -> None:
+    found = policies(store, "adaptation")
+    assert [arm.name for arm in PILOT.arms] == [
+        f"{family}, {count} demonstrations"
+        for family in ("no pretraining", "paper A's head, no prior", "paper A's policy")
+        for count in DEMONSTRATIONS
+    ]
+    assert all(store.policy_run(arm.training, 0).digest == found[arm.name].digest for arm in PILOT.arms)
+    assert PILOT.name not in VIDEO_EXPERIMENTS
     everything = {job.key for job in plan(list(VIDEO_EXPERIMENTS.values()), store, (0,)).jobs}
     assert {job.key for job in plan([PILOT], store, (0,)).jobs} <= everything
 
@@ -329,13 +333,15 @@ DIFFERENCES: dict[str, list[set[str]]] = {
     "paper A's prior helps its own head": [{"variant", STAGE_1, DISTILLATION}],
     "clips help paper A's policy": [CLIPS],
     # Paper B's adaptation is at its defaults where paper A's head has no part in it.
-    "paper A's head solves more than the one that reads intent": [{"variant", "joint", CODES}],
+    "paper A's head solves more than the one that reads intent and has eyes trained": [{"variant", "joint", CODES}],
     "video of hands alone helps": [{PRETRAINING, CODES, "clips", "still_clips"}],
     "clips give paper A's policy more than latent pretraining": [CLIPS, {PRETRAINING, CODES}],
     "latent pretraining helps more at 10": [{PRETRAINING, CODES}, {PRETRAINING, CODES}],
     "alignment by contrast beats": [{"joint.alignment.loss"}],
     "the whole helps over no pretraining": [{PRETRAINING, CODES}],
     "the visual encoder adds to intent": [{"intent.use_eyes"}],
+    "pretraining and the loss on codes help where no eyes were trained": [{PRETRAINING, CODES}],
+    "eyes trained on the clips add to the head without pretraining": [{"intent.use_eyes"}],
     "words and pictures through a VLM that nothing taught": [{"intent.use_intent"}],
     "pretraining alone helps over none": [{PRETRAINING}],
     "adapting the VLM beats freezing it": [{"adaptation.tuning"}],
@@ -348,8 +354,9 @@ FIGURE_DIFFERENCES: dict[str, set[str]] = {
     "what we add to the paper's loss makes": PAPERS,
     "flow masks and the losses made of them keep the camera's motion out": {"masks"},
     "true masks are better than flow's": {"masks"},
-    "64 codes follow the hand better than 16": {"num_codes", "latent_dim"},
-    "continuous latents follow the hand better than 16 codes": {"num_codes", "latent_dim"},
+    "the motion loss makes the action code follow": {"motion_weight"},
+    "64 codes of 8 numbers follow the hand better than 16": {"num_codes", "latent_dim"},
+    "continuous latents of 8 numbers, read as they are, follow the hand better": {"num_codes", "latent_dim"},
     "masks and the losses made of them align bodies, the body subspace removed": {"masks"},
     "with the paper's loss alone, masks align bodies": {"masks"},
     "masks and the losses made of them align bodies as they are": {"masks"},

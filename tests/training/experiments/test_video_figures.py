@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -67,13 +67,23 @@ def test_a_difference_is_paired_by_seed_and_clip() -> None:
         estimate(r2(hard), r2(hard[:, :40]))
 
 
-def test_cka_is_the_mean_of_bodies_and_its_draws_are_paired() -> None:
-    draws = np.random.default_rng(2).uniform(0.4, 0.6, (3, 2, 50))
-    found = estimate(Sample("CKA", draws))
-    assert found.value == pytest.approx(draws.mean())
-    assert draws.min() < found.low < found.value < found.high < draws.max()
-    gap = estimate(Sample("CKA", draws + 0.05), Sample("CKA", draws))
+@pytest.mark.parametrize("kind", ["CKA", "error"])
+def test_figures_of_matched_clips_are_the_mean_of_bodies_and_paired_by_draw(kind: Literal["CKA", "error"]) -> None:
+    draws = np.random.default_rng(2).uniform(0.4, 0.6, (3, 2, 51))
+    draws[:, :, 0] = 0.5
+    found = estimate(Sample(kind, draws))
+    assert found.value == pytest.approx(0.5)
+    assert 0.4 < found.low < found.value < found.high < 0.6
+    gap = estimate(Sample(kind, draws + 0.05), Sample(kind, draws))
     assert (gap.low, gap.high) == pytest.approx((0.05, 0.05))
+
+
+def test_draws_of_fewer_clips_that_are_all_higher_widen_an_interval_around_the_figure_of_all() -> None:
+    draws = np.random.default_rng(3).normal(0.7, 0.02, (3, 2, 201))
+    draws[:, :, 0] = 0.5
+    found = estimate(Sample("CKA", draws))
+    assert found.value == pytest.approx(0.5)
+    assert found.high - found.value == pytest.approx(found.value - found.low, rel=0.3)
 
 
 def test_continuous_latents_have_no_codes_to_count() -> None:

@@ -346,6 +346,17 @@ def test_tests_of_other_scenes_are_no_tests_of_these(elsewhere: Path, here: Vide
     assert take_up_finished_jobs([DECOUPLING], here, SEEDS, some(elsewhere, tmp_path, "decoupling", values)) == 0
 
 
+def test_a_told_policy_s_tests_of_other_scenes_are_none_of_those_asked_for_later(
+    elsewhere: Path, here: VideoStore
+) -> None:
+    take_up_finished_jobs([DECOUPLING], here, SEEDS, elsewhere)
+    base = here.budget.recipe.base
+    moved = replace(base, evaluation=replace(base.evaluation, first_seed=200_000))
+    others = replace(here, budget=replace(here.budget, recipe=replace(here.budget.recipe, base=moved)))
+    planned = plan([DECOUPLING], others, SEEDS)
+    assert planned.left == planned.jobs
+
+
 def test_recordings_that_part_what_recipes_share_do_not_hide_what_is_done(elsewhere: Path, here: VideoStore) -> None:
     """As when demonstrations of each number were recorded apart: two pretrainings here for one there."""
 
@@ -363,6 +374,6 @@ def test_a_report_on_video_says_what_came_from_elsewhere(elsewhere: Path, here: 
     assert "another machine" not in own and "not made here" not in own
     take_up_finished_jobs(ALL, here, SEEDS, elsewhere)
     policies, probes = (format_report(collect(each, here, (0, 1, 2)), []) for each in (DECOUPLING, ALIGNMENT))
-    assert "- 12 of 18 policies were trained and tested on another machine, on its own recordings" in policies
+    assert "- 14 of 21 policies were trained and tested on another machine, on its own recordings" in policies
     told = len({job.run.digest for job in plan([ALIGNMENT], here, SEEDS).jobs if job.kind == "probe"})
     assert f"- {told} of {told // 2 * 3} probes were not made here: they are as results/*/jobs.json has them." in probes

@@ -107,6 +107,12 @@ def test_verdicts_of_figures_follow_intervals_and_bounds(finished: Path) -> None
     assert claim(finished, "latent-quality", "keep the camera's motion out")["verdict"] == HOLDS
     assert claim(finished, "latent-quality", "with the paper's loss alone, flow masks")["verdict"] == HOLDS
     assert claim(finished, "latent-quality", "three quarters")["estimate"]["value"] == pytest.approx(15 / 16)
+    motion = claim(finished, "latent-quality", "the motion loss makes")
+    assert motion["verdict"] == HOLDS and motion["estimate"]["value"] == pytest.approx(0.1)
+    given_place = claim(finished, "latent-quality", "that its place does not tell")
+    assert given_place["verdict"] == HOLDS and given_place["estimate"]["value"] == pytest.approx(0.6 - 0.05)
+    carried = claim(finished, "latent-quality", "better than changing nothing")
+    assert carried["verdict"] == HOLDS and carried["estimate"]["value"] == pytest.approx(0.5)
     aligned = claim(finished, "alignment", "the body subspace removed")
     assert aligned["verdict"] == HOLDS and aligned["estimate"]["value"] == pytest.approx(0.2, abs=0.01)
     assert (
@@ -116,6 +122,30 @@ def test_verdicts_of_figures_follow_intervals_and_bounds(finished: Path) -> None
     blind = claim(finished, "decoupling", "visual encoder adds to intent")
     assert blind["paper"] == pytest.approx(0.049)
     assert "(paper B's figure lies " in (finished / "results/decoupling/report.md").read_text()
+
+
+def test_probes_say_what_place_alone_tells_and_what_latents_and_background_codes_do(finished: Path) -> None:
+    rows = {
+        line.split(" | ")[0]: line.split(" | ")
+        for line in (finished / "results/latent-quality/report.md").read_text().splitlines()
+    }
+    assert {cell.split()[0] for cell in rows["| R2 of effector from its last place alone"][1:]} == {"0.400"}
+    for title in ("effector given place from action", "effector's last place from background"):
+        assert "-" not in rows[f"| R2 of {title}"]
+    continuous = list(rows["| figure"]).index("flow masks, continuous")
+    assert rows["| R2 of effector from action latents"][continuous].startswith("0.950")
+    assert rows["| background codes used"][1].startswith("50 %") and rows["| background codes used"][continuous] == "-"
+
+
+def test_how_robots_were_matched_stands_in_the_report_by_body(finished: Path) -> None:
+    for name in ("latent-quality", "alignment"):
+        report = (finished / f"results/{name}/report.md").read_text()
+        for body, pairs, partners, mismatch in (("panda", 90, 80, "0.020"), ("sawyer", 91, 81, "1.020")):
+            assert (
+                f"- Matched with {body}: {pairs} pairs of its frames have {partners} different partners of 9 clips of "
+                f"hands; how far the effectors moved differs by {mismatch} half pictures on average."
+            ) in report
+    assert "2 seeds x bootstraps" in (finished / "results/latent-quality/report.md").read_text()
 
 
 def test_masks_and_alignments_are_scored_in_the_reports(finished: Path) -> None:
@@ -165,16 +195,27 @@ def test_intervals_of_figures_are_at_least_student_s_over_seeds(finished: Path) 
     assert any(abs(first - second) > 1e-3 for arm in found["arms"] for first, second in arm["by_seed"].values())
 
 
-def test_where_the_control_leaves_no_room_the_report_says_so(finished: Path) -> None:
+@pytest.mark.parametrize(("successes", "percent"), [(0, 0), (6, 100)])
+def test_where_a_baseline_of_any_claim_leaves_no_room_the_report_says_so(
+    successes: int, percent: int, finished: Path
+) -> None:
     found = values(finished, "adaptation")
     for arm in found["arms"]:
         for task in arm["tasks"].values():
             task |= {"successes": 3, "episodes": 6}
+    tasks = {arm["name"]: arm["tasks"] for arm in found["arms"]}
+    tasks["latent pretraining, 10 demonstrations"]["lift"]["successes"] = successes
     assert "Little room" not in format_report(found, [])
-    found["arms"][1]["tasks"]["lift"]["successes"] = 0
-    assert "no pretraining, 50 demonstrations: 0 % of lift." in format_report(found, [])
-    found["arms"][1]["tasks"]["lift"]["successes"] = 6
-    assert "no pretraining, 50 demonstrations: 100 % of lift." in format_pilot(found)
+    for name in ("no pretraining, 50 demonstrations", "paper A's policy, 10 demonstrations"):
+        tasks[name]["lift"]["successes"] = successes
+    said = (
+        f"no pretraining, 50 demonstrations: {percent} % of lift; paper A's policy, 10 demonstrations: {percent} % of "
+        "lift."
+    )
+    assert said in format_report(found, [])
+    # Without claims every arm is looked at.
+    said = f"latent pretraining, 10 demonstrations: {percent} % of lift"
+    assert said in format_pilot({**found, "claims": []})
 
 
 def test_a_seed_that_is_not_done_enters_no_interval_and_is_said(finished: Path) -> None:
@@ -185,11 +226,12 @@ def test_a_seed_that_is_not_done_enters_no_interval_and_is_said(finished: Path) 
         "full": 2,
         "intent + visual encoder": 1,
         "intent only": 1,
+        "intent only, no pretraining": 1,
         "visual encoder only": 1,
         "frozen VLM": 1,
     }
     report = (finished / "results/decoupling/report.md").read_text()
-    assert "**Partial.**" in report and "8 of 12 policies" in report
+    assert "**Partial.**" in report and "9 of 14 policies" in report
     assert "Shortfall: 2 seeds of training, 3 were asked for." in report
     assert "Shortfall: 3 test episodes a task and seed, 50 were asked for." in report
 
@@ -212,7 +254,7 @@ def test_the_plan_of_video_is_printed_without_any_data(
     monkeypatch.chdir(tmp_path)
     assert main(["experiment", "latent-quality", "--plan", "--seeds", "0,1"]) == 0
     out = capsys.readouterr().out
-    for line in ("clips             4      0      4", "codes            14      0     14", "34 jobs left"):
+    for line in ("clips             4      0      4", "codes            16      0     16", "38 jobs left"):
         assert line in out
     assert list(tmp_path.iterdir()) == []
 

@@ -66,7 +66,7 @@ def test_codes_of_the_policies_are_not_trained_again_for_probes(
     work = FakeVideoWork()
     do(store, work, executor, QUALITY)
     trained = [call[1:3] for call in work.calls if call[0] == "codes"]
-    masked = [("flow", "0"), ("flow", "16"), ("flow", "64"), ("truth", "16")]
+    masked = [("flow", "0"), ("flow", "16"), ("flow", "16"), ("flow", "64"), ("truth", "16")]
     assert sorted(trained) == sorted([*masked, ("none", "16"), ("none", "16")])
     assert [call[1] for call in work.calls if call[0] == "clips"] == ["hands-testing", "robots-testing"]
 
@@ -82,7 +82,16 @@ def test_a_failed_part_stops_only_the_policies_that_have_it(store: VideoStore, e
     with pytest.raises(ExperimentError, match=r"1 jobs failed; 12 jobs that need them were not tried.*: loss is nan"):
         do(store, work, executor)
     trained = [call[1] for call in work.calls if call[0] == "policy"]
-    assert trained == ["cpu-10-demonstrations-seed-0", "cpu-10-demonstrations-no-intent-seed-0"]
+    assert trained == [f"cpu-10-demonstrations{words}-seed-0" for words in ("", "-no-eyes", "-no-intent")]
+
+
+def test_probes_of_another_version_are_made_again_and_nothing_else(
+    store: VideoStore, executor: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    do(store, FakeVideoWork(), executor, QUALITY)
+    monkeypatch.setattr("training.experiments.video.plan.PROBE_VERSION", 1000)
+    left = plan([QUALITY], store, (0,)).left
+    assert len(left) == len(QUALITY.arms) and {job.kind for job in left} == {"probe"}
 
 
 def test_more_episodes_later_try_new_scenes_of_the_same_policy(store: VideoStore, executor: ThreadPoolExecutor) -> None:
@@ -92,6 +101,23 @@ def test_more_episodes_later_try_new_scenes_of_the_same_policy(store: VideoStore
     assert {call[0] for call in work.calls} == {"test"} and {call[-2:] for call in work.calls} == {("100004", "2")}
     run = more.policy_run(PolicyTraining(demonstrations=10), 0)
     assert more.evaluation(run, "lift").seeds == tuple(range(100_000, 100_006))
+
+
+def test_other_scenes_later_are_all_tried_and_stand_in_place_of_those_before(
+    store: VideoStore, executor: ThreadPoolExecutor
+) -> None:
+    do(store, FakeVideoWork(), executor)
+    base = store.budget.recipe.base
+    moved = replace(base, evaluation=replace(base.evaluation, first_seed=200_000))
+    others = replace(store, budget=replace(store.budget, recipe=replace(store.budget.recipe, base=moved)))
+    assert {job.kind for job in plan([DECOUPLING], others, (0,)).left} == {"test"}
+    work = FakeVideoWork()
+    do(others, work, executor)
+    assert len(work.calls) == 2 * len(DECOUPLING.arms)
+    assert {(call[0], *call[-2:]) for call in work.calls} == {("test", "200000", "4")}
+    assert plan([DECOUPLING], others, (0,)).left == ()
+    run = others.policy_run(PolicyTraining(demonstrations=10), 0)
+    assert others.evaluation(run, "lift").seeds == tuple(range(200_000, 200_004))
 
 
 def test_the_hours_left_follow_what_jobs_took(store: VideoStore, executor: ThreadPoolExecutor) -> None:

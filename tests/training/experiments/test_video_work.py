@@ -13,6 +13,7 @@ from policy.policy import Policy
 from training.ego_video.motion_moments import flow_steps
 from training.ego_video.pack import Clip, ClipPack, ClipPackWriter
 from training.experiments.video.budget import ClipBudget, VideoBudget
+from training.experiments.video.compute import step_seconds
 from training.experiments.video.experiment import CodesTraining, PolicyTraining
 from training.experiments.video.plan import parts_of
 from training.experiments.video.store import VideoStore
@@ -123,6 +124,7 @@ def test_codes_are_trained_by_their_job_and_probed_by_another(store: VideoStore)
         CodesTraining(num_codes=0),
         CodesTraining(masks="none"),
         CodesTraining(paper_loss=True),
+        CodesTraining(no_motion_loss=True),
         CodesTraining(hands_only=True),
     ):
         run = store.codes_run(training, 0)
@@ -134,10 +136,10 @@ def test_codes_are_trained_by_their_job_and_probed_by_another(store: VideoStore)
         assert trained(store, "latent-actions") | trained(store, "continuous-latent-actions") == before
         assert ("action_codes" in found["sums"]) == bool(training.num_codes)
         assert np.shape(found["sums"]["effector.action"]) == (12, 2)
-        assert np.shape(found["sums"]["cka.as_is"]) == (2, 50)
+        assert np.shape(found["sums"]["cka.as_is"]) == np.shape(found["sums"]["transfer.own"]) == (2, 201)
         assert found["bodies"] == ["panda", "sawyer"]
     assert len(list(store.parts.glob("eyes-*"))) == 1
-    assert len(list(store.parts.glob("latent-actions-*"))) == 4
+    assert len(list(store.parts.glob("latent-actions-*"))) == 5
 
 
 @pytest.mark.parametrize("joint", [False, True])
@@ -166,6 +168,7 @@ def test_a_policy_reads_the_parts_that_its_jobs_made(joint: bool, store: VideoSt
     policy = Policy.from_checkpoint(store.checkpoint(run))
     assert policy.manifest["variant"] == variant and outcome["revision"] == policy.revision
     assert not (where.adaptation / "state").exists()
+    assert set(step_seconds(run, store)) == ({"stage 2"} if joint else {"pretraining", "stage 2"})
     # A kill before the outcome was written costs nothing.
     assert work.train_policy(run.recipe, where)["revision"] == policy.revision
 
@@ -187,6 +190,18 @@ def test_paper_a_s_head_without_clips_learns_no_codes_and_aligns_nothing(state_p
     assert policy.manifest["video"]["latent_actions_sha256"] is None and not policy.manifest["alignment"]
 
 
+def test_intent_alone_without_pretraining_learns_nothing_from_clips(store: VideoStore) -> None:
+    work = ChainWork(device="cpu")
+    run = store.policy_run(PolicyTraining(demonstrations=4, use_eyes=False), 0)
+    work.train_eyes(run.recipe, store.prior_run(run.recipe, "eyes"))
+    assert parts_of(run) == [] and run.codes is None
+    work.train_policy(run.recipe, store.prior_run(run.recipe, run.digest))
+    policy = Policy.from_checkpoint(store.checkpoint(run))
+    assert policy.config.intent is not None and policy.config.intent.visual is None
+    video = policy.manifest["video"]
+    assert video["eyes_sha256"] is None and video["latent_actions_sha256"] is None
+
+
 def test_one_process_at_a_time_opens_what_is_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("training.experiments.video.work.LOCK_DEADLINE_S", 0.0)
     with opening(tmp_path), pytest.raises(TimeoutError, match="another process holds"), opening(tmp_path):
@@ -195,15 +210,24 @@ def test_one_process_at_a_time_opens_what_is_shared(tmp_path: Path, monkeypatch:
         pass
 
 
+CLIPS = ClipBudget(
+    image_size=32, rate_hz=10.0, hands_training=1, hands_testing=1, first_hand_testing=1000, robot_tasks=("lift",),
+    robots_training=1, robots_testing=1, first_robot_training=0, first_robot_testing=10, robot_steps_per_frame=12,
+)  # fmt: skip
+
+
+def test_hands_to_test_on_are_filmed_from_their_first_seed_on(tmp_path: Path) -> None:
+    pytest.importorskip("mujoco")
+    pytest.importorskip("cv2")
+    ChainWork(device="cpu").film("hands-testing", CLIPS, tmp_path / "hands-testing")
+    assert [clip.name for clip in ClipPack.open(tmp_path / "hands-testing").clips] == ["hand-1001000"]
+
+
 def test_robots_are_filmed_once_and_whole(tmp_path: Path) -> None:
     pytest.importorskip("robosuite")
     pytest.importorskip("cv2")
-    clips = ClipBudget(
-        image_size=32, rate_hz=10.0, hands_training=1, hands_testing=1, robot_tasks=("lift",), robots_training=1,
-        robots_testing=1, first_robot_training=0, first_robot_testing=10, robot_steps_per_frame=12,
-    )  # fmt: skip
     work, directory = ChainWork(device="cpu"), tmp_path / "robots-training"
-    work.film("robots-training", clips, directory)
+    work.film("robots-training", CLIPS, directory)
     pack = ClipPack.open(directory)
     assert [clip.name for clip in pack.clips] == ["lift-0000000"]
     assert {clip.body for clip in pack.clips} == {"panda"}
@@ -213,5 +237,5 @@ def test_robots_are_filmed_once_and_whole(tmp_path: Path) -> None:
     np.testing.assert_array_equal(*clip)
     assert not np.array_equal(pack.flow_steps, pack.truth_steps)
     changed = (directory / "clips.json").stat().st_mtime_ns
-    work.film("robots-training", clips, directory)
+    work.film("robots-training", CLIPS, directory)
     assert (directory / "clips.json").stat().st_mtime_ns == changed

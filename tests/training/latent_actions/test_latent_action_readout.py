@@ -11,7 +11,9 @@ from training.latent_actions.readout import (
     linear_cka,
     matched,
     one_hot,
+    readout_errors,
     readout_r2,
+    readout_residuals,
     without,
 )
 
@@ -56,6 +58,25 @@ def test_cka_sees_through_rotation_and_scale_and_not_through_noise() -> None:
     rotation = np.linalg.qr(generator.normal(size=(6, 6)))[0]
     assert linear_cka(x, 3 * x @ rotation + 1) == pytest.approx(1)
     assert linear_cka(x, generator.normal(size=(500, 6))) < 0.1
+
+
+def test_a_row_of_some_weight_counts_as_if_it_were_there_so_often() -> None:
+    generator = np.random.default_rng(6)
+    x, y = generator.normal(size=(2, 50, 4))
+    y += x
+    weights = generator.integers(0, 4, 50)
+    assert linear_cka(x, y, weights) == pytest.approx(linear_cka(x.repeat(weights, 0), y.repeat(weights, 0)))
+    assert linear_cka(x, y, weights) != pytest.approx(linear_cka(x, y), rel=1e-3)
+
+
+def test_what_a_read_out_leaves_is_what_it_missed_and_no_longer_told_by_its_inputs() -> None:
+    generator = np.random.default_rng(7)
+    known, unknown = generator.normal(size=(2, 2000, 2))
+    groups = np.repeat(np.arange(20), 100)
+    left = readout_residuals(known, known + unknown, groups)
+    assert np.abs(left - unknown).max() < 0.3
+    np.testing.assert_allclose(np.square(left).sum(1), readout_errors(known, known + unknown, groups)[0])
+    assert readout_r2(known, left, groups) < 0.02
 
 
 def test_bodies_cannot_be_told_apart_once_their_directions_are_gone() -> None:

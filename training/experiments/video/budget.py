@@ -18,6 +18,7 @@ from training.experiments.video.experiment import CodesTraining, PolicyTraining
 from training.latent_actions.settings import LatentActionSettings
 from training.names import shipped_json
 from training.recipe import Recipe
+from training.simulation.hand_seeds import TESTING_SEEDS, TRAINING_SEEDS
 from training.suite import Suite
 from training.video_prior.joint_recipe import JointRecipe
 from training.video_prior.recipe import AdaptationRecipe, IntentRecipe, VideoPriorRecipe
@@ -40,15 +41,18 @@ PAPER_LOSS: Mapping[str, Any] = {
 class ClipBudget:
     """What is filmed. `robot_tasks` are of different bodies and none that a policy is tested on.
 
-    Hands are of the seeds of hand_clips.TRAINING_SEEDS and TESTING_SEEDS from their first on, `robots_*` scenes of each
-    task from `first_robot_*` on. A robot's frame is every `robot_steps_per_frame` control steps and counts as one of
-    `rate_hz`: bodies are shown at a pace at which a chunk of any of them is about `gap_s` of the recipe.
+    Hands are of hand_seeds.TRAINING_SEEDS from their first on, and of TESTING_SEEDS from number `first_hand_testing`
+    on: on some before it our losses were developed (docs/methods.md). `robots_*` are scenes of each task from
+    `first_robot_*` on. A robot's frame is every `robot_steps_per_frame` control steps and counts as one of `rate_hz`:
+    in cpu.json a robot's own codes, which span its chunk of 16 steps, span 0.8 s at that pace, those of clips `gap_s`,
+    1.0 s.
     """
 
     image_size: int
     rate_hz: float
     hands_training: int
     hands_testing: int
+    first_hand_testing: int
     robot_tasks: tuple[str, ...]
     robots_training: int
     robots_testing: int
@@ -62,6 +66,20 @@ class ClipBudget:
                 f"clips.first_robot_testing is {self.first_robot_testing}, expected at least "
                 f"{self.first_robot_training + self.robots_training}: no scene may be for both"
             )
+        most = len(TESTING_SEEDS) - self.hands_testing
+        if not 0 <= self.first_hand_testing <= most:
+            raise ValueError(
+                f"clips.first_hand_testing is {self.first_hand_testing}, expected 0 to {most}: there are "
+                f"{len(TESTING_SEEDS)} seeds for testing, and {self.hands_testing} are asked for"
+            )
+
+    def hand_seeds(self, name: str) -> range:
+        """Of "hands-training" or "hands-testing"."""
+        first = self.first_hand_testing
+        return {
+            "hands-training": TRAINING_SEEDS[: self.hands_training],
+            "hands-testing": TESTING_SEEDS[first : first + self.hands_testing],
+        }[name]
 
     def number(self, name: str) -> int:
         """How many scenes one of CLIPS has."""
@@ -136,6 +154,17 @@ class VideoBudget:
                 f"budget {self.name}: base.stage2.landmark_weight is {weight}, expected 0: a frozen model and one "
                 "without intent learn no landmarks, so arms would differ in them too"
             )
+        undigested = {
+            "eyes_directory": self.recipe.eyes_directory,
+            "eyes_image_size": self.recipe.eyes_image_size,
+            "base.backbone": self.recipe.base.backbone,
+            "base.layers_from": self.recipe.base.layers_from,
+        }
+        if given := [name for name, value in undigested.items() if value]:
+            raise ValueError(
+                f"budget {self.name}: recipe has {' and '.join(given)}, expected none: no digest of a run has them, so "
+                "another model's results would be taken for this one's"
+            )
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -143,9 +172,11 @@ class VideoBudget:
         return self.recipe.base.data.tasks
 
     def latent_actions(self, training: CodesTraining) -> LatentActionSettings:
-        settings, paper = self.recipe.latent_actions, PAPER_LOSS if training.paper_loss else {}
+        settings, without = self.recipe.latent_actions, PAPER_LOSS if training.paper_loss else {}
+        if training.no_motion_loss:
+            without = {"motion_weight": 0.0}
         latent_dim = training.latent_dim or settings.latent_dim
-        return replace(settings, masks=training.masks, num_codes=training.num_codes, latent_dim=latent_dim, **paper)
+        return replace(settings, masks=training.masks, num_codes=training.num_codes, latent_dim=latent_dim, **without)
 
     def codes_recipe(self, seed: int, clips: Mapping[str, str], *, hands_only: bool = False) -> VideoPriorRecipe:
         """Of eyes and of the codes that policies learn: no policy is trained by it. `clips` has directories by name."""

@@ -36,7 +36,7 @@ def run(options: argparse.Namespace, results: Path) -> int:
     known = {**VIDEO_EXPERIMENTS, PILOT.name: PILOT}
     asked = tuple(VIDEO_EXPERIMENTS.values()) if everything else (known[options.name],)
     budget = VideoBudget.load(options.budget)
-    seeds = options.seeds or (budget.seeds[:1] if is_pilot else budget.seeds)
+    seeds = options.seeds or budget.seeds
     num_workers = options.workers or budget.num_workers
     root = options.store or Path("build/experiments") / f"video-{budget.name}"
     store = VideoStore(root=root, budget=budget, data_identity=Recordings())
@@ -47,10 +47,10 @@ def run(options: argparse.Namespace, results: Path) -> int:
     planned = plan(asked, store, seeds)
     print(f"budget {budget.name} ({budget.what}), seeds {', '.join(map(str, seeds))}: {options.name}")
     print(format_plan(planned, num_workers), flush=True)
-    if everything and (pilot := plan([PILOT], store, seeds[:1])).left:
+    if everything and (pilot := plan([PILOT], store, seeds)).left:
         print(
             f"of these {len(pilot.left)} first, about {pilot.hours(num_workers):.2f} hours: `python -m training "
-            f"experiment {PILOT.name}` says whether the control leaves room for anything to be shown"
+            f"experiment {PILOT.name}` says whether the controls leave room for anything to be shown"
         )
     if options.plan:
         return 0

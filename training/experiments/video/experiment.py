@@ -25,15 +25,20 @@ class CodesTraining:
     """Eyes and latent actions on the training clips; `num_codes` 0 leaves the latents continuous.
 
     `latent_dim` is the width of a latent, the budget's where it is None. `paper_loss` leaves out of the budget's
-    settings all that paper B's loss has not. With `hands_only` robots' clips are seen by the eyes alone, picture by
-    picture: the codes never saw one move.
+    settings all that paper B's loss has not, `no_motion_loss` the motion that action codes must give and nothing else.
+    With `hands_only` robots' clips are seen by the eyes alone, picture by picture: the codes never saw one move.
     """
 
     masks: Masks = "flow"
     num_codes: int = 16
     latent_dim: int | None = None
     paper_loss: bool = False
+    no_motion_loss: bool = False
     hands_only: bool = False
+
+    def __post_init__(self) -> None:
+        if self.no_motion_loss and (self.paper_loss or self.masks == "none"):
+            raise ValueError("no_motion_loss needs masks and our loss: the others have no motion loss to leave out")
 
 
 @dataclass(frozen=True, kw_only=True)

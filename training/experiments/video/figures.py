@@ -1,6 +1,7 @@
 """Figures of latent actions with their intervals: what is counted clip by clip, resampled over seeds and clips.
 
-Owns the names of figures, how each follows from sums over clips, and the bootstrap. Probes no model (probing.py does).
+Owns the names of figures, how each follows from sums over clips, and the bootstrap. Probes no model (probing.py does),
+and of matched clips of two bodies takes the draws that a probe made.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from training.experiments.statistics import NUM_DRAWS, Estimate
 
 Array = npt.NDArray[np.float64]
 Kind = Literal["R2", "error", "usage", "perplexity", "CKA", "IoU"]
+OF_MATCHED_CLIPS: tuple[Kind, ...] = ("error", "CKA")  # of hands and robots, whose clips a probe draws
 _DRAWS_AT_ONCE = 250
 _USED_ABOVE = 0.1  # of an equal share: what the quantizer revives below is no code in use
 
@@ -36,11 +38,18 @@ def _r2(title: str, part: str) -> Figure:
 FIGURES: Mapping[str, Figure] = {
     "effector, action": _r2("effector from action", "effector.action"),
     "effector, background": _r2("effector from background", "effector.background"),
+    "effector, action latents": _r2("effector from action latents", "effector.action_latents"),
+    "effector, place": _r2("effector from its last place alone", "effector.place"),
+    "effector given place, action": _r2("effector given place from action", "effector_given_place.action"),
+    "effector given place, background": _r2("effector given place from background", "effector_given_place.background"),
+    "effector place, action": _r2("effector's last place from action", "effector_place.action"),
+    "effector place, background": _r2("effector's last place from background", "effector_place.background"),
     "effector in scene, action": _r2("effector in scene from action", "effector_in_scene.action"),
     "effector in scene, background": _r2("effector in scene from background", "effector_in_scene.background"),
     "scenery, action": _r2("scenery from action", "scenery.action"),
     "scenery, background": _r2("scenery from background", "scenery.background"),
     "usage": Figure(title="action codes used", kind="usage", part="action_codes"),
+    "background usage": Figure(title="background codes used", kind="usage", part="background_codes"),
     "perplexity": Figure(title="perplexity of action codes", kind="perplexity", part="action_codes"),
     "own codes": Figure(title="error with own codes", kind="error", part="transfer.own"),
     "transferred codes": Figure(title="error with a hand's codes", kind="error", part="transfer.transferred"),
@@ -55,21 +64,35 @@ FIGURES: Mapping[str, Figure] = {
 
 @dataclass(frozen=True)
 class Sample:
-    """One figure of one arm: [seeds, clips, sums]; of CKA [seeds, bodies, draws]."""
+    """One figure of one arm: [seeds, clips, sums]; of matched clips, errors and CKA, [seeds, bodies, 1 + draws], the
+    first of all clips and the others of clips drawn by the probe.
+    """
 
     kind: Kind
     values: Array
 
+    @property
+    def to_draw(self) -> tuple[int, int]:
+        """How many there are to draw and how many are drawn: all clips, or one of the probe's draws."""
+        if self.kind in OF_MATCHED_CLIPS:
+            return self.values.shape[2] - 1, 1
+        return self.values.shape[1], self.values.shape[1]
+
     def drawn(self, seeds: npt.NDArray[np.int64], others: npt.NDArray[np.int64]) -> Array:
-        """The figure for seeds [D, S] and clips [D, C] of each draw (of CKA the draw at its first entry), [D]."""
-        if self.kind == "CKA":
-            chosen = self.values.mean(1)[seeds, others[:, :1] % self.values.shape[2]]
-            return chosen.mean(1)
+        """The figure for seeds [D, S] and what `to_draw` says [D, C] of each draw, [D].
+
+        Fewer clips have a higher CKA, so the probe's draws stand here around the figure of all clips.
+        """
+        if self.kind in OF_MATCHED_CLIPS:
+            of_all, draws = self.by_seed[:, None], self.values.mean(1)[:, 1:]
+            return (of_all + draws - draws.mean(1, keepdims=True))[seeds, others].mean(1)
         return _of_sums(self.kind, self.values[seeds[:, :, None], others[:, None, :]].sum(2)).mean(1)
 
     @property
     def by_seed(self) -> Array:
-        return self.values.mean((1, 2)) if self.kind == "CKA" else _of_sums(self.kind, self.values.sum(1))
+        if self.kind in OF_MATCHED_CLIPS:
+            return self.values[:, :, 0].mean(1)
+        return _of_sums(self.kind, self.values.sum(1))
 
 
 def sample_of(figure: str, probes: Sequence[Mapping[str, Any]]) -> Sample | None:
@@ -88,13 +111,13 @@ def estimate(first: Sample, second: Sample | None = None, *, seed: int = 0, num_
     if second is not None and first.values.shape[:2] != second.values.shape[:2]:
         raise ValueError(f"figures are of {first.values.shape[:2]} and {second.values.shape[:2]} seeds and clips")
     num_seeds, num_clips = first.values.shape[:2]
+    to_draw, num_drawn = first.to_draw
     generator = np.random.default_rng(seed)
     draws = []
     for start in range(0, num_draws, _DRAWS_AT_ONCE):
         count = min(_DRAWS_AT_ONCE, num_draws - start)
         seeds = generator.integers(num_seeds, size=(count, num_seeds))
-        # Of CKA, whose draws are its own, the first entry alone is read.
-        clips = generator.integers(num_clips if first.kind != "CKA" else 2**31, size=(count, num_clips))
+        clips = generator.integers(to_draw, size=(count, num_drawn))
         draws.append(first.drawn(seeds, clips) - (second.drawn(seeds, clips) if second is not None else 0.0))
     low, high = np.percentile(np.concatenate(draws), [2.5, 97.5])
     value = float(first.by_seed.mean() - (second.by_seed.mean() if second is not None else 0.0))
@@ -124,7 +147,6 @@ def _perplexity(counts: Array) -> Array:
 
 _BY_KIND: Mapping[Kind, Callable[[Array], Array]] = {
     "R2": lambda sums: 1 - sums[..., 0] / np.maximum(sums[..., 1], 1e-12),
-    "error": lambda sums: sums[..., 0] / np.maximum(sums[..., 1], 1e-12),
     "IoU": lambda sums: sums[..., 0] / np.maximum(sums[..., 1], 1e-12),
     "usage": _usage,
     "perplexity": _perplexity,

@@ -1,8 +1,8 @@
 """What finished jobs on video left behind, clips and weights apart: results/NAME/jobs.json, to go on from elsewhere.
 
 Owns that file's form and which of it a store takes up: by what a job's key is whatever machine recorded the data. Each
-outcome has the `key` of its job where it was done; a policy's has its tests, and of its checkpoint and alignment what
-reports say. It is one file in a store: a kill leaves no part of it there.
+outcome has the `key` of its job where it was done; a policy's has its tests, and of its checkpoint, alignment and logs
+what reports say. It is one file in a store: a kill leaves no part of it there.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from training.experiments.jobs_file import (
     read_jobs_files,
 )
 from training.experiments.plan_of_jobs import Plan
+from training.experiments.video.compute import step_seconds
 from training.experiments.video.experiment import VideoExperiment
 from training.experiments.video.plan import Job, PolicyJob, TestJob, plan, wanted
 from training.experiments.video.store import PolicyRun, VideoStore
@@ -37,12 +38,13 @@ _OF_KIND: Mapping[str, Fields] = {
     "probe": {
         "num_pairs": "a whole number",
         "bodies": "a list",
+        "matching": "a list",
         "num_directions_removed": "a list",
         "sums": "an object",
     },
     "policy": {"revision": "text", "tests": "an object"},
 }
-_OPTIONAL: Fields = {"config": "an object", "scores": "an object"}
+_OPTIONAL: Fields = {"config": "an object", "scores": "an object", "step_s": "an object"}
 
 # By the key of a job for the recipe alone: its outcomes, of each training one.
 _Told = Mapping[str, Sequence[Values]]
@@ -124,11 +126,12 @@ def _no_recordings(recipe: Recipe) -> Mapping[str, str]:
 
 
 def _policy(run: PolicyRun, store: VideoStore) -> Values:
-    config, scores = store.config(run), store.alignment_scores(run)
+    config, scores, step_s = store.config(run), store.alignment_scores(run), step_seconds(run, store)
     tests = {task: store.evaluation(run, task) for task in store.budget.tasks}
     return {
         **({"config": {name: config.get(name) for name in PLAYED}} if config is not None else {}),
         **({"scores": scores} if scores else {}),
+        **({"step_s": step_s} if step_s else {}),
         "tests": {task: evaluation.to_json() for task, evaluation in tests.items() if evaluation.seeds},
     }
 
@@ -160,4 +163,5 @@ def _check(values: Values) -> None:
             checked(outcome["sums"], f"{here}.sums", dict.fromkeys(outcome["sums"], "a list"))
         if kind == "policy":
             check_tests(outcome["tests"], f"{here}.tests")
-        checked(outcome.get("scores", {}), f"{here}.scores", dict.fromkeys(outcome.get("scores", ()), "a number"))
+        for name in ("scores", "step_s"):
+            checked(outcome.get(name, {}), f"{here}.{name}", dict.fromkeys(outcome.get(name, ()), "a number"))

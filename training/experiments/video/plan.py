@@ -12,6 +12,7 @@ from typing import Literal
 from training.experiments.plan_of_jobs import Plan, measured_factor
 from training.experiments.video.budget import TRAINING_CLIPS
 from training.experiments.video.experiment import CodesTraining, PolicyTraining, VideoExperiment
+from training.experiments.video.probing import PROBE_VERSION
 from training.experiments.video.store import CodesRun, PolicyRun, VideoStore
 
 Kind = Literal["clips", "eyes", "codes", "probe", "pretraining", "prior", "labels", "alignment", "policy", "test"]
@@ -75,7 +76,7 @@ class ProbeJob:
 
     @property
     def key(self) -> str:
-        return f"probe {self.run.digest} {' '.join(key.split()[-1] for key in self.clips)}"
+        return f"probe v{PROBE_VERSION} {self.run.digest} {' '.join(key.split()[-1] for key in self.clips)}"
 
     @property
     def needs(self) -> tuple[str, ...]:

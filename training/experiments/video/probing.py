@@ -1,12 +1,15 @@
 """What latent actions know of held-out clips, counted clip by clip, so that clips can be resampled afterwards.
 
-The questions are those of training/latent_actions/probes.py. Owns the JSON of a probe: `sums` has lists over clips (of
-CKA, over bodies) for each part that figures.py names, `num_directions_removed` is one for each body. Draws no interval.
+The questions are those of training/latent_actions/probes.py. Owns the JSON of a probe: `sums` has lists over clips for
+each part that figures.py names; of errors and CKA, lists over bodies of the figure of all matched pairs and of each
+draw of clips. `matching` and `num_directions_removed` are of each body. Draws no interval.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,14 +20,25 @@ from training.ego_video.mask_scores import score_masks
 from training.ego_video.pack import ClipPack, FramePairs
 from training.latent_actions.label import LatentActionLabels, label_frames
 from training.latent_actions.model import LatentActionModel
-from training.latent_actions.probes import displacements, spoken
-from training.latent_actions.readout import body_directions, linear_cka, matched, one_hot, readout_errors, without
+from training.latent_actions.probes import destinations, displacements, spoken
+from training.latent_actions.readout import (
+    body_directions,
+    linear_cka,
+    matched,
+    one_hot,
+    readout_errors,
+    readout_residuals,
+    without,
+)
 
+# Raised when what a probe measures changes: what another version measured is then measured again.
+PROBE_VERSION = 1
 _MAX_PAIRS = 4000
 _MAX_MATCHED = 512  # of a body, as probes.py takes
-_NUM_BOOTSTRAPS = 50  # paper B's
+_NUM_BOOTSTRAPS = 200  # paper B's are 50, which leave one beyond each end of an interval
 
 Integers = npt.NDArray[np.int64]
+Numbers = npt.NDArray[np.float64]
 Vectors = npt.NDArray[np.float32]
 
 
@@ -38,28 +52,26 @@ def probe_by_clip(model: LatentActionModel, hands: ClipPack, robots: ClipPack) -
     """
     own, others = _Seen.of(model, hands), _Seen.of(model, robots)
     bodies = sorted({clip.body for clip in robots.clips})
-    transfer, cka = [], {"cka.as_is": [], "cka.without_body": []}
+    generator = np.random.default_rng(0)
+    matches = [_match(own, others, body, generator) for body in bodies]
+    clips = [(own.clip[match.partner], others.clip[match.target]) for match in matches]
+    by_body: defaultdict[str, list[Sequence[float]]] = defaultdict(list)
     num_removed = []
-    for body in bodies:
-        target = _spread(others.known(np.array([clip.body == body for clip in robots.clips])[others.clip]))
-        source = own.known(np.ones(len(own.clip), bool))
-        partner = source[matched(own.effector[source], others.effector[target])]
-        transfer.append(_transfer(model, own, others, target, partner))
-        directions, draws = alignment_by_draw(own.vectors[partner], others.vectors[target])
+    for match, weights in zip(matches, weights_by_draw(clips, len(hands.clips), generator), strict=True):
+        directions, cka = alignment_by_draw(own.vectors[match.partner], others.vectors[match.target], weights)
         num_removed.append(len(directions))
-        for name, values in draws.items():
-            cka[name].append(values)
-    together = {f"transfer.{name}": np.concatenate([each[name] for each in transfer]).tolist() for name in transfer[0]}
+        for name, draws in (cka | _transfer(model, own, others, match, weights)).items():
+            by_body[name].append(draws)
     return {
         "num_pairs": len(own.clip),
         "num_clips": len(hands.clips),
         "bodies": bodies,
+        "matching": [_matching(own, others, match) for match in matches],
         "num_directions_removed": num_removed,
         "sums": {
             **_readouts(model, own),
             **_codes(model, own),
-            **together,
-            **cka,
+            **by_body,
             **_mask_scores("hands", hands),
             **_mask_scores("robots", robots),
         },
@@ -89,25 +101,99 @@ class _Seen:
         return np.flatnonzero(among & np.isfinite(self.effector).all(1))
 
 
+@dataclass(frozen=True)
+class _Match:
+    """Pairs of frames of one body; of each the hands' pair whose effector moved most alike, and any pair of hands."""
+
+    target: Integers
+    partner: Integers
+    any_hand: Integers
+
+
+def _match(hands: _Seen, robots: _Seen, body: str, generator: np.random.Generator) -> _Match:
+    source = hands.known(np.ones(len(hands.clip), bool))
+    target = _spread(robots.known(np.array([clip.body == body for clip in robots.pack.clips])[robots.clip]))
+    partner = source[matched(hands.effector[source], robots.effector[target])]
+    return _Match(target, partner, generator.choice(source, len(target)))
+
+
+def _matching(hands: _Seen, robots: _Seen, match: _Match) -> dict[str, float]:
+    """How good and how many a body's partners are; `mismatch` of the displacement is in half pictures."""
+    apart = hands.effector[match.partner] - robots.effector[match.target]
+    return {
+        "num_pairs": len(match.target),
+        "mismatch": float(np.linalg.norm(apart, axis=1).mean()),
+        "num_partner_pairs": len(np.unique(match.partner)),
+        "num_partner_clips": len(np.unique(hands.clip[match.partner])),
+    }
+
+
+def read_targets(pack: ClipPack, clip: Integers, frame: Integers) -> dict[str, Numbers]:
+    """What codes are asked for, [N, 2] in half pictures, NaN where the pack does not know.
+
+    What moved how far, where the effector is in the last frame, and how far it moved beyond what that place tells by a
+    ridge regression held out by clip: codes that say where it is and no more say nothing of that.
+    """
+    targets = displacements(pack, frame) | destinations(pack, frame)
+    moved, place = targets["effector"], targets["effector_place"]
+    known = np.isfinite(moved).all(1)
+    left = np.full_like(moved, np.nan)
+    left[known] = readout_residuals(place[known], moved[known], clip[known])
+    return {**targets, "effector_given_place": left}
+
+
+def weights_by_draw(
+    clips: Sequence[tuple[Integers, Integers]], num_hand_clips: int, generator: np.random.Generator
+) -> list[Numbers]:
+    """Of each body how often each of its matched pairs counts, [1 + draws, pairs]: once, and then in each draw.
+
+    `clips` has the hand's and the robot's clip of each pair. Clips of hands and of each body are drawn with
+    replacement, independently, and a pair counts as often as its two clips were drawn together: pairs of a clip are
+    alike, and one hand's clip is many robots' partner. What leaves a body no pair is drawn again.
+    """
+    robots = [np.unique(robot, return_inverse=True)[1] for _, robot in clips]
+    found = [[np.ones(len(robot))] for robot in robots]
+    while len(found[0]) <= _NUM_BOOTSTRAPS:
+        times = _times_drawn(num_hand_clips, generator)
+        drawn = [
+            times[hand] * _times_drawn(int(robot.max()) + 1, generator)[robot]
+            for (hand, _), robot in zip(clips, robots, strict=True)
+        ]
+        if all(each.any() for each in drawn):
+            for of_body, each in zip(found, drawn, strict=True):
+                of_body.append(each)
+    return [np.stack(of_body) for of_body in found]
+
+
+def _times_drawn(number: int, generator: np.random.Generator) -> Numbers:
+    return generator.multinomial(number, np.full(number, 1 / number)).astype(np.float64)
+
+
 def _spread(rows: Integers) -> Integers:
     """At most _MAX_MATCHED of them, evenly over all."""
     return rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), _MAX_MATCHED)).astype(np.int64))]
 
 
 def _readouts(model: LatentActionModel, seen: _Seen) -> dict[str, Any]:
-    labels, num_codes, found = seen.labels, model.settings.num_codes, {}
+    labels, num_codes = seen.labels, model.settings.num_codes
     heard = {
         "action": one_hot(labels.codes, num_codes) if num_codes else seen.vectors,
         "background": one_hot(labels.background_codes, num_codes)
         if num_codes
         else labels.background_latents.reshape(len(seen.clip), -1),
     }
-    for name, moved in seen.moved.items():
-        rows = np.isfinite(moved).all(1)
-        for source, inputs in heard.items():
-            errors = np.stack(readout_errors(inputs[rows], moved[rows], seen.clip[rows]), 1)
-            found[f"{name}.{source}"] = _by_clip(errors, seen.clip[rows], len(seen.pack.clips)).tolist()
-    return found
+    targets = read_targets(seen.pack, seen.clip, seen.frame)
+    asked = {f"{name}.{source}": (inputs, name) for name in targets for source, inputs in heard.items()}
+    asked["effector.action_latents"] = seen.vectors, "effector"
+    asked["effector.place"] = targets["effector_place"], "effector"
+    return {part: _read_out(inputs, targets[name], seen) for part, (inputs, name) in asked.items()}
+
+
+def _read_out(inputs: npt.NDArray[Any], target: Numbers, seen: _Seen) -> list[list[float]]:
+    """Of each clip the squared errors of the read-out and of the mean."""
+    rows = np.isfinite(target).all(1)
+    errors = np.stack(readout_errors(inputs[rows], target[rows], seen.clip[rows]), 1)
+    return _by_clip(errors, seen.clip[rows], len(seen.pack.clips)).tolist()
 
 
 def _codes(model: LatentActionModel, seen: _Seen) -> dict[str, Any]:
@@ -135,43 +221,40 @@ def _mask_scores(name: str, pack: ClipPack) -> dict[str, Any]:
 
 @torch.inference_mode()
 def _transfer(
-    model: LatentActionModel, hands: _Seen, robots: _Seen, target: Integers, partner: Integers
-) -> Mapping[str, npt.NDArray[np.float64]]:
-    """Per clip of the robots' pack that has a pair: error of the last frame's features weighed by how far they changed,
-    and what it would be if nothing changed, [clips, 2]. Arms are those of probes.code_transfer.
+    model: LatentActionModel, hands: _Seen, robots: _Seen, match: _Match, weights: Numbers
+) -> dict[str, list[float]]:
+    """Error of the last frame's features weighed by how far they changed, over what it would be if nothing changed, by
+    each of weights [D, targets]. Arms are those of probes.code_transfer, but that `shuffled` are those of `any_hand`.
     """
-    shuffled = partner[np.random.default_rng(0).permutation(len(partner))]
-    rows: dict[str, list[npt.NDArray[np.float64]]] = {name: [] for name in ("own", "transferred", "shuffled", "none")}
-    for at in range(0, len(target), 64):
+    rows: dict[str, list[Numbers]] = {name: [] for name in ("own", "transferred", "shuffled", "none")}
+    for at in range(0, len(match.target), 64):
         part = slice(at, at + 64)
-        first, last = _features(model, robots, target[part])
+        first, last = _features(model, robots, match.target[part])
         own = spoken(model, model.encode(first, last))
         changed = (last - first).square().mean(-1)  # what did not change shows no action
         actions = {
             "own": own.action,
-            "transferred": spoken(model, model.encode(*_features(model, hands, partner[part]))).action,
-            "shuffled": spoken(model, model.encode(*_features(model, hands, shuffled[part]))).action,
+            "transferred": spoken(model, model.encode(*_features(model, hands, match.partner[part]))).action,
+            "shuffled": spoken(model, model.encode(*_features(model, hands, match.any_hand[part]))).action,
             "none": torch.zeros_like(own.action),
         }
         for name, action in actions.items():
             error = (model.decode(first, action, own.background) - last).square().mean(-1)
             sums = torch.stack([(error * changed).sum(-1), changed.square().sum(-1)], -1)
             rows[name].append(sums.double().cpu().numpy())
-    clips, clip = np.unique(robots.clip[target], return_inverse=True)
-    return {name: _by_clip(np.concatenate(each), clip, len(clips)) for name, each in rows.items()}
+    sums = {name: weights @ np.concatenate(each) for name, each in rows.items()}  # D 2
+    return {f"transfer.{name}": (each[:, 0] / np.maximum(each[:, 1], 1e-12)).tolist() for name, each in sums.items()}
 
 
-def alignment_by_draw(first: Vectors, second: Vectors) -> tuple[npt.NDArray[np.float64], Mapping[str, Sequence[float]]]:
-    """The directions that tell bodies apart, and linear CKA of matched rows on each bootstrap of them, as they are and
-    without those.
+def alignment_by_draw(first: Vectors, second: Vectors, weights: Numbers) -> tuple[Numbers, dict[str, list[float]]]:
+    """The directions that tell bodies apart, of all rows, and linear CKA of matched rows by each of weights [D, rows],
+    as they are and without those.
     """
     directions = body_directions(np.concatenate([first, second]), np.arange(len(first) + len(second)) >= len(first))
-    generator = np.random.default_rng(0)
-    draws = [generator.integers(0, len(first), len(first)) for _ in range(_NUM_BOOTSTRAPS)]
     bare = without(first, directions), without(second, directions)
     return directions, {
-        "cka.as_is": [linear_cka(first[draw], second[draw]) for draw in draws],
-        "cka.without_body": [linear_cka(bare[0][draw], bare[1][draw]) for draw in draws],
+        "cka.as_is": [linear_cka(first, second, each) for each in weights],
+        "cka.without_body": [linear_cka(*bare, each) for each in weights],
     }
 
 
@@ -183,7 +266,7 @@ def _features(model: LatentActionModel, seen: _Seen, rows: Integers) -> tuple[to
     return first, last
 
 
-def _by_clip(rows: npt.NDArray[np.float64], clip: Integers, num_clips: int) -> npt.NDArray[np.float64]:
+def _by_clip(rows: Numbers, clip: Integers, num_clips: int) -> Numbers:
     """Sums of rows [N, k] of each clip, [num_clips, k]."""
     sums = np.zeros((num_clips, rows.shape[1]))
     np.add.at(sums, clip, rows)

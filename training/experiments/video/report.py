@@ -32,21 +32,23 @@ from training.experiments.named_run import (
     results_directory,
 )
 from training.experiments.verdict import HOLDS, INTERVALS, NOT_RUN, NOT_SHOWN, OPPOSITE, what_held
+from training.experiments.video.compute import measured_lines
 from training.experiments.video.definitions.catalogue import VIDEO_EXPERIMENTS
-from training.experiments.video.figures import FIGURES
+from training.experiments.video.figures import FIGURES, OF_MATCHED_CLIPS
 from training.experiments.video.plots import draw
 from training.experiments.video.results import PROBES
+from training.experiments.video.room import by_seed, little_room
 from training.json_file import write_text
 
 _RULE = (
     f"{INTERVALS} Of what codes know they are the wider of a bootstrap over seeds of training and held-out clips, by "
-    "which differences are paired, and Student's over the seeds. A claim holds when its interval excludes no effect, "
-    "or the bound that it names, on the claimed side; one whose interval contains it, or that has one seed of "
-    "training behind it, is not shown."
+    "which differences are paired, and Student's over the seeds. Where clips of hands and robots are matched, for CKA "
+    "and errors with codes, clips of hands and of each body are drawn independently, and a pair counts as often as its "
+    "two clips were drawn together; partners, the body subspace and read-outs stay those of all clips. A claim holds "
+    "when its interval excludes no effect, or the bound that it names, on the claimed side; one whose interval "
+    "contains it, or that has one seed of training behind it, is not shown."
 )
 _SAMPLE = f"{SAMPLE}, or clips"
-# Below and above it a task tells no arms apart.
-_FLOOR, _CEILING = 0.15, 0.85
 _WHAT = {
     "clips": "sets of clips",
     "eyes": "eyes",
@@ -82,7 +84,7 @@ def format_report(values: Values, figures: Sequence[str]) -> str:
         *([f"**Partial.** {progress(values)}"] if is_partial(values) else []),
         *(f"![{values['title']}]({name})" for name in figures if name.endswith(".png")),
         *(_figures_table(values) if values["of"] == PROBES else _success_tables(values)),
-        "" if values["of"] == PROBES else _room(values),
+        "" if values["of"] == PROBES else little_room(values),
         "## Claims",
         table(["claim", "ours (95 % interval)", _SAMPLE, "paper B", "verdict"], claims),
         SAMPLE_LEGEND,
@@ -96,10 +98,13 @@ def format_report(values: Values, figures: Sequence[str]) -> str:
 
 
 def format_pilot(values: Values) -> str:
-    """The control by task, and where it leaves no room."""
-    tested = all(task["episodes"] for arm in values["arms"] for task in arm["tasks"].values())
-    rest = "The control leaves room on every task." if tested else "Not every task was tested."
-    return "\n\n".join([*_success(values), _room(values) or rest])
+    """The controls by task and seed, and where they leave no room."""
+    parts = [*_success(values), by_seed(values), little_room(values)]
+    if is_partial(values):
+        parts.append(f"Not every task was tested: {progress(values)}.")
+    elif not parts[-1]:
+        parts.append("Over all seeds the controls leave room on every task.")
+    return "\n\n".join(part for part in parts if part)
 
 
 def format_section(all_values: Sequence[Values]) -> str:
@@ -273,30 +278,13 @@ def _success(values: Values) -> list[str]:
     return [table(["arm", "all, %", "seeds", *(f"{task}, %" for task in tasks)], rows)]
 
 
-def _room(values: Values) -> str:
-    """Where the control, the first arm and its family, solves too few or too many scenes; empty where nowhere."""
-    control, *others = values["arms"]
-    controls = [control, *(arm for arm in others if control["family"] and arm["family"] == control["family"])]
-    outside = [
-        f"{arm['name']}: {100 * task['successes'] / task['episodes']:.0f} % of {name}"
-        for arm in controls
-        for name, task in arm["tasks"].items()
-        if task["episodes"] and not _FLOOR <= task["successes"] / task["episodes"] <= _CEILING
-    ]
-    if not outside:
-        return ""
-    return (
-        f"**Little room.** Outside of {100 * _FLOOR:.0f} to {100 * _CEILING:.0f} %, where arms can hardly be told "
-        f"apart: {'; '.join(outside)}."
-    )
-
-
 def _what_held(values: Values) -> str:
     lines = what_held([(claim["claim"], claim["verdict"], _beside_paper(claim)) for claim in values["claims"]])
     caveats = sorted(
         {found["caveat"] for claim in values["claims"] if (found := claim["estimate"]) and found["caveat"]}
     )
-    return "  \n".join([*lines, *(f"Caveat: {caveat}." for caveat in caveats)])
+    measured = measured_lines(values["claims"])
+    return "  \n".join([*lines, *(f"Caveat: {caveat}." for caveat in caveats), *measured])
 
 
 def _beside_paper(claim: Values) -> str:
@@ -319,6 +307,12 @@ def _method(values: Values) -> list[str]:
             f"{values['num_pairs']} pairs of frames of hands; robots are {' and '.join(values['bodies'])}. CKA without "
             f"the body subspace is without {removed} directions, by body and arm."
         )
+        lines += [
+            f"Matched with {body}: {match['num_pairs']} pairs of its frames have {match['num_partner_pairs']} "
+            f"different partners of {match['num_partner_clips']} clips of hands; how far the effectors moved differs "
+            f"by {match['mismatch']:.3f} half pictures on average."
+            for body, match in zip(values["bodies"], values["matching"], strict=True)
+        ]
     else:
         lines.append(
             f"Size {budget['size']}, {count(len(values['tasks']), 'task')}, {budget['episodes']} test episodes a task "
@@ -354,7 +348,7 @@ def _sample(claim: Values) -> str:
     found = claim["estimate"]
     if claim["kind"] == "success" or found is None:
         return sample_cell(found)
-    return seeds_cell(found, "bootstraps" if claim["kind"] == "CKA" else f"{found['num_tasks']} clips")
+    return seeds_cell(found, "bootstraps" if claim["kind"] in OF_MATCHED_CLIPS else f"{found['num_tasks']} clips")
 
 
 def _papers(claim: Values) -> str:

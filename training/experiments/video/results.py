@@ -27,6 +27,7 @@ from training.experiments.statistics import (
     paired_difference,
 )
 from training.experiments.verdict import verdict
+from training.experiments.video.compute import compute_of
 from training.experiments.video.experiment import (
     FigureClaim,
     PolicyArm,
@@ -120,6 +121,7 @@ def _probed(experiment: ProbeExperiment, store: VideoStore, seeds: Sequence[int]
         "drawn": list(experiment.drawn),
         "num_pairs": some["num_pairs"] if some else 0,
         "bodies": some["bodies"] if some else [],
+        "matching": some["matching"] if some else [],
         "num_directions_removed": sorted(
             {number for of in probes.values() for probe in of.values() for number in probe["num_directions_removed"]}
         ),
@@ -201,7 +203,13 @@ def _tested(experiment: PolicyExperiment, store: VideoStore, seeds: Sequence[int
         ),
         "tasks": {task: {"body": budget.suite.tasks[task].body} for task in budget.tasks},
         "arms": [_tested_arm(arm, solved[arm.name], store) for arm in experiment.arms],
-        "claims": [_policy_claim(claim, solved, budget.episodes) for claim in experiment.claims],
+        "claims": [
+            {
+                **_policy_claim(claim, solved, budget.episodes),
+                "compute": compute_of(claim, experiment, store, seeds),
+            }
+            for claim in experiment.claims
+        ],
     }
 
 

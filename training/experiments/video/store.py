@@ -178,10 +178,14 @@ class VideoStore:
         return (aligned or {}).get("scores", {})
 
     def evaluation(self, run: PolicyRun, task: str) -> Evaluation:
-        """Of a told policy those told with it: when it is trained here, they are gone with it."""
+        """Of a told policy those told with it: when it is trained here, they are gone with it.
+
+        Empty where other scenes than the run's were tried: no digest has their first seed.
+        """
         told = self._told(run.key)
         values = read_json(self._evaluation_path(run, task)) if told is None else told["tests"].get(task)
-        return Evaluation.from_json(values or {})
+        evaluation = Evaluation.from_json(values or {})
+        return evaluation if evaluation.seeds[:1] == (run.first_seed,) else Evaluation()
 
     def write_evaluation(self, run: PolicyRun, task: str, evaluation: Evaluation) -> None:
         write_json(self._evaluation_path(run, task), evaluation.to_json())

@@ -173,18 +173,10 @@ def opening(shared: Path) -> Iterator[None]:
 
 
 def _film_hands(name: str, clips: ClipBudget, writer: ClipPackWriter) -> None:
-    from training.simulation.hand_clips import (
-        TESTING_SEEDS,
-        TRAINING_SEEDS,
-        FilmSettings,
-        ImpossibleClipError,
-        clip_name,
-        film,
-    )
+    from training.simulation.hand_clips import FilmSettings, ImpossibleClipError, clip_name, film
 
     settings = FilmSettings(image_size=clips.image_size, rate_hz=clips.rate_hz)
-    seeds = TRAINING_SEEDS if name.endswith("training") else TESTING_SEEDS
-    for seed in seeds[: clips.number(name)]:
+    for seed in clips.hand_seeds(name):
         try:
             filmed = film(seed, settings)
         except ImpossibleClipError as error:

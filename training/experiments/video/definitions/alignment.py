@@ -8,6 +8,7 @@ from training.experiments.video.definitions.shared import (
     PAPERS_LOSS,
     PAPERS_LOSS_NOTE,
     PAPERS_UNMASKED,
+    UNSEEN_NOTE,
 )
 from training.experiments.video.experiment import CodesTraining, FigureClaim, ProbedArm, ProbeExperiment, Term
 from training.latent_actions.readout import NUM_BODY_DIRECTIONS
@@ -57,9 +58,11 @@ def alignment() -> ProbeExperiment:
         ),
         notes=(
             CODES_NOTE,
+            UNSEEN_NOTE,
             "The paper does not say which pairs are compared. Ours are a robot's pair of frames and the hand's whose "
-            "effector moved most alike in the picture; the mean is over two robots, the interval over seeds and 50 "
-            "bootstraps of the pairs.",
+            "effector moved most alike in the picture; the mean is over two robots. Nor does it say what its "
+            "bootstraps draw. Ours draw whole clips, of hands and of robots, for pairs of a clip are alike; the "
+            "interval lies around the CKA of all pairs, for fewer clips have a higher one.",
             f"Of every arm the body subspace has {NUM_BODY_DIRECTIONS} directions, of 8 numbers: CKA rises with every "
             "one that is removed.",
             "Nothing is trained for this: these are the latent actions of latent-quality.",
