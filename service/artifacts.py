@@ -7,13 +7,19 @@ what is in a checkpoint (revision.py).
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
-from collections.abc import Collection
+import threading
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -26,6 +32,9 @@ if TYPE_CHECKING:
 _MANIFEST = "manifest.json"
 _MAX_MANIFEST_BYTES = 16 * 1024 * 1024
 _BLOCK_BYTES = 4 * 1024 * 1024
+_STAGING_PREFIX = "fetch-"
+# Checkpoints that are fetched or read at a time; nobody else waits for these threads.
+_NUM_THREADS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +49,7 @@ class ArtifactLimits:
 
 
 class ArtifactStore:
-    """Blocking: hashing and downloading take seconds to minutes."""
+    """All but `opened` blocks: hashing and downloading take seconds to minutes."""
 
     def __init__(
         self, *, root: Path | None, cache: Path, kept: Path | None = None, limits: ArtifactLimits | None = None
@@ -52,6 +61,7 @@ class ArtifactStore:
         self._root = Path(os.path.realpath(root)) if root else None
         self._cache, self._kept = cache, kept
         self._limits = limits or ArtifactLimits()
+        self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="artifacts")
         # What the operator named on the command line, outside of the root: now, or at an earlier start.
         self._named = _read_kept(kept) if kept is not None else set()
 
@@ -73,24 +83,51 @@ class ArtifactStore:
             staging.write_text(json.dumps(sorted(self._named)))
             staging.replace(self._kept)
 
-    def open(self, policy: str, location: str, *, revision: str = "", manifest_sha256: str = "") -> Revision:
+    async def opened(self, policy: str, location: str, *, revision: str = "", manifest_sha256: str = "") -> Revision:
+        """What `open` returns or raises. Once it is cancelled, the work ends with the block it is at."""
+        cancelled = threading.Event()
+
+        def check_awaited() -> None:
+            if cancelled.is_set():
+                raise RevisionError("nobody waits for the checkpoint any more")
+
+        work = partial(self.open, policy, location, revision=revision, manifest_sha256=manifest_sha256)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(
+                self._threads, partial(work, between_blocks=check_awaited)
+            )
+        finally:
+            cancelled.set()
+
+    def open(
+        self,
+        policy: str,
+        location: str,
+        *,
+        revision: str = "",
+        manifest_sha256: str = "",
+        between_blocks: Callable[[], None] = lambda: None,
+    ) -> Revision:
         """The checkpoint at a location, read and checked; its digest must be the one given, if one is.
 
-        Raises RevisionError, which says what is wrong with it, or that it is not where it should be.
+        What `between_blocks` raises ends it. Raises RevisionError, which says what is wrong with the checkpoint, or
+        that it is not where it should be.
         """
         wanted = manifest_sha256 or revision
         if _is_url(location):
-            directory = self._fetched(location, wanted)
+            directory = self._fetched(location, wanted, between_blocks)
         else:
             directory = Path(location) if location in self._named else self._inside_root(location)
-        found = read_revision(directory, policy=policy)
+        found = read_revision(directory, policy=policy, between_blocks=between_blocks)
         if wanted and not manifest_digest(found).startswith(wanted):
             raise RevisionError(f"the checkpoint is revision {found.revision}, expected {wanted[:REVISION_HEX_DIGITS]}")
         return found
 
     def check_location(self, location: str) -> None:
         """Raises RevisionError for a location that cannot be in the store, before anything is read."""
-        if not _is_url(location) and location not in self._named:
+        if _is_url(location):
+            self._check_scheme(location)
+        elif location not in self._named:
             self._inside_root(location)
 
     def _inside_root(self, location: str) -> Path:
@@ -110,18 +147,27 @@ class ArtifactStore:
             raise RevisionError(f"location is {location!r}, and the store has no such directory")
         return directory
 
-    def _fetched(self, url: str, wanted: str) -> Path:
-        scheme = urlsplit(url).scheme
+    def _check_scheme(self, url: str) -> None:
+        try:
+            scheme = urlsplit(url).scheme
+        except ValueError as error:
+            raise RevisionError(f"location is {url!r}, which is no URL: {error}") from None
         if scheme not in self._limits.schemes:
             schemes = ", ".join(self._limits.schemes)
             raise RevisionError(f"location is a URL with scheme {scheme!r}, expected one of {schemes}")
+
+    def _fetched(self, url: str, wanted: str, between_blocks: Callable[[], None]) -> Path:
+        self._check_scheme(url)
         if len(wanted) >= REVISION_HEX_DIGITS and (known := self._cache / wanted[:REVISION_HEX_DIGITS]).is_dir():
             return known
         self._cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="fetch-", dir=self._cache) as staging:
+        with (
+            _locked(self._cache, alone=False),
+            tempfile.TemporaryDirectory(prefix=_STAGING_PREFIX, dir=self._cache) as staging,
+        ):
             directory = Path(staging) / "checkpoint"
             directory.mkdir()
-            digest = _Download(url, directory, self._limits).run()
+            digest = _Download(url, directory, self._limits, between_blocks).run()
             if wanted and not digest.startswith(wanted):
                 raise RevisionError(
                     f"{url} is revision {digest[:REVISION_HEX_DIGITS]}, expected {wanted[:REVISION_HEX_DIGITS]}"
@@ -146,12 +192,21 @@ class ArtifactStore:
         if _is_revision(revision):
             shutil.rmtree(self._cache / revision, ignore_errors=True)
 
+    def forget_unfinished(self) -> None:
+        """Removes what fetches left whose process was killed; nothing while any process fetches into this cache."""
+        if not self._cache.is_dir():
+            return
+        with _locked(self._cache, alone=True) as is_locked:
+            for staging in self._cache.glob(f"{_STAGING_PREFIX}*") if is_locked else ():
+                shutil.rmtree(staging, ignore_errors=True)
+
 
 class _Download:
     """One checkpoint from a URL: the manifest first, then what it lists, file by file."""
 
-    def __init__(self, url: str, directory: Path, limits: ArtifactLimits) -> None:
+    def __init__(self, url: str, directory: Path, limits: ArtifactLimits, between_blocks: Callable[[], None]) -> None:
         self._url, self._directory, self._limits = url.rstrip("/"), directory, limits
+        self._between_blocks = between_blocks
         self._options = _web_options(limits) if urlsplit(url).scheme in ("http", "https") else {}
 
     def run(self) -> str:
@@ -190,6 +245,7 @@ class _Download:
             with self._open(name) as source, path.open("wb") as target:
                 left = max_bytes
                 while block := source.read(_BLOCK_BYTES):
+                    self._between_blocks()
                     left -= len(block)
                     if left < 0:
                         raise RevisionError(f"{self._url}: {name} has more than {max_bytes} bytes")
@@ -214,6 +270,29 @@ class _Download:
 
 def manifest_digest(revision: Revision) -> str:
     return hashlib.sha256((revision.directory / _MANIFEST).read_bytes()).hexdigest()
+
+
+@contextmanager
+def _locked(directory: Path, *, alone: bool) -> Iterator[bool]:
+    """Whether it is locked, `alone` or beside others; the kernel unlocks it however this process ends.
+
+    Not where others have it, when it is to be alone, nor where directories cannot be locked.
+    """
+    if sys.platform == "win32":
+        yield False
+        return
+    import fcntl
+
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB if alone else fcntl.LOCK_SH)
+        is_locked = True
+    except OSError:
+        is_locked = False
+    try:
+        yield is_locked
+    finally:
+        os.close(descriptor)
 
 
 def _is_url(location: str) -> bool:

@@ -48,7 +48,9 @@ class EpisodeTable:
         max_episodes: int = 65_536,
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._idle_s, self._max_episodes, self._now_s = idle_s, max_episodes, now_s
+        # Silent for so long, an episode has ended.
+        self.idle_s = idle_s
+        self._max_episodes, self._now_s = max_episodes, now_s
         # The longest silent first.
         self._held: OrderedDict[_Key, _Held] = OrderedDict()
         self._counts: Counter[tuple[str, str]] = Counter()
@@ -71,7 +73,7 @@ class EpisodeTable:
 
     def count(self, policy: str, revision: str) -> int:
         """Episodes in progress on a revision."""
-        horizon_s = self._now_s() - self._idle_s
+        horizon_s = self._now_s() - self.idle_s
         while self._held:
             key, held = next(iter(self._held.items()))
             if held.seen_s >= horizon_s:
@@ -95,7 +97,7 @@ class EpisodeTable:
 
     def _revision(self, key: _Key, episode: Episode) -> str | None:
         held = self._held.get(key)
-        if held is None or held.episode_id != episode.episode_id or held.seen_s + self._idle_s < self._now_s():
+        if held is None or held.episode_id != episode.episode_id or held.seen_s + self.idle_s < self._now_s():
             return None
         return held.revision
 

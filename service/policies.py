@@ -20,14 +20,17 @@ from service.errors import NotReadyError, UnknownPolicyError, UnknownRevisionErr
 from service.registry import Shadow
 from service.revision import Revision
 
-# What a policy may be called: its name is a part of the admin plane's paths, in which a colon begins a verb.
-POLICY_NAME = "[^/:]{1,128}"
+# What a policy may be called: its name is a part of the admin plane's paths, in which a colon begins a verb. No control
+# characters, some of which no database keeps.
+POLICY_NAME = r"[^/:\x00-\x1f\x7f-\x9f]{1,128}"
 
 
 def check_policy_name(name: str) -> None:
     """Raises ValueError for what no policy may be called."""
     if re.fullmatch(POLICY_NAME, name) is None:
-        raise ValueError(f"{name!r} came, expected a name of 1 to 128 characters, none of them / or :")
+        raise ValueError(
+            f"{name!r} came, expected a name of 1 to 128 characters, none of them /, : or a control character"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +156,11 @@ class ServedPolicies:
     def names(self) -> tuple[str, ...]:
         """All policies that should answer, also those of which nothing can yet; sorted."""
         return tuple(sorted({*self._policies, *self._waiting}))
+
+    @property
+    def known(self) -> frozenset[str]:
+        """All policies that there are, also those of which nobody expects an answer."""
+        return self._unpromoted.union(self.names)
 
     @property
     def loaded(self) -> frozenset[tuple[str, str]]:

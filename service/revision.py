@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, NoReturn, Self, TypeVar
@@ -47,10 +48,11 @@ async def load_revision(directory: Path, *, policy: str) -> Revision:
     return await asyncio.to_thread(read_revision, directory, policy=policy)
 
 
-def read_revision(directory: Path, *, policy: str) -> Revision:
+def read_revision(directory: Path, *, policy: str, between_blocks: Callable[[], None] = lambda: None) -> Revision:
     """Checks every file of a checkpoint and reads its description, which is published under the name `policy`.
 
-    Raises RevisionError for a missing, changed, unlisted or escaping file, and for JSON that does not fit its format.
+    What `between_blocks` raises ends it. Raises RevisionError for a missing, changed, unlisted or escaping file, and
+    for JSON that does not fit its format.
     """
     root = Path(os.path.realpath(directory))
     if not root.is_dir():
@@ -60,7 +62,7 @@ def read_revision(directory: Path, *, policy: str) -> Revision:
     _check_listing(root, manifest)
     json_bytes = {name: _read_json_bytes(root, name) for name in ("config.json", "embodiments.json")}
     for name, entry in manifest.files.items():
-        _check_file(root, name, entry, json_bytes.get(name))
+        _check_file(root, name, entry, json_bytes.get(name), between_blocks)
     revision = hashlib.sha256(manifest_bytes).hexdigest()[:REVISION_HEX_DIGITS]
     description = _describe(
         policy=policy,
@@ -281,22 +283,25 @@ def _regular_file_bytes(path: Path, name: str) -> int:
     return status.st_size
 
 
-def _check_file(root: Path, name: str, entry: _FileEntry, content: bytes | None) -> None:
+def _check_file(
+    root: Path, name: str, entry: _FileEntry, content: bytes | None, between_blocks: Callable[[], None]
+) -> None:
     """`content` is what has been read already: the bytes that are used must be the bytes that were checked."""
     path = root / name
     num_bytes = _regular_file_bytes(path, name)
     if num_bytes != entry.num_bytes:
         raise RevisionError(f"{name} has {num_bytes} bytes, its {_MANIFEST} says {entry.num_bytes}")
-    digest = hashlib.sha256(content).hexdigest() if content is not None else _file_digest(path, name)
+    digest = hashlib.sha256(content).hexdigest() if content is not None else _file_digest(path, name, between_blocks)
     if digest != entry.sha256:
         raise RevisionError(f"{name} has changed: its sha256 is {digest}, its {_MANIFEST} says {entry.sha256}")
 
 
-def _file_digest(path: Path, name: str) -> str:
+def _file_digest(path: Path, name: str, between_blocks: Callable[[], None]) -> str:
     digest = hashlib.sha256()
     try:
         with path.open("rb") as file:
             while block := file.read(_HASH_BLOCK_BYTES):
+                between_blocks()
                 digest.update(block)
     except OSError as error:
         raise RevisionError(f"{name} cannot be read: {error.strerror}") from None

@@ -176,8 +176,9 @@ class Service:
         artifacts = ArtifactStore(root=config.store, cache=_cache(state), kept=state / "named-directories.json")
         # Before anything listens: a checkpoint that is none is the operator's mistake.
         named = [(name, artifacts.name(directory)) for name, directory in config.policies]
+        await asyncio.to_thread(artifacts.forget_unfinished)
         for name, location in named:
-            await asyncio.to_thread(artifacts.open, name, location)
+            await artifacts.opened(name, location)
         self._registry = Registry(await asyncio.to_thread(open_database, _registry_url(config, state)))
         tokens = await self._tokens(self._registry)
         self._backend, triton = _backend(config, scratch=None if config.state else state)

@@ -27,7 +27,8 @@ async def metrics(registry: MetricsRegistry, parts: Parts, accept: Annotated[str
     if parts.further_metrics is None:
         return Response(encode(registry), media_type=content_type)
     further = await parts.further_metrics()
-    processes = ProcessesMetrics({FIRST: registry.collect(), **further})
+    # Collected here: what it reads belongs to the event loop that answers robots.
+    processes = ProcessesMetrics({FIRST: list(registry.collect()), **further})
     # In a thread: written out, several processes' metrics are long.
     return Response(await asyncio.to_thread(encode, processes), media_type=content_type)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
@@ -32,13 +32,20 @@ class NewToken(_Message):
             name=self.name,
             scopes=frozenset(self.scopes),
             policies=tuple(self.policies),
-            expires_at=self.expires_at,
+            expires_at=_in_utc(self.expires_at) if self.expires_at is not None else None,
             caps=Caps(
                 max_requests_per_s=self.max_requests_per_s,
                 max_in_flight=self.max_in_flight,
                 max_streams=self.max_streams,
             ),
         )
+
+
+def _in_utc(time: datetime) -> datetime:
+    try:
+        return time.astimezone(UTC)
+    except OverflowError:
+        raise ValueError(f"expires_at is {time.isoformat()}, expected a time within the years 1 to 9999") from None
 
 
 class TokenRotation(_Message):

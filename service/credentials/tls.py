@@ -80,7 +80,8 @@ class ServingTls:
     def reload(self) -> bool:
         """Whether there is something new, which serves from now on. Blocking.
 
-        Raises ValueError, once, for files that do not do; what served goes on serving.
+        Raises ValueError, once, for files that do not do, OSError for one that goes while they are read; what served
+        goes on serving.
         """
         files, seen = self._tls.files, _looks(self._tls.files)
         if seen == self._seen:
@@ -103,6 +104,10 @@ class ServingTls:
                     _logger.info("certificates reloaded", extra={"fields": fields})
             except ValueError as error:
                 _logger.error("new certificates refused", extra={"fields": {**fields, "error": str(error)}})
+            except OSError as error:
+                # A file that was there went away meanwhile, which says nothing of what comes in its place.
+                self._seen = ()
+                _logger.error("new certificates cannot be read", extra={"fields": {**fields, "error": str(error)}})
 
 
 def read_tls(files: TlsFiles) -> ServerTls:

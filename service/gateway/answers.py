@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
-from functools import partial
 
 import grpc
 
@@ -95,8 +94,6 @@ class ChunkAnswerer:
             overload_retry_s=limits.overload_retry_s,
         )
         self._checks = ChecksByRevision(limits)
-        # By policy, made when they are first needed: what is served changes.
-        self._policy_metrics: dict[str, PolicyMetrics] = {}
         self._num_in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -294,11 +291,7 @@ class ChunkAnswerer:
 
     def _metrics_of(self, policy: str) -> PolicyMetrics:
         """Of a policy that is served, so that no caller chooses a label."""
-        metrics = self._policy_metrics.get(policy)
-        if metrics is None:
-            num_queued = partial(self._queue.num_waiting, policy)
-            metrics = self._policy_metrics[policy] = self._metrics.of_policy(policy, num_queued=num_queued)
-        return metrics
+        return self._metrics.of_policy(policy, num_queued=self._queue.num_waiting)
 
     @contextmanager
     def _in_flight(self, policy: str) -> Iterator[None]:

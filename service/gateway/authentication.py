@@ -21,13 +21,15 @@ from service.gateway.answers import Answer, ChunkAnswerer
 from service.gateway.refusal import abort, refuse
 
 _SERVICE = policy_pb2.DESCRIPTOR.services_by_name["PolicyService"].full_name
+# It takes its place among a token's streams by itself, and counts what it refuses.
+_STREAM_CHUNKS = f"/{_SERVICE}/StreamChunks"
 _HEADER = "authorization"
 # Balancers and watchdogs ask it, and hold no token.
 _OPEN_PREFIX = "/grpc.health.v1.Health/"
 # One of these is needed; for a method that is not listed, such as reflection's, any token will do.
 METHOD_SCOPES: Mapping[str, frozenset[Scope]] = {
     f"/{_SERVICE}/PredictChunk": frozenset({Scope.INFER}),
-    f"/{_SERVICE}/StreamChunks": frozenset({Scope.INFER}),
+    _STREAM_CHUNKS: frozenset({Scope.INFER}),
     f"/{_SERVICE}/GetPolicy": frozenset({Scope.INFER, Scope.OBSERVE}),
     f"/{_SERVICE}/ListPolicies": frozenset({Scope.INFER, Scope.OBSERVE}),
 }
@@ -68,7 +70,9 @@ class AuthenticationInterceptor(grpc.aio.ServerInterceptor):
         except ServiceError as error:
             return _refusing(error)
         handler = await continuation(handler_call_details)
-        return handler if handler is None or handler.request_streaming else self._placed(handler, caller)
+        if handler is None or method == _STREAM_CHUNKS:
+            return handler
+        return self._streamed(handler, caller) if handler.request_streaming else self._placed(handler, caller)
 
     def _placed(self, handler: grpc.RpcMethodHandler, caller: Caller) -> grpc.RpcMethodHandler:
         """The same method, whose message is read once the caller has a place, which is kept until the call's end."""
@@ -88,6 +92,21 @@ class AuthenticationInterceptor(grpc.aio.ServerInterceptor):
 
         # As a stream's it is called before the message has come; on the wire both are one.
         return grpc.stream_unary_rpc_method_handler(answer, read, handler.response_serializer)
+
+    def _streamed(self, handler: grpc.RpcMethodHandler, caller: Caller) -> grpc.RpcMethodHandler:
+        """The same method, which is one of the caller's streams while it is open."""
+        # The stubs know the one of threads alone.
+        method: Any = handler.stream_stream
+
+        async def answer(messages: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> None:
+            try:
+                with self._access.stream(caller):
+                    async for message in method(messages, context):
+                        await context.write(message)
+            except OverloadedError as error:
+                await abort(context, refuse(error, None))
+
+        return grpc.stream_stream_rpc_method_handler(answer, handler.request_deserializer, handler.response_serializer)
 
 
 class AuthorizedAnswerer:

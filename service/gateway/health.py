@@ -8,15 +8,16 @@ never told of a change again.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from service.backend import Backend
-from service.errors import ServiceError
+from service.errors import OverloadedError, ServiceError
 from service.gateway.limits import GatewayLimits
 from service.gateway.metrics import GatewayMetrics
+from service.gateway.refusal import abort, refuse
 from service.gateway.servicer import SERVICE_NAME
 from service.policies import ServedPolicies
 from service.readiness import revision_ready
@@ -32,7 +33,8 @@ def policy_service(policy: str) -> str:
 class HealthServicer(health_pb2_grpc.HealthServicer):
     """Answers Check and Watch for names whose state is set from inside."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: GatewayLimits) -> None:
+        self._limits = limits
         self._serving: dict[str, bool] = {}
         self._changed: set[asyncio.Event] = set()
         self._closed = False
@@ -56,9 +58,14 @@ class HealthServicer(health_pb2_grpc.HealthServicer):
             await context.abort(grpc.StatusCode.NOT_FOUND, "no such service")
         return _Status(status=status)
 
-    async def Watch(
-        self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext
-    ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
+    async def Watch(self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext) -> None:
+        """Needs no credential, so that all of them together are bounded."""
+        most = self._limits.max_watches
+        if len(self._changed) >= most:
+            error = OverloadedError(
+                f"{most} watches are open, the most that are taken", retry_after_s=self._limits.overload_retry_s
+            )
+            await abort(context, refuse(error, None))
         changed, last = asyncio.Event(), None
         self._changed.add(changed)
         try:
@@ -66,7 +73,7 @@ class HealthServicer(health_pb2_grpc.HealthServicer):
                 changed.clear()
                 status = self._status(request.service)
                 if status != last:
-                    yield _Status(status=status)
+                    await context.write(_Status(status=status))
                     last = status
                 if self._closed:
                     return
@@ -96,7 +103,7 @@ class HealthFollower:
         self._metrics = metrics
         # As the metrics say it.
         self._ready_policies: dict[str, bool] | None = None
-        self.servicer = HealthServicer()
+        self.servicer = HealthServicer(limits)
 
     async def refresh(self) -> None:
         """Asks the backend once. The whole is serving when there are policies and every one of them is.
@@ -109,7 +116,7 @@ class HealthFollower:
         if by_policy != self._ready_policies:
             self._ready_policies = by_policy
             self._metrics.set_ready(by_policy)
-        self._metrics.forget_unloaded(self._policies.loaded)
+        self._metrics.forget_unloaded(self._policies.loaded, known=self._policies.known)
         serving = [one and self._policies.begins_episodes for one in ready]
         whole = dict.fromkeys(("", SERVICE_NAME), bool(policies) and all(serving))
         self.servicer.set(whole | {policy_service(policy): one for policy, one in zip(policies, serving, strict=True)})

@@ -20,6 +20,7 @@ are, and what comes of going beyond (tests/service/test_gateway_limits.py goes b
 | max_queued_bytes_per_policy | what came of those requests, in all | RESOURCE_EXHAUSTED with a delay |
 | max_in_flight_per_stream | requests open on one stream | RESOURCE_EXHAUSTED with a delay |
 | max_streams | streams open on the gateway | RESOURCE_EXHAUSTED with a delay |
+| max_watches | watches of its health, which need no token | RESOURCE_EXHAUSTED with a delay |
 | max_calls | calls open on the gateway, streams among them | RESOURCE_EXHAUSTED, by gRPC itself |
 | Caps (credentials/token.py) | a token's requests a second, in flight (128) and streams (128) | the same |
 
@@ -56,6 +57,8 @@ class GatewayLimits:
     max_in_flight_per_stream: int = 32
     # StreamChunks calls that are open, over all connections.
     max_streams: int = 1024
+    # Health/Watch calls that are open: one of each robot that has its client watch for it.
+    max_watches: int = 1024
     # Calls of any kind, over all connections: of each a message may be on its way.
     max_calls: int = 4096
     # What a request without a deadline gets, and the most that any request gets.

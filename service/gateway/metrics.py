@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import grpc
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -26,7 +27,8 @@ _BUCKETS_S = (
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0
 )  # fmt: skip
 _BATCH_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
-# How long the series of a revision stay once it is loaded no more: what it did last is scraped, and looked at.
+# How long the series of a revision stay once it is loaded no more, and those of a policy that was deleted: what it did
+# last is scraped, and looked at.
 KEPT_S = 600.0
 # What a revision is to blame for.
 _FAULTS = {Outcome.FAILED: "failed", Outcome.VIOLATION: "violation"}
@@ -82,6 +84,10 @@ class _ByRevision:
     def count_violation(self, policy: str, revision: str, group: str) -> None:
         self._violations.labels(policy, revision, group).inc()
 
+    def forget(self, policy: str) -> None:
+        for metric in (self._chunks, self._faults, self._violations, self._total):
+            metric.remove_by_labels({"policy": policy})
+
     def remove(self, policy: str, revision: str, series: _RevisionSeries) -> None:
         for metric in (self._chunks, self._total):
             metric.remove(policy, revision)
@@ -105,6 +111,8 @@ class GatewayMetrics:
         self._recent = recent or RecentTraffic()
         self._now_s = now_s
         self._policies: dict[str, PolicyMetrics] = {}
+        # Since when a policy of which something is kept is known no more.
+        self._gone_s: dict[str, float] = {}
         self._by_revision = _ByRevision(registry)
         self._requests = Counter(
             "premotor_requests",
@@ -143,9 +151,12 @@ class GatewayMetrics:
             buckets=_BATCH_SIZES,
             registry=registry,
         )
-        self._decode = _histogram("decode", "Validation and image decoding.", registry)
-        self._queue = _histogram("queue", "Waiting for a turn and a batch, and crossing to the model.", registry)
-        self._inference = _histogram("inference", "The model's forward passes for the request's batch.", registry)
+        # In the order of Stages.
+        self._stages = (
+            _histogram("decode", "Validation and image decoding.", registry),
+            _histogram("queue", "Waiting for a turn and a batch, and crossing to the model.", registry),
+            _histogram("inference", "The model's forward passes for the request's batch.", registry),
+        )
 
     def count(self, policy: str, code: grpc.StatusCode, reason: Reason) -> None:
         self._requests.labels(policy, code.name, reason_name(reason)).inc()
@@ -158,25 +169,41 @@ class GatewayMetrics:
         for policy, one in ready.items():
             self._ready.labels(policy).set(one)
 
-    def forget_unloaded(self, loaded: Collection[tuple[str, str]]) -> None:
-        """Drops the series of revisions that have not been loaded for KEPT_S; `loaded` are policies and revisions."""
+    def forget_unloaded(self, loaded: Collection[tuple[str, str]], *, known: Collection[str]) -> None:
+        """Drops the series of revisions that have not been loaded for KEPT_S; `loaded` are policies and revisions.
+
+        Of policies that have not been among `known` for so long, drops everything.
+        """
         now_s = self._now_s()
         for policy, metrics in self._policies.items():
             metrics.forget_unloaded([revision for name, revision in loaded if name == policy], now_s)
+        gone = {*self._policies, *self._recent}.difference(known, (UNKNOWN_POLICY,))
+        self._gone_s = {policy: self._gone_s.get(policy, now_s) for policy in gone}
+        for policy, gone_s in self._gone_s.items():
+            if now_s - gone_s >= KEPT_S:
+                self._forget(policy)
 
-    def of_policy(self, policy: str, *, num_queued: Callable[[], float]) -> PolicyMetrics:
-        """The metrics of one policy, to be kept: looking them up costs more than writing them.
+    def _forget(self, policy: str) -> None:
+        for metric in (self._requests, self._in_flight, self._queued, self._underruns, self._batch, *self._stages):
+            metric.remove_by_labels({"policy": policy})
+        self._by_revision.forget(policy)
+        self._policies.pop(policy, None)
+        self._recent.forget(policy)
 
-        `num_queued` is asked whenever the metrics are read, from any thread.
-        """
+    def of_policy(self, policy: str, *, num_queued: Callable[[str], float]) -> PolicyMetrics:
+        """The metrics of one policy. `num_queued` is asked for it whenever the metrics are read, from any thread."""
+        metrics = self._policies.get(policy)
+        return metrics if metrics is not None else self._made(policy, partial(num_queued, policy))
+
+    def _made(self, policy: str, num_queued: Callable[[], float]) -> PolicyMetrics:
+        """Kept, for looking them up costs more than writing them."""
         self._queued.labels(policy).set_function(num_queued)
         traffic = self._recent.of(policy)
         traffic.num_queued = num_queued
-        histograms = (self._decode, self._queue, self._inference)
         metrics = self._policies[policy] = PolicyMetrics(
             policy,
             in_flight=self._in_flight.labels(policy),
-            stages=tuple(histogram.labels(policy) for histogram in histograms),
+            stages=tuple(histogram.labels(policy) for histogram in self._stages),
             batch=self._batch.labels(policy),
             underruns=self._underruns.labels(policy),
             by_revision=self._by_revision,

@@ -36,6 +36,9 @@ class _Policy:
         self.waiting_bytes = 0
         self.present = Present()
 
+    def is_in_use(self, now_s: float) -> bool:
+        return bool(self.robots or self.present.num_robots(now_s))
+
     def is_alone(self, robot: _Robot, now_s: float) -> bool:
         """Whether no other robot has a request here, or had one lately."""
         return len(self.robots) <= 1 and self.present.is_alone(robot.id, now_s)
@@ -232,6 +235,8 @@ class RequestQueue:
             raise DeadlineExpiredError("the deadline passed before the request could wait for its turn")
         policy = self._policies.get(policy_name)
         if policy is None:
+            # Of a policy that was deleted nothing stays once another comes.
+            self._policies = {name: each for name, each in self._policies.items() if each.is_in_use(now_s)}
             policy = self._policies[policy_name] = _Policy()
         robot = policy.robots.get(robot_id) or _Robot(robot_id, policy)
         policy.present.note_asking(robot_id, now_s)

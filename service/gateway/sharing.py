@@ -71,6 +71,10 @@ class Present:
                 first_s = min(first_s, max(now_s, use.asked_s + use.period_s))
         return first_s
 
+    def num_robots(self, now_s: float) -> int:
+        self._forget(now_s)
+        return len(self._robots)
+
     def is_alone(self, robot_id: str, now_s: float) -> bool:
         self._forget(now_s)
         return len(self._robots) == (robot_id in self._robots)

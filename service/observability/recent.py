@@ -188,6 +188,9 @@ class RecentTraffic:
             traffic = self._policies[policy] = PolicyTraffic(now_s=self._now_s)
         return traffic
 
+    def forget(self, policy: str) -> None:
+        self._policies.pop(policy, None)
+
     def __iter__(self) -> Iterator[str]:
         return iter(tuple(self._policies))
 

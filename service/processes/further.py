@@ -10,10 +10,12 @@ import asyncio
 import json
 import logging
 import os
+import queue
 import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import IO, Any
 
 from service.artifacts import ArtifactStore
@@ -71,7 +73,7 @@ async def _serve(config: FurtherGatewayConfig, questions: IO[bytes], answers: IO
             await stopping.wait()
     finally:
         await further.stop()
-        await first.close()
+        first.close()
 
 
 class FurtherGateway:
@@ -164,21 +166,22 @@ class FirstProcess:
     def __init__(self, answers: IO[bytes], further: FurtherGateway, *, ended: Callable[[], None]) -> None:
         """`ended` is called on the event loop once it is gone, or wants this process to go."""
         self._answers, self._further, self._ended = answers, further, ended
-        self._outgoing: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-        self._writer = asyncio.create_task(self._write(), name="answers")
+        self._loop = asyncio.get_running_loop()
+        self._outgoing: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        # Of its own: a full pipe must keep no robot waiting, and nobody else's work an answer.
+        threading.Thread(target=self._write, name="answers", daemon=True).start()
 
     def tell(self, line: dict[str, Any]) -> None:
-        self._outgoing.put_nowait(line)
+        self._outgoing.put(line)
 
     def follow(self, questions: IO[bytes], *, leave_s: float) -> None:
         """Reads in a thread of its own: what ends this process after `leave_s` may be that its event loop stands."""
-        loop = asyncio.get_running_loop()
 
         def read() -> None:
             try:
                 for line in questions:
-                    loop.call_soon_threadsafe(self._hear, json.loads(line))
-                loop.call_soon_threadsafe(self._ended)
+                    self._loop.call_soon_threadsafe(self._hear, json.loads(line))
+                self._loop.call_soon_threadsafe(self._ended)
             except RuntimeError:  # the loop has ended by itself
                 return
             time.sleep(leave_s)
@@ -186,9 +189,8 @@ class FirstProcess:
 
         threading.Thread(target=read, name="first process", daemon=True).start()
 
-    async def close(self) -> None:
-        self._writer.cancel()
-        await asyncio.gather(self._writer, return_exceptions=True)
+    def close(self) -> None:
+        self._outgoing.put(None)
 
     def _hear(self, question: dict[str, Any]) -> None:
         if question["ask"] == METRICS:
@@ -196,12 +198,11 @@ class FirstProcess:
         elif question["ask"] == ALIVE:
             self.tell({"id": question["id"]})
 
-    async def _write(self) -> None:
-        """In a thread: a full pipe must keep no robot waiting."""
-        while True:
-            line = await self._outgoing.get()
+    def _write(self) -> None:
+        while (line := self._outgoing.get()) is not None:
             try:
-                await asyncio.to_thread(self._answers.write, json.dumps(line).encode() + b"\n")
+                self._answers.write(json.dumps(line).encode() + b"\n")
             except BrokenPipeError:
-                self._ended()
+                with suppress(RuntimeError):  # the loop has ended by itself
+                    self._loop.call_soon_threadsafe(self._ended)
                 return

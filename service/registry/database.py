@@ -16,14 +16,15 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
-from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from service.errors import InvalidRequestError
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 # Every wait ends: for a connection, for a lock, for a statement.
 _WAIT_S = 5
-# Options of an engine whose transactions only read: they need not wait for the one that writes.
-READ_ONLY = {"premotor_read_only": True}
+_READ_ONLY = "premotor_read_only"
 # One number for all gateways that start at once; only one of them migrates.
 _MIGRATION_LOCK = 7_066_726
 
@@ -50,6 +51,14 @@ def open_database(url: str) -> Engine:
     return engine
 
 
+def reader_of(engine: Engine) -> Engine:
+    """For transactions that only read: each sees one state of the database, and waits for none that writes."""
+    if engine.dialect.name == "postgresql":
+        # There each statement would see what was committed before it.
+        return engine.execution_options(isolation_level="REPEATABLE READ")
+    return engine.execution_options(**{_READ_ONLY: True})
+
+
 def migrate(connection: Connection, revision: str = "head") -> None:
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
@@ -69,11 +78,16 @@ def _check_version(connection: Connection) -> None:
 
 @contextmanager
 def unavailable_if_lost() -> Iterator[None]:
-    """Turns every way in which a database can be away into RegistryUnavailableError."""
+    """Turns every way in which a database can be away into RegistryUnavailableError.
+
+    What it is there for and refuses, such as a text with a NUL, becomes InvalidRequestError.
+    """
     try:
         yield
     except (OperationalError, InterfaceError, PoolTimeoutError) as error:
         raise RegistryUnavailableError(f"the registry's database does not answer: {_cause(error)}") from error
+    except DataError as error:
+        raise InvalidRequestError("", f"the registry's database takes no such value: {_cause(error)}") from error
     except DBAPIError as error:
         if not error.connection_invalidated:
             raise
@@ -128,7 +142,7 @@ def _engine(url: str) -> Engine:
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    reads = all(connection.get_execution_options().get(name) == value for name, value in READ_ONLY.items())
+    reads = connection.get_execution_options().get(_READ_ONLY)
     connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
 
 

@@ -117,6 +117,8 @@ class RevisionRecord:
     error: str
     # Rises whenever all gateways are to load it, or to probe it where they have it.
     attempt: int
+    # It drains, and an operator wants it loaded once it has.
+    kept: bool = False
     registered_at: datetime
     changed_at: datetime
 

@@ -50,7 +50,7 @@ class Registry(TokenTransactions, OperationTransactions):
 
     def generation(self) -> int:
         """Asked several times a second by every gateway, so past SQLAlchemy's own layers: a tenth of the time."""
-        with unavailable_if_lost(), self._reader.connect() as connection:
+        with unavailable_if_lost(), self._engine.connect() as connection:
             return bare_value(connection, self._generation_sql)
 
     def fleet(self) -> Fleet:
@@ -89,11 +89,11 @@ class Registry(TokenTransactions, OperationTransactions):
                 )
             row = session.get(RevisionRow, (policy, revision))
             if row is None:
-                number = session.scalar(select(func.count()).select_from(RevisionRow).filter_by(policy=policy))
+                last = session.scalar(select(func.max(RevisionRow.number)).filter_by(policy=policy))
                 row = RevisionRow(
                     policy=policy,
                     revision=revision,
-                    number=number,
+                    number=0 if last is None else last + 1,
                     manifest_sha256=manifest_sha256,
                     variant=variant,
                     schema_digest=schema_digest,
@@ -118,19 +118,19 @@ class Registry(TokenTransactions, OperationTransactions):
         *,
         error: str = "",
         actor: str,
-        only_from: RevisionState | None = None,
+        only_as: RevisionRecord | None = None,
         operation_id: str = "",
         only_idle: bool = False,
     ) -> None:
-        """Raises ConflictError for a change that there is not, and where the revision is no longer in `only_from`.
+        """Raises ConflictError for a change that there is not, and where the revision is no longer as in `only_as`.
 
         Also when the operation that asks has ended, or, with `only_idle`, while one changes what the policy serves.
         """
         with self._changing() as session:
             self._check_operation(session, policy, operation_id, only_idle=only_idle)
             row = revision_row(session, policy, revision)
-            if only_from is not None and row.state != only_from:
-                raise ConflictError(f"revision {revision} is {row.state}, expected it to be {only_from} still")
+            if only_as is not None and to_revision(row) != only_as:
+                raise ConflictError(f"revision {revision} is {row.state} and has changed since it was {only_as.state}")
             self._move(row, state, error)
             self._note(session, actor, str(state), policy, revision, revision, {}, outcome=error or SUCCEEDED)
 
@@ -142,6 +142,15 @@ class Registry(TokenTransactions, OperationTransactions):
             row.attempt += 1
             session.flush()
             return to_revision(row)
+
+    def keep(self, policy: str, revision: str, *, actor: str, operation_id: str) -> None:
+        """One that drains stays loaded once it has; nothing else changes. Raises as `set_state` does."""
+        with self._changing() as session:
+            self._check_operation(session, policy, operation_id)
+            row = revision_row(session, policy, revision)
+            if row.state == RevisionState.DRAINING and not row.kept:
+                row.kept = True
+                self._note(session, actor, "keep", policy, revision, revision, {})
 
     def change_route(
         self,
@@ -172,13 +181,18 @@ class Registry(TokenTransactions, OperationTransactions):
             for name, record in before.revisions.items():
                 if (state := _state_under(route, old, record)) is not record.state:
                     self._move(revision_row(session, policy, name), state, "")
+                elif record.kept and route is None:
+                    revision_row(session, policy, name).kept = False
             row = policy_row(session, policy)
             changes = old.changes if old is not None else 0
             if old is None or route is None or route.shares != old.shares:
                 changes, row.route_changed_at = changes + 1, self._now()
             if row.first_served_at is None and route is not None:
                 row.first_served_at = self._now()
-            row.route = route_json(replace(route, switching=False, changes=changes)) if route is not None else None
+            if route is not None:
+                # What an operation has announced ends with its own change alone.
+                route = replace(route, switching=route.switching and not operation_id, changes=changes)
+            row.route = route_json(route) if route is not None else None
             noted = {**(detail or {}), **_changed(old, route)}
             self._note(
                 session,
@@ -192,13 +206,13 @@ class Registry(TokenTransactions, OperationTransactions):
             session.flush()
             return policy_of(read_fleet(session), policy)
 
-    def announce(self, policy: str, *, switching: bool, operation_id: str = "") -> int:
+    def announce(self, policy: str, *, switching: bool, operation_id: str = "", only_idle: bool = False) -> int:
         """Says that a policy's route is about to change, or is not after all. Returns the fleet's generation.
 
-        Raises ConflictError when the operation that asks has ended.
+        Raises ConflictError when the operation that asks has ended, or, with `only_idle`, while one runs.
         """
         with self._changing() as session:
-            self._check_operation(session, policy, operation_id)
+            self._check_operation(session, policy, operation_id, only_idle=only_idle)
             row = session.get(PolicyRow, policy)
             if row is not None and row.route:
                 row.route = {**row.route, "switching": switching}
@@ -340,7 +354,7 @@ class Registry(TokenTransactions, OperationTransactions):
     def _move(self, row: RevisionRow, state: RevisionState, error: str) -> None:
         if not RevisionState(row.state).may_become(state):
             raise ConflictError(f"revision {row.revision} is {row.state}, which cannot become {state}")
-        row.state, row.error, row.changed_at = state, error, self._now()
+        row.state, row.error, row.kept, row.changed_at = state, error, False, self._now()
         if state is RevisionState.LOADING:
             row.attempt += 1
 
@@ -359,8 +373,6 @@ def _state_under(route: Route | None, before: Route | None, record: RevisionReco
             return RevisionState.DRAINING
         case RevisionState.READY if is_given_up:
             return RevisionState.DRAINING
-        case RevisionState.DRAINING if is_shadow:
-            return RevisionState.READY
         case state:
             return state
 

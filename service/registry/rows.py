@@ -32,11 +32,12 @@ from service.registry.tables import AuditRow, FleetRow, OperationRow, PlacementR
 
 def read_fleet(session: Session) -> Fleet:
     session.flush()
+    generation = session.scalars(select(FleetRow.generation)).one()
     revisions: dict[str, dict[str, RevisionRecord]] = {}
     for row in session.scalars(select(RevisionRow).order_by(RevisionRow.number)):
         revisions.setdefault(row.policy, {})[row.revision] = to_revision(row)
     return Fleet(
-        generation=session.scalars(select(FleetRow.generation)).one(),
+        generation=generation,
         policies={
             row.name: PolicyRecord(
                 name=row.name,
@@ -95,6 +96,7 @@ def to_revision(row: RevisionRow) -> RevisionRecord:
         state=RevisionState(row.state),
         error=row.error,
         attempt=row.attempt,
+        kept=row.kept,
         registered_at=row.registered_at,
         changed_at=row.changed_at,
     )

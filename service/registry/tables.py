@@ -5,7 +5,19 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, DateTime, Float, ForeignKey, Integer, String, Text, TypeDecorator
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    DateTime,
+    Float,
+    ForeignKey,
+    Integer,
+    String,
+    Text,
+    TypeDecorator,
+    false,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
@@ -59,6 +71,8 @@ class RevisionRow(Table):
     error: Mapped[str] = mapped_column(Text)
     # Rises whenever all gateways are to load or probe it anew.
     attempt: Mapped[int] = mapped_column(Integer, default=0, server_default="0")
+    # Drains, and is to stay loaded once it has.
+    kept: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
     registered_at: Mapped[datetime]
     changed_at: Mapped[datetime]
 

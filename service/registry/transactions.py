@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Engine, select, update
 from sqlalchemy.orm import Session
 
-from service.registry.database import READ_ONLY, unavailable_if_lost
+from service.registry.database import reader_of, unavailable_if_lost
 from service.registry.tables import AuditRow, FleetRow
 
 SUCCEEDED = "succeeded"
@@ -24,7 +24,7 @@ class Transactions:
 
     def __init__(self, engine: Engine, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self._engine = engine
-        self._reader = engine.execution_options(**READ_ONLY)
+        self._reader = reader_of(engine)
         self._generation_sql = str(select(FleetRow.generation).compile(engine))
         self._now = now
 

@@ -136,6 +136,15 @@ class Follower:
         """For how long it begins episodes if it hears nothing more; None for as long as it likes."""
         return self._lease.left_s
 
+    @property
+    def episode_idle_s(self) -> float:
+        """Silent for so long, an episode has ended."""
+        return self._policies.episodes.idle_s
+
+    def is_left(self, record: RevisionRecord) -> bool:
+        """Whether it drains and its episodes were told to go on with what serves."""
+        return (record.policy, record.revision) in self._left
+
     def listen(self, listener: Listener) -> None:
         """`listener` gets every new state of the fleet, before this process says that it routes by it."""
         self._listeners.append(listener)
@@ -357,7 +366,7 @@ class Follower:
         if record.state is RevisionState.READY:
             # The other gateway may go by the next route already.
             return route is not None and route.switching
-        drains = record.state is RevisionState.DRAINING and (record.policy, record.revision) not in self._left
+        drains = record.state is RevisionState.DRAINING and not self.is_left(record)
         return drains or record.state is RevisionState.SERVING
 
     def _state(self, policy: str, revision: str) -> RevisionState | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
@@ -35,12 +36,17 @@ class LiveGateways:
         self._lost_s, self._poll_interval_s = lost_s, poll_interval_s
         # By gateway: its heartbeats, and since when there have been so many.
         self._seen: dict[str, tuple[int, float]] = {}
+        # When `alive` last found one to have left, or lost, of the monotonic clock.
+        self.left_s = -math.inf
 
     async def alive(self) -> list[Gateway]:
         """Judged by whether heartbeats go on, so that no two clocks are compared. The others leave the fleet."""
         now_s = time.monotonic()
-        alive = []
-        for gateway in await self._follower.ask(self._registry.gateways):
+        alive, found = [], await self._follower.ask(self._registry.gateways)
+        for gone in self._seen.keys() - {gateway.gateway_id for gateway in found}:
+            del self._seen[gone]
+            self.left_s = now_s
+        for gateway in found:
             beats, since_s = self._seen.get(gateway.gateway_id, (-1, now_s))
             if beats != gateway.beats:
                 since_s = now_s
@@ -52,6 +58,7 @@ class LiveGateways:
                 _logger.error("gateway lost", extra={"fields": {"gateway": gateway.gateway_id}})
                 await self._follower.ask(partial(self._registry.leave, gateway.gateway_id))
                 self._seen.pop(gateway.gateway_id, None)
+                self.left_s = now_s
         return alive
 
     async def reached(self, record: RevisionRecord, state: RevisionState, *, say: Say | None = None) -> None:

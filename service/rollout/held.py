@@ -61,8 +61,6 @@ class Held:
     # Once its files were read and checked.
     revision: Revision | None = None
     error: str = ""
-    # What it takes of the memory, once it was let in.
-    num_bytes: int = 0
     task: asyncio.Task[None] | None = None
     # The fleet asked for another attempt.
     asked: asyncio.Event = field(default_factory=asyncio.Event)
@@ -93,7 +91,9 @@ class HeldRevisions(Mapping[Key, Held]):
         self._own_process, self._loads, self._settings, self._changed = own_process, loads, settings, changed
         self._held: dict[Key, Held] = {}
         self._unloading: set[asyncio.Task[None]] = set()
-        self._loading = asyncio.Lock()
+        self._loading = asyncio.Condition()
+        # By digest, what the backend holds takes of the memory: from before its load until its unload has returned.
+        self._num_bytes: dict[str, int] = {}
 
     def __getitem__(self, key: Key) -> Held:
         return self._held[key]
@@ -126,7 +126,6 @@ class HeldRevisions(Mapping[Key, Held]):
         if not self._is_held(revision):
             task = asyncio.create_task(self._unload(revision, held.task), name=f"unload {revision}")
             self._unloading.add(task)
-            task.add_done_callback(self._unloading.discard)
 
     async def settled(self, *, timeout_s: float) -> None:
         """Returns once each is ready or cannot be; after `timeout_s` in any case, and loading goes on."""
@@ -178,8 +177,8 @@ class HeldRevisions(Mapping[Key, Held]):
         """Fetch, check, load, warm, probe; failing leaves everything else as it is. Why it failed, or nothing."""
         record = held.record
         try:
-            held.revision = await asyncio.to_thread(
-                self._artifacts.open, record.policy, record.location, manifest_sha256=record.manifest_sha256
+            held.revision = await self._artifacts.opened(
+                record.policy, record.location, manifest_sha256=record.manifest_sha256
             )
             self._changed()
             # One at a time: two that load at once would both believe that they fit.
@@ -192,21 +191,30 @@ class HeldRevisions(Mapping[Key, Held]):
         except Exception as error:  # the edge: nobody else looks at this task, and others wait for what became of it
             _logger.exception("loading failed", extra={"fields": {"revision": record.revision}})
             failure, is_verdict = f"loading failed: {error!r}", True
-        held.num_bytes = 0
         if is_verdict:
             held.settled.set()
         return failure
 
     async def _into_backend(self, held: Held, revision: Revision) -> None:
-        if await self._backend.ready(revision.revision):
+        digest, needed = revision.revision, needed_bytes(held.record.num_bytes, own_process=self._own_process)
+        if self._loads:
+            # What goes makes room first.
+            await self._loading.wait_for(lambda: not self._unloading)
+        if await self._backend.ready(digest):
+            self._num_bytes.setdefault(digest, needed)
             return
         if self._loads:
-            needed = needed_bytes(held.record.num_bytes, own_process=self._own_process)
-            check_fits(needed, await self._free_bytes())
-            held.num_bytes = needed
+            check_fits(needed, await self._free_bytes(but=digest))
+        self._num_bytes[digest] = needed
         held.state = RevisionState.WARMING
         self._changed()
-        await self._backend.load(revision)
+        try:
+            await self._backend.load(revision)
+        except Exception:
+            # What another policy has ready, the backend keeps and brings back.
+            if not any(other.is_ready for (_, name), other in self._held.items() if name == digest):
+                self._num_bytes.pop(digest, None)
+            raise
 
     async def _probed(self, held: Held) -> str:
         """What is wrong with the answers of what is ready here, or nothing. It stays ready: robots play by it."""
@@ -223,21 +231,29 @@ class HeldRevisions(Mapping[Key, Held]):
         _logger.error("a revision that is ready failed its probe", extra={"fields": fields})
         return failure
 
-    async def _free_bytes(self) -> int | None:
-        """What the machine has left, and what the operator left to models, whichever is less."""
+    async def _free_bytes(self, *, but: str) -> int | None:
+        """What the machine has left, and what the operator left to models other than `but`, whichever is less."""
         free = await asyncio.to_thread(free_bytes, self._model.device)
         if self._settings.memory_budget_bytes is None:
             return free
-        left = self._settings.memory_budget_bytes - sum(held.num_bytes for held in self._held.values())
+        taken = sum(num_bytes for digest, num_bytes in self._num_bytes.items() if digest != but)
+        left = self._settings.memory_budget_bytes - taken
         return left if free is None else min(free, left)
 
     async def _unload(self, revision: str, loading: asyncio.Task[None] | None) -> None:
+        task = asyncio.current_task()
+        assert task is not None
         if loading is not None:
             await asyncio.gather(loading, return_exceptions=True)
         async with self._loading:
-            # Wanted again in the meantime: it stays.
-            if not self._is_held(revision):
-                await self._backend.unload(revision)
+            try:
+                # Wanted again in the meantime: it stays.
+                if not self._is_held(revision):
+                    await self._backend.unload(revision)
+                    self._num_bytes.pop(revision, None)
+            finally:
+                self._unloading.discard(task)
+                self._loading.notify_all()
 
     def _is_held(self, revision: str) -> bool:
         return any(name == revision for _, name in self._held)

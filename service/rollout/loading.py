@@ -37,7 +37,7 @@ class FleetLoading:
     async def register(self, location: str, wanted: str, operation: Operation) -> None:
         """`wanted` pins the revision by a prefix of its digest; empty takes what is there."""
         try:
-            found = await asyncio.to_thread(self._artifacts.open, operation.policy, location, revision=wanted)
+            found = await self._artifacts.opened(operation.policy, location, revision=wanted)
         except RevisionError as error:
             raise OperationFailedError(str(error)) from None
         # First, for it is refused when this was cancelled meanwhile.
@@ -48,11 +48,11 @@ class FleetLoading:
         self._follower.wake()
 
     async def load_only(self, operation: Operation) -> None:
-        """For its own sake: one that drains stays."""
+        """For its own sake: one that drains stays, but drains first, so that episodes go on with it in any gateway."""
         await self.load(operation.revision, operation)
-        record = await self._record(operation.revision, operation)
-        if record.state is RevisionState.DRAINING:
-            await self._set(operation.revision, RevisionState.READY, operation)
+        keep = partial(self._registry.keep, operation.policy, operation.revision, actor=operation.actor)
+        await self._follower.ask(partial(keep, operation_id=operation.operation_id))
+        self._follower.wake()
 
     async def load(self, revision: str, operation: Operation) -> None:
         """Returns once it is ready on every gateway.

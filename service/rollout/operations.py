@@ -28,6 +28,7 @@ from service.rollout.settings import RolloutSettings
 from service.rollout.tending import Tending
 
 _Result = TypeVar("_Result")
+Shares = tuple[tuple[str, float], ...]
 ROLL_BACK, RETIRE = "roll back", "retire"
 # What a roll-back does not wait for.
 _OVERTAKEN = frozenset({"load", "probe", "promote", "split", "shadow", "drain", "unload"})
@@ -70,6 +71,7 @@ class Rollout:
             registry=registry,
             follower=follower,
             gateways=self._gateways,
+            running=self._running,
             drain_timeout_s=settings.drain_timeout_s,
             interval_s=settings.poll_interval_s * 10,
             now=now,
@@ -259,14 +261,15 @@ class Rollout:
                 return Route(shares=((revision, 1.0),), guard=how.guard or Guard())
             previous = route.stable if route.stable != revision else route.previous
             shadow = route.shadow if route.shadow and route.shadow.revision != revision else None
+            shares = ((revision, 1.0),)
             return Route(
-                shares=((revision, 1.0),),
+                shares=shares,
                 previous=previous,
                 keep_previous=how.keep_previous,
                 move_episodes=how.move_episodes,
                 shadow=shadow,
                 guard=how.guard or route.guard,
-                watched=action != ROLL_BACK,
+                watched=action != ROLL_BACK and _is_watched(shares, route),
             )
 
         await self._change_route(change, operation, action=action, reason=reason)
@@ -283,8 +286,9 @@ class Rollout:
             taking = {name: share for name, share in others.items() if share > 0 and name != route.stable}
             if not allow_schema_change:
                 require_same_schema(now, [*taking])
-            shares = ((route.stable, 1.0 - sum(taking.values())), *taking.items())
-            return replace(route, shares=shares, move_episodes=False, guard=guard or route.guard, watched=True)
+            shares = _shared(route.stable, taking)
+            watched = _is_watched(shares, route)
+            return replace(route, shares=shares, move_episodes=False, guard=guard or route.guard, watched=watched)
 
         await self._change_route(change, operation, action="split")
 
@@ -311,9 +315,8 @@ class Rollout:
                 raise ConflictError(
                     f"revision {revision} is the stable one: promote another instead, or retire the policy"
                 )
-            left = tuple((name, share) for name, share in route.shares[1:] if name != revision)
-            shares = ((route.stable, 1.0 - sum(share for _, share in left)), *left)
-            return replace(route, shares=shares, move_episodes=False)
+            shares = _shared(route.stable, {name: share for name, share in route.shares[1:] if name != revision})
+            return replace(route, shares=shares, move_episodes=False, watched=_is_watched(shares, route))
 
         await self._change_route(change, operation, action="drain")
 
@@ -346,6 +349,18 @@ class Rollout:
 
     async def _ask(self, question: Callable[[], _Result]) -> _Result:
         return await self._follower.ask(question)
+
+
+def _shared(stable: str, others: Mapping[str, float]) -> Shares:
+    """What the others leave goes to the stable one. Shares that make a whole may sum to a little more than 1."""
+    return ((stable, max(0.0, 1.0 - sum(others.values()))), *others.items())
+
+
+def _is_watched(shares: Shares, before: Route) -> bool:
+    """Whether the guard may undo a change to `shares`: not one that leaves the stable revision alone, as it was."""
+    if tuple(name for name, _ in shares) != (before.stable,):
+        return True
+    return before.watched and shares == before.shares
 
 
 def _routed(policy: PolicyRecord) -> Route:

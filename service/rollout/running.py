@@ -61,6 +61,9 @@ class RunningOperations:
         task.add_done_callback(lambda _: self._tasks.pop(operation.operation_id, None))
         return operation
 
+    def carries_out(self, operation_id: str) -> bool:
+        return operation_id in self._tasks
+
     async def cancel(self, operation_id: str, *, actor: str) -> Operation:
         """Whichever process carries it out. Raises UnknownOperationError, or ConflictError for one that has ended."""
         operation = await self._follower.ask(partial(self._registry.cancel_operation, operation_id, actor=actor))

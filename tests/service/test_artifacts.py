@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import sys
 import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -154,6 +157,13 @@ def test_downloads_are_told_from_what_else_lies_there(store, kit, tmp_path, buck
     assert store.downloads() == {found.revision}
 
 
+@pytest.mark.parametrize("url", ["https://[abc", "memory://[::1"])
+def test_a_url_that_is_none_is_refused_before_anything_is_read(store, url):
+    for check in (store.check_location, lambda location: store.open(POLICY, location)):
+        with pytest.raises(RevisionError, match="is no URL: Invalid IPv6 URL"):
+            check(url)
+
+
 class WebServer:
     """Serves a checkpoint's files, each in parts with a pause before every one."""
 
@@ -215,6 +225,56 @@ def test_a_fetch_from_a_server_that_says_nothing_more_ends(kit, tmp_path):
         pytest.raises(RevisionError, match=r"model\.safetensors cannot be fetched: .*Timeout"),
     ):
         web_store(tmp_path, read_timeout_s=0.2).open(POLICY, url)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Waits for something that a thread does."""
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110  # nobody says so
+            await asyncio.sleep(0.01)
+
+
+def staged(cache: Path) -> list[Path]:
+    return [*cache.glob("fetch-*/checkpoint/model.safetensors")]
+
+
+async def test_a_fetch_that_nobody_waits_for_any_more_ends_with_its_block(kit, tmp_path):
+    cache = tmp_path / "cache"
+    with WebServer(kit.write_checkpoint(tmp_path / "source"), pause_s=0.3, num_parts=7) as url:
+        fetching = asyncio.create_task(web_store(tmp_path, read_timeout_s=20.0).opened(POLICY, url))
+        await until(lambda: staged(cache))
+        fetching.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await fetching
+        await until(lambda: not staged(cache))
+    assert list(cache.iterdir()) == []
+
+
+async def test_checkpoints_that_take_long_keep_no_thread_from_anybody_else(kit, tmp_path):
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+    store = web_store(tmp_path, read_timeout_s=20.0)
+    with WebServer(kit.write_checkpoint(tmp_path / "source"), pause_s=20.0, num_parts=1) as url:
+        fetching = [asyncio.create_task(store.opened(POLICY, url)) for _ in range(6)]
+        await until(lambda: staged(tmp_path / "cache"))
+        async with asyncio.timeout(5):
+            assert await asyncio.to_thread(lambda: "a page") == "a page"
+        for task in fetching:
+            task.cancel()
+        await asyncio.gather(*fetching, return_exceptions=True)
+
+
+async def test_what_a_killed_fetch_left_goes_and_what_another_process_fetches_stays(kit, tmp_path):
+    cache = tmp_path / "cache"
+    (cache / "fetch-dead" / "checkpoint").mkdir(parents=True)
+    other, starting = (web_store(tmp_path, read_timeout_s=20.0) for _ in range(2))
+    with WebServer(kit.write_checkpoint(tmp_path / "source"), pause_s=0.1, num_parts=7) as url:
+        fetching = asyncio.create_task(other.opened(POLICY, url))
+        await until(lambda: staged(cache))
+        starting.forget_unfinished()
+        assert staged(cache)
+        found = await fetching
+    starting.forget_unfinished()
+    assert [*cache.iterdir()] == [found.directory]
 
 
 def test_a_fetch_has_no_time_in_all(tmp_path):

@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import grpc
 import pytest
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from prometheus_client import CollectorRegistry
 
 from premotor.v1 import policy_pb2, policy_pb2_grpc
@@ -187,6 +188,27 @@ async def test_a_tokens_caps_are_kept_on_calls_and_streams(kit, desk):
         assert error.reason == policy_pb2.RequestError.REASON_OVERLOADED
         assert decode_duration(error.retry_delay, field="retry_delay") > 0
     assert len(backend.requests) == 2
+
+
+async def test_reflection_is_one_of_a_tokens_streams_while_it_is_open(kit, desk):
+    metadata = bearer(desk.give("observe", caps=Caps(max_streams=1)))
+    asked = reflection_pb2.ServerReflectionRequest(list_services="")
+    async with kit.serve(credentials=desk.credentials) as gateway:
+        reflect = reflection_pb2_grpc.ServerReflectionStub(gateway.channel).ServerReflectionInfo
+
+        async def listing():
+            call = reflect(timeout=TIMEOUT_S, metadata=metadata)
+            await call.write(asked)
+            assert (await call.read()).list_services_response.service
+            return call
+
+        first = await listing()
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await reflect(timeout=TIMEOUT_S, metadata=metadata).read()
+        assert details_of(failed.value).reason == policy_pb2.RequestError.REASON_OVERLOADED
+        await first.done_writing()
+        assert await first.read() is grpc.aio.EOF
+        (await listing()).cancel()
 
 
 async def begun(gateway, metadata=(), method: str = "PredictChunk"):

@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from premotor.v1 import policy_pb2, policy_pb2_grpc
 from premotor.wire import decode_duration, encode_tensor, read_error_metadata
@@ -156,6 +157,22 @@ async def too_many_streams(kit: Any, desk: Any) -> None:
         stream.cancel()
 
 
+async def too_many_watches(kit: Any, desk: Any) -> None:
+    async with kit.serve(limits=GatewayLimits(max_watches=1)) as gateway:
+        health, asked = health_pb2_grpc.HealthStub(gateway.channel), health_pb2.HealthCheckRequest()
+        watch = health.Watch(asked, timeout=TIMEOUT_S)
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await health.Watch(asked, timeout=TIMEOUT_S).read()
+        overloaded(read_error_metadata(failed.value.trailing_metadata()))
+        assert (await health.Check(asked, timeout=TIMEOUT_S)).status == health_pb2.HealthCheckResponse.SERVING
+        watch.cancel()
+        await gateway.until(lambda: not gateway.server._health.servicer._changed)
+        again = health.Watch(asked, timeout=TIMEOUT_S)
+        assert (await again.read()).status == health_pb2.HealthCheckResponse.SERVING
+        again.cancel()
+
+
 async def too_many_calls(kit: Any, desk: Any) -> None:
     async with kit.serve(limits=GatewayLimits(max_calls=1)) as gateway:
         stream = gateway.stub.StreamChunks(timeout=TIMEOUT_S)
@@ -218,6 +235,7 @@ BEYOND: dict[str, Callable[..., Awaitable[None]]] = {
     "max_queued_bytes_per_policy": too_much_waiting,
     "max_in_flight_per_stream": too_many_on_a_stream,
     "max_streams": too_many_streams,
+    "max_watches": too_many_watches,
     "max_calls": too_many_calls,
     "Caps": too_much_for_a_token,
 }

@@ -8,11 +8,12 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from service.backend import BackendFailedError
+from service.errors import Reason
 from service.gateway import GatewayLimits
-from service.gateway.metrics import KEPT_S, GatewayMetrics
+from service.gateway.metrics import KEPT_S, UNKNOWN_POLICY, GatewayMetrics
 from service.gateway.outcomes import Outcome
 from service.gateway.validation import MAX_UNDERRUNS
-from service.observability.recent import Stages
+from service.observability.recent import RecentTraffic, Stages
 from service.policies import ServedPolicies, ServedPolicy
 
 TIMEOUT_S = 10.0
@@ -72,7 +73,7 @@ def test_the_series_of_a_revision_outlive_it_for_a_while_and_then_go() -> None:
     """Or a canary that was rolled back would be gone before it was seen, and every revision ever would be kept."""
     now_s, registry = 1000.0, CollectorRegistry()
     metrics = GatewayMetrics(registry, now_s=lambda: now_s)
-    policy = metrics.of_policy("tabletop", num_queued=lambda: 0)
+    policy = metrics.of_policy("tabletop", num_queued=lambda _: 0)
 
     def revisions() -> set[str]:
         samples = [sample for family in registry.collect() for sample in family.samples]
@@ -89,35 +90,76 @@ def test_the_series_of_a_revision_outlive_it_for_a_while_and_then_go() -> None:
         policy.note_fault(revision, Outcome.FAILED)
         policy.note_fault(revision, Outcome.VIOLATION, group="arm")
     both, new = {("tabletop", "old"), ("tabletop", "new")}, {("tabletop", "new"), ("kitchen", "old")}
-    metrics.forget_unloaded(both)
-    metrics.forget_unloaded(new)
+
+    def forget_unloaded(loaded: set[tuple[str, str]]) -> None:
+        metrics.forget_unloaded(loaded, known={"tabletop", "kitchen"})
+
+    forget_unloaded(both)
+    forget_unloaded(new)
     now_s += KEPT_S - 1
-    metrics.forget_unloaded(both)  # loaded again
+    forget_unloaded(both)  # loaded again
     now_s += 1
-    metrics.forget_unloaded(new)
+    forget_unloaded(new)
     now_s += KEPT_S - 1
-    metrics.forget_unloaded(new)
+    forget_unloaded(new)
     assert revisions() == {"old", "new"}
     now_s += 1
-    metrics.forget_unloaded(new)
+    forget_unloaded(new)
     assert revisions() == {"new"}
     # It may come back, and begins at 0 then.
     policy.note_chunk("old", Stages(0.0, 0.0, 0.01, 0.01), batch_size=1)
     assert registry.get_sample_value("premotor_chunks_total", {"policy": "tabletop", "revision": "old"}) == 1
 
 
-async def test_what_is_loaded_here_is_told_to_the_metrics(kit, monkeypatch):
+def test_of_a_policy_that_was_deleted_nothing_is_kept_for_longer_and_of_one_that_is_retired_all() -> None:
+    """The last hour of each takes 5 MB."""
+    now_s, registry = 1000.0, CollectorRegistry()
+    recent = RecentTraffic(now_s=lambda: now_s)
+    metrics = GatewayMetrics(registry, recent=recent, now_s=lambda: now_s)
+
+    def counted() -> set[str]:
+        return {sample.labels["policy"] for family in registry.collect() for sample in family.samples}
+
+    for name in ("deleted", "retired"):
+        policy = metrics.of_policy(name, num_queued=lambda _: 0)
+        policy.note_chunk("old", Stages(0.0, 0.0, 0.01, 0.01), batch_size=1)
+        policy.note_fault("old", Outcome.VIOLATION, group="arm")
+        policy.note_underruns(1)
+        metrics.count(name, grpc.StatusCode.INTERNAL, Reason.REASON_FAILED)
+    metrics.count(UNKNOWN_POLICY, grpc.StatusCode.NOT_FOUND, Reason.REASON_UNKNOWN_POLICY)
+    # A page asked for it, and nobody else.
+    recent.of("deleted too")
+    metrics.forget_unloaded((), known={"retired"})
+    now_s += KEPT_S - 1
+    metrics.forget_unloaded((), known={"retired"})
+    assert set(recent) == {"deleted", "deleted too", "retired", ""} and counted() == {"deleted", "retired", ""}
+    now_s += 1
+    metrics.forget_unloaded((), known={"retired"})
+    assert set(recent) == {"retired", ""} and counted() == {"retired", ""}
+    # Another of that name begins at 0.
+    again = metrics.of_policy("deleted", num_queued=lambda _: 0)
+    again.note_underruns(1)
+    assert registry.get_sample_value("premotor_underruns_total", {"policy": "deleted"}) == 1
+    assert recent.of("deleted").window(60).num_underruns == 1
+
+
+async def test_what_is_loaded_and_known_here_is_told_to_the_metrics(kit, monkeypatch):
     served = ServedPolicy(revisions={kit.revision.revision: kit.revision}, shares=((kit.revision.revision, 1.0),))
     policies = ServedPolicies({"tabletop": served})
     monkeypatch.setattr(kit, "policies", policies)
     async with kit.serve(limits=GatewayLimits(readiness_interval_s=0.01)) as gateway:
-        told: list[frozenset] = []
-        monkeypatch.setattr(gateway.server._health._metrics, "forget_unloaded", told.append)
+        told: list[tuple[frozenset, frozenset]] = []
+
+        def forget_unloaded(loaded: frozenset, *, known: frozenset) -> None:
+            told.append((loaded, known))
+
+        monkeypatch.setattr(gateway.server._health._metrics, "forget_unloaded", forget_unloaded)
         key = ("tabletop", kit.revision.revision)
-        policies.apply({}, ending={"tabletop": {kit.revision.revision: kit.revision}})
-        await gateway.until(lambda: bool(told) and told[-1] == {key})
+        ending = {"tabletop": {kit.revision.revision: kit.revision}}
+        policies.apply({}, ending=ending, unpromoted=["tabletop"], waiting=["kitchen"])
+        await gateway.until(lambda: bool(told) and told[-1] == ({key}, {"tabletop", "kitchen"}))
         policies.apply({})
-        await gateway.until(lambda: told[-1] == frozenset())
+        await gateway.until(lambda: told[-1] == (frozenset(), frozenset()))
 
 
 async def test_a_backend_that_is_not_ready_is_told_by_the_metric(kit):

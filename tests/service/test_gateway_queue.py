@@ -525,6 +525,16 @@ async def test_a_robot_that_is_alone_is_never_held_back() -> None:
     await models.end()
 
 
+async def test_of_a_policy_that_nobody_asks_any_more_nothing_is_kept_once_another_comes() -> None:
+    models = Models()
+    await end_of_all(models, models.ask("a", policy="deleted"))
+    models.ask("waits", policy="other", revision="second")
+    models.now_s += ALONE_AFTER_S
+    models.ask("b", policy="newest", revision="third")
+    await settle()
+    assert set(models.queue._policies) == {"other", "newest"}
+
+
 async def test_a_cancelled_wait_keeps_no_place() -> None:
     models = Models(max_queued=2)
     models.ask("inside")

@@ -16,6 +16,7 @@ import pytest
 from service.__main__ import main
 from service.model_settings import ModelSettings
 from service.serve import ServeConfig, Service
+from tests.service.test_artifacts import WebServer, staged, until
 
 ARGUMENTS = ("serve", "--backend", "local", "--port", "0", "--admin-port", "0", "--drain-s", "0")
 
@@ -116,6 +117,20 @@ async def retired(announced: dict[str, Any], policy: str) -> str:
         while operation["state"] == "running":
             operation = (await http.get(f"/v1/operations/{operation['operation']}")).json()
     return operation["state"]
+
+
+async def test_what_a_killed_fetch_left_goes_with_the_next_start_and_a_fetch_ends_with_its_service(kit, tmp_path):
+    cache, source = tmp_path / "state" / "checkpoints", kit.write_checkpoint(tmp_path / "source")
+    (cache / "fetch-dead").mkdir(parents=True)
+    with WebServer(source, pause_s=0.3, num_parts=7) as url:
+        async with running(state=tmp_path / "state") as announced, asyncio.timeout(20):
+            assert list(cache.iterdir()) == []
+            async with httpx.AsyncClient(base_url=announced["admin"], timeout=10.0) as http:
+                asked = await http.post("/v1/fleet/policies/tabletop/revisions", json={"location": url})
+            assert asked.status_code == 202
+            await until(lambda: staged(cache))
+        await until(lambda: not staged(cache))
+    assert list(cache.iterdir()) == []
 
 
 async def test_two_services_that_start_at_once_on_a_fresh_registry_serve_the_same(checkpoint, tmp_path):

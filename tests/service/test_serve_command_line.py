@@ -39,7 +39,7 @@ def logging_as_before() -> Iterator[None]:
         (["serve", "--policy", "=somewhere"], "is not NAME=DIR"),
         (
             ["serve", "--policy", "lab:tabletop=somewhere"],
-            "expected a name of 1 to 128 characters, none of them / or :",
+            "expected a name of 1 to 128 characters, none of them /, : or a control character",
         ),
         (["serve", "--policy", "a/b=somewhere"], "a policy 'a/b' came"),
         (["serve", "--policy", f"{'a' * 129}=somewhere"], "expected a name of 1 to 128 characters"),

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from fastapi import Query, Request, Response
+from fastapi import Request, Response
 from fastapi.responses import RedirectResponse
 
+from service.admin.audit import EntryNumber
 from service.admin.dashboard.rendering import page, segment
 from service.admin.dashboard.visitors import PageRouter, Viewer, Visitor
 from service.admin.dependencies import Parts, Reader
@@ -45,11 +44,7 @@ async def live_operation(request: Request, operation: str, visitor: Viewer, read
 
 @router.get("/audit")
 async def audit(
-    request: Request,
-    visitor: Viewer,
-    reader: Reader,
-    policy: str = "",
-    before: Annotated[int | None, Query(ge=1)] = None,
+    request: Request, visitor: Viewer, reader: Reader, policy: str = "", before: EntryNumber | None = None
 ) -> Response:
     """The newest first; `before` is the number of the last entry of the page before."""
 

@@ -23,6 +23,7 @@ from service.credentials import Access, Caller, Scope, Surface
 from service.errors import (
     AuthenticationError,
     ConflictError,
+    InvalidRequestError,
     NotAllowedError,
     ServiceError,
     UnknownOperationError,
@@ -157,6 +158,8 @@ def refusal(request: Request, error: Exception) -> Response:
         message = error.message if isinstance(error, ServiceError) else "no page has that address"
         return _problem(request, 404, "There is no such page", _sentence(message))
     assert isinstance(error, ServiceError)
+    if isinstance(error, InvalidRequestError):
+        return _problem(request, 400, "That cannot be", _sentence(error.message))
     status_code = 409 if isinstance(error, ConflictError) else 429
     return _problem(request, status_code, "Not now", _sentence(error.message))
 

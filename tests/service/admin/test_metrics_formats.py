@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import threading
+from collections.abc import Awaitable, Callable, Iterator
 
 import httpx
 import pytest
 from prometheus_client import CollectorRegistry, Histogram
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
 
 from service.admin import create_admin_app
 from service.admin.dependencies import FurtherMetrics
@@ -23,8 +26,11 @@ def fetch(kit) -> Callable[..., Awaitable[httpx.Response]]:
         accept: str = "*/*",
         triton: Callable[[], Awaitable[bytes]] | None = None,
         further: FurtherMetrics | None = None,
+        collector: Collector | None = None,
     ):
         registry = CollectorRegistry()
+        if collector is not None:
+            registry.register(collector)
         Histogram("premotor_wait_seconds", "Waits.", registry=registry).observe(0.2, {"trace_id": "4bf9"})
         app = create_admin_app(
             policies=kit.policies,
@@ -84,6 +90,27 @@ async def test_metrics_of_several_processes_say_which_counted_and_which_did_not_
     asked = (await fetch("/metrics", accept=OPENMETRICS, further=further)).text
     assert '# {trace_id="4bf9"} 0.2' in asked and '# {trace_id="cafe"} 3.0' in asked
     assert asked.count("# TYPE premotor_wait_seconds histogram") == 1
+
+
+class NotesThread(Collector):
+    """As what reads the episodes in progress, it belongs to the event loop."""
+
+    def __init__(self) -> None:
+        self.threads: set[threading.Thread] = set()
+
+    def collect(self) -> Iterator[Metric]:
+        self.threads.add(threading.current_thread())
+        yield Metric("threads", "Threads.", "gauge")
+
+
+async def test_metrics_are_collected_on_the_event_loop_also_where_several_processes_have_some(fetch):
+    async def further():
+        return {1: None}
+
+    for beside in (None, further):
+        collector = NotesThread()
+        assert (await fetch("/metrics", further=beside, collector=collector)).status_code == 200
+        assert collector.threads == {threading.current_thread()}
 
 
 async def test_one_process_alone_has_no_label_of_processes(fetch):

@@ -73,6 +73,8 @@ async def test_no_secret_is_listed_or_logged_for_audit(http):
         ("", {"name": "a", "scopes": ["infer"], "max_streams": 0}, 400, "max_streams is 0"),
         ("", {"name": "a", "scopes": ["infer"], "expires_at": "2020-01-01T00:00:00Z"}, 409, "expected a time to come"),
         ("", {"name": "a", "scopes": ["infer"], "expires_at": "2099-01-01T00:00:00"}, 422, "timezone"),
+        ("", {"name": "a", "scopes": ["infer"], "expires_at": "9999-12-31T23:59:59-12:00"}, 400, "1 to 9999"),
+        ("", {"name": "a", "scopes": ["infer"], "expires_at": "0001-01-01T00:00:00+12:00"}, 400, "1 to 9999"),
         ("", {"name": "a", "scopes": ["root"]}, 422, "infer"),
         ("", {"name": "a", "scopes": ["infer"], "secret": "mine"}, 422, "Extra inputs"),
         ("/0123:rotate", {}, 404, "there is no token '0123'"),

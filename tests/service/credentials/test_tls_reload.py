@@ -16,7 +16,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from premotor.v1 import policy_pb2, policy_pb2_grpc
-from service.credentials import ServingTls, TlsFiles, read_tls
+from service.credentials import ServingTls, TlsFiles, read_tls, tls
 from service.gateway import GatewayServer
 
 TIMEOUT_S = 10.0
@@ -162,6 +162,31 @@ async def test_a_bad_file_leaves_the_old_one_serving_and_is_logged_once(
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
         assert [await shown_on(port) for port in served.ports] == [certificates.client.read_text()] * 2
+
+
+async def test_a_file_that_goes_while_it_is_read_ends_no_watch_and_the_next_ones_serve(
+    serve, certificates, monkeypatch, caplog
+):
+    async with serve() as served:
+        make_context = tls._context
+
+        def made_too_late(files: TlsFiles) -> ssl.SSLContext:
+            monkeypatch.setattr(tls, "_context", make_context)
+            moved = files.key.rename(files.key.with_suffix(".moved"))
+            try:
+                return make_context(files)
+            finally:
+                moved.rename(files.key)
+
+        monkeypatch.setattr(tls, "_context", made_too_late)
+        shutil.copy(certificates.client_key, served.files.key)
+        shutil.copy(certificates.client, served.files.certificate)
+        following = asyncio.create_task(served.tls.follow(interval_s=0.005))
+        with caplog.at_level(logging.INFO):
+            await until(lambda: served.tls.current.certificate == certificates.client.read_bytes())
+        assert "new certificates cannot be read" in caplog.text
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -200,6 +200,7 @@ class FleetKit:
         retry_s: float = 0.05,
         now=lambda: datetime.now(UTC),
         cache: str = "cache",
+        episode_idle_s: float = 60.0,
         **settings,
     ) -> Process:
         registry = Registry(open_database(self.url))
@@ -207,7 +208,7 @@ class FleetKit:
         limits = ArtifactLimits(schemes=("memory",))
         artifacts = ArtifactStore(root=self.store, cache=self._root / cache, limits=limits)
         now_s = [0.0]
-        policies = ServedPolicies(episodes=EpisodeTable(now_s=lambda: now_s[0]))
+        policies = ServedPolicies(episodes=EpisodeTable(idle_s=episode_idle_s, now_s=lambda: now_s[0]))
         models, outcomes = models or FakeModels(), Outcomes()
         follower = Follower(
             registry=registry,

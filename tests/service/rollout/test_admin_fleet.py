@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from urllib.parse import quote
 
 import httpx
 import pytest
 from prometheus_client import CollectorRegistry
 
 from service.admin import FleetParts, create_admin_app
+from service.policies import check_policy_name
 from service.registry import RevisionState
 from service.revision import RevisionError
 
@@ -24,15 +26,19 @@ async def process(fleet):
     return process
 
 
-@pytest.fixture
-async def http(process) -> AsyncIterator[httpx.AsyncClient]:
+def client_of(process) -> httpx.AsyncClient:
     app = create_admin_app(
         policies=process.policies,
         backend=process.models,
         metrics_registry=CollectorRegistry(),
         fleet=FleetParts(registry=process.registry, follower=process.follower, rollout=process.rollout),
     )
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://admin") as client:
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://admin")
+
+
+@pytest.fixture
+async def http(process) -> AsyncIterator[httpx.AsyncClient]:
+    async with client_of(process) as client:
         yield client
 
 
@@ -79,6 +85,29 @@ async def test_a_revision_from_registration_to_deletion(fleet, http, process):
     own = [entry["action"] for entry in reversed(entries) if entry["actor"] == "operator"]
     actions = [action for action in own if action not in states]
     assert actions == ["register", "register", "promote", "split", "promote", "roll back", "delete"]
+
+
+async def test_an_entry_of_the_audit_log_that_no_registry_can_have_is_refused(fleet, http):
+    await registered(http, fleet.checkpoint("old"))
+    for before, status_code in ((10**20, 422), (0, 422), (2**63 - 1, 200)):
+        assert (await http.get("/v1/audit", params={"before": before})).status_code == status_code
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a\nb", "a\x7fb", "a\x9fb"])
+async def test_a_policys_name_has_no_control_characters(fleet, http, name):
+    path = f"/v1/fleet/policies/{quote(name)}/revisions"
+    assert (await http.post(path, json={"location": fleet.checkpoint("old")})).status_code == 422
+    with pytest.raises(ValueError, match="control character"):
+        check_policy_name(name)
+
+
+async def test_a_text_that_the_database_does_not_take_is_an_invalid_request(postgres_fleet):
+    process = postgres_fleet.process("a")
+    await process.start()
+    async with client_of(process) as http:
+        for path in ("/v1/audit?policy=a%00b", "/v1/operations/a%00b", "/audit?policy=a%00b", "/operations/a%00b"):
+            answer = await http.get(path)
+            assert (answer.status_code, "NUL" in answer.text) == (400, True), answer.text
 
 
 async def test_another_schema_is_refused_by_promotion_and_split_until_it_is_allowed(fleet, http):

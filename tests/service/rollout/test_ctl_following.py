@@ -91,7 +91,8 @@ async def test_a_stream_says_that_it_lives_and_outlives_a_registry_that_is_away(
         metrics_registry=CollectorRegistry(),
         fleet=FleetParts(registry=process.registry, follower=process.follower, rollout=process.rollout),
     )
-    begun = process.registry.start_operation(kind="load", policy="tabletop", actor="ada", gateway_id="a")
+    process.registry.beat("b", address="", generation=0, placements=[])
+    begun = process.registry.start_operation(kind="load", policy="tabletop", actor="ada", gateway_id="b")
     look, looks = Registry.operation, itertools.count()
 
     def looking(registry: Registry, operation_id: str):

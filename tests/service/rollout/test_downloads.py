@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fsspec
@@ -18,6 +21,20 @@ def bucket(kit, tmp_path: Path):
             memory.pipe_file(f"/bucket/{path.relative_to(checkpoint)}", path.read_bytes())
     yield "memory://bucket"
     memory.rm("/bucket", recursive=True)
+
+
+async def test_a_checkpoint_is_read_while_every_thread_of_the_admin_plane_is_busy(fleet, bucket):
+    process, loop, goes_on = fleet.process("a"), asyncio.get_running_loop(), threading.Event()
+    await process.start()
+    loop.set_default_executor(ThreadPoolExecutor(1))
+    busy = loop.run_in_executor(None, goes_on.wait, 20)
+    revision = await process.registered(bucket)
+    operation = await process.rollout.load("tabletop", revision, actor="ada")
+    await process.until(lambda: ("tabletop", revision) in process.follower._held)
+    await process.until(lambda: process.follower._held["tabletop", revision].revision is not None)
+    assert not busy.done()
+    goes_on.set()
+    assert (await process.rollout.ended(operation.operation_id)).error == ""
 
 
 async def test_a_download_goes_with_the_last_policy_that_has_it(fleet, bucket, tmp_path):

@@ -247,3 +247,74 @@ async def test_what_was_unloaded_can_be_pinned_no_more(gateways, revisions):
     await everywhere(gateways)
     with pytest.raises(UnknownRevisionError):
         a.policies.pinned(episode(1), old)
+
+
+async def test_a_drain_outlasts_a_restart_for_as_long_as_robots_may_take_to_come_back(fleet, gateways, revisions):
+    old, new = revisions
+    robot = Robot(1)
+    assert robot.asks(gateways[0]) == [old]
+    await promoted(gateways, new)
+    for process in gateways:
+        await process.stop()
+    late = fleet.process("c")
+    await late.start()
+    await late.follower.settled(timeout_s=5)
+    await late.look_at_drains()
+    assert state(late, old) is S.DRAINING
+    assert robot.asks(late) == [old]
+
+
+async def test_what_nobody_came_back_to_after_a_restart_is_unloaded(fleet, gateways, revisions):
+    old, new = revisions
+    assert Robot(1).asks(gateways[0]) == [old]
+    await promoted(gateways, new)
+    for process in gateways:
+        await process.stop()
+    late = fleet.process("c", episode_idle_s=0.5)
+    await late.start()
+    await late.until(lambda: state(late, old) is S.UNLOADED)
+
+
+@pytest.mark.parametrize("how", ["leaves", "is lost"])
+async def test_a_drain_outlasts_the_gateway_that_had_its_episodes(gateways, revisions, how):
+    a, b = gateways
+    old, new = revisions
+    robot = Robot(1)
+    assert robot.asks(a) == [old]
+    await promoted(gateways, new)
+    await (a.stop() if how == "leaves" else a.crash())
+    await b.until(lambda: [each.gateway_id for each in b.registry.gateways()] == ["b"])
+    await b.look_at_drains()
+    assert state(b, old) is S.DRAINING
+    assert robot.asks(b) == [old]
+
+
+async def test_episodes_that_were_told_to_move_are_waited_for_by_nobody(gateways, revisions):
+    a, b = gateways
+    old, new = revisions
+    with a.policies.using(POLICY, a.policies.serving(POLICY)):
+        await promoted(gateways, new, move_episodes=True)
+        assert state(a, old) is S.DRAINING
+        await a.stop()
+        await b.until(lambda: state(b, old) is S.UNLOADED)
+
+
+@pytest.mark.parametrize("verb", ["load", "shadow"])
+async def test_an_episode_goes_on_with_what_drains_although_it_is_wanted_for_more(gateways, revisions, verb):
+    a, b = gateways
+    old, new = revisions
+    robot = Robot(1)
+    assert robot.asks(a) == [old]
+    await promoted(gateways, new)
+    wanted = {
+        "load": lambda: a.rollout.load(POLICY, old, actor="ada"),
+        "shadow": lambda: a.rollout.shadow(POLICY, old, 0.5, actor="ada"),
+    }
+    await a.carried_out(wanted[verb]())
+    await everywhere(gateways)
+    assert robot.asks(b, a) == [old] * 2
+    assert state(a, old) is S.DRAINING
+    for process in gateways:
+        process.now_s[0] = 61.0
+    await a.until(lambda: state(a, old) is S.READY)
+    assert a.registry.policy(POLICY).route.stable == new
