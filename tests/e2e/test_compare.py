@@ -6,6 +6,8 @@ import json
 import math
 from pathlib import Path
 
+import pytest
+
 from premotor.client.__main__ import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,9 +26,13 @@ def test_a_comparison_is_made_kept_and_said_by_its_command(toy_checkpoint, toy_s
     assert all("could not keep its times" in problem for problem in found["problems"]), said.err
     assert (found["complete"], found["missing"], found["failed"]) == (True, {}, {})
     assert set(found["latency"]["ways"]) == {"bare", "premotor", "triton"}
+    rounds_ms = {way: each["p50_ms"]["rounds"] for way, each in found["latency"]["ways"].items()}
     for way in ("premotor", "triton"):
         assert found["latency"]["ways"][way]["actions_equal"]
-        assert 1 < found["latency"]["ways"][way]["over_bare"]["median"] < math.inf
+        assert all(0 < p50_ms < math.inf for p50_ms in rounds_ms[way])
+        ratios = [own / bare for own, bare in zip(rounds_ms[way], rounds_ms["bare"], strict=True)]
+        assert found["latency"]["ways"][way]["over_bare"]["rounds"] == pytest.approx(ratios)
+        assert len(ratios) == 2
         assert found["fleet"]["ways"][way]["num_stale_actions"] == 0
     assert found["capacity"] is None
     assert found["asked"]["cameras"] == [f"{camera.name} 32x32" for camera in toy_specs[0].cameras]
