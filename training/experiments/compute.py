@@ -75,15 +75,16 @@ def seconds_a_step(trained: Iterable[Steps]) -> Mapping[StepKind, float]:
 
 def usual_seconds(steps: Steps) -> float | None:
     """The median of one of these steps, by their log or as told; None where there is neither."""
-    rows = [
-        row
-        for row in read_log(steps.directory)
-        # The first rows of a log hold a start.
-        if 0 <= row["step"] - steps.first < steps.num_steps and row["step"] > 0 and "seconds" in row
-    ]
-    if not rows:
-        return steps.told_step_s
-    return usual_step_s([(row["seconds"], row["seconds"] * row["steps_per_s"]) for row in rows])
+    logged = logged_step_s(row for row in read_log(steps.directory) if 0 <= row["step"] - steps.first < steps.num_steps)
+    return steps.told_step_s if logged is None else logged
+
+
+def logged_step_s(rows: Iterable[Mapping[str, Any]]) -> float | None:
+    """The median of one step by rows of a log, the first of which holds a start; None where no other tells."""
+    told = [row for row in rows if row["step"] > 0 and "seconds" in row]
+    if not told:
+        return None
+    return usual_step_s([(row["seconds"], row["seconds"] * row["steps_per_s"]) for row in told])
 
 
 def to_json(steps: Sequence[Steps], step_s: Mapping[StepKind, float]) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from service.registry import (
 )
 from service.registry.database import MIGRATIONS, migrate
 from service.registry.tables import PolicyRow, Table
+from tests.service.registry.registering import register
 
 S = RevisionState
 OLD, NEW = "0" * 12, "1" * 12
@@ -44,19 +45,6 @@ def downgrade(connection: Connection, revision: str) -> None:
     config.set_main_option("script_location", str(MIGRATIONS))
     config.attributes["connection"] = connection
     command.downgrade(config, revision)
-
-
-def register(registry: Registry, revision: str) -> None:
-    registry.register(
-        policy="tabletop",
-        revision=revision,
-        manifest_sha256=revision + "f" * 52,
-        location=f"tabletop/{revision}",
-        variant="history",
-        schema_digest="a" * 64,
-        num_bytes=1000,
-        actor="ada",
-    )
 
 
 def make_ready(registry: Registry, revision: str) -> None:

@@ -11,23 +11,11 @@ from sqlalchemy import event
 
 from service.errors import ConflictError
 from service.registry import Guard, PolicyRecord, Registry, RevisionState, Route, open_database
+from tests.service.registry.registering import register
 
 S = RevisionState
 POLICY = "tabletop"
 OLD, NEW, THIRD, FOURTH = "0" * 12, "1" * 12, "2" * 12, "3" * 12
-
-
-def register(registry: Registry, revision: str) -> None:
-    registry.register(
-        policy=POLICY,
-        revision=revision,
-        manifest_sha256=revision + "f" * 52,
-        location=f"tabletop/{revision}",
-        variant="history",
-        schema_digest="a" * 64,
-        num_bytes=1000,
-        actor="ada",
-    )
 
 
 def make_ready(registry: Registry, *revisions: str) -> None:

@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from training.experiments.compute import read_log
+from training.experiments.compute import logged_step_s, read_log
 from training.experiments.store import read_json
 from training.experiments.video.experiment import PolicyClaim, PolicyExperiment, PolicyTraining
 from training.experiments.video.store import PolicyRun, VideoStore
-from training.time_spent import usual_step_s
 
 PRETRAINING, STAGE_2 = "pretraining", "stage 2"
 Values = Mapping[str, Any]
@@ -30,13 +29,8 @@ def step_seconds(run: PolicyRun, store: VideoStore) -> Mapping[str, float]:
     started_from = (read_json(adaptation / "run.json") or {}).get("starts_from", {})
     if PRETRAINING in started_from:
         directories[PRETRAINING] = store.parts / started_from[PRETRAINING]
-    found = {}
-    for phase, directory in directories.items():
-        # A log's first row holds a start.
-        rows = [row for row in read_log(directory) if row["step"] > 0]
-        if rows:
-            found[phase] = usual_step_s([(row["seconds"], row["seconds"] * row["steps_per_s"]) for row in rows])
-    return found
+    found = {phase: logged_step_s(read_log(directory)) for phase, directory in directories.items()}
+    return {phase: step_s for phase, step_s in found.items() if step_s is not None}
 
 
 def compute_of(
