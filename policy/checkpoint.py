@@ -22,6 +22,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from policy.config import ModelConfig
+from policy.durable import rename_durably
 from policy.embodiment import EmbodimentSpec
 from policy.models import Model, build_model
 from policy.normalization import Statistics
@@ -70,7 +71,7 @@ def write_checkpoint(
             "files": {name: _describe(staged / name) for name in _file_names(staged)},
         }
         _write_json(staged / MANIFEST, described)
-        staged.rename(directory)
+        rename_durably(staged, directory)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     return revision_of(directory)

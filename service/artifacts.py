@@ -24,6 +24,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from policy.durable import rename_durably
 from service.revision import REVISION_HEX_DIGITS, Revision, RevisionError, read_revision
 
 if TYPE_CHECKING:
@@ -174,7 +175,7 @@ class ArtifactStore:
                 )
             target = self._cache / digest[:REVISION_HEX_DIGITS]
             try:
-                directory.rename(target)
+                rename_durably(directory, target)
             except OSError:
                 # Another process that shares the cache was first.
                 if not target.is_dir():

@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from policy.bounds import check_number, check_positive, check_whole
+from policy.durable import rename_durably
 from training.json_file import read_lines, write_json, write_text
 from training.parallel import ALONE, Processes
 from training.prefetch import Prefetch
@@ -254,10 +255,10 @@ def _write_state(state_root: Path, step: int, tensors: Mapping[str, Tensor]) -> 
         save_file(dict(tensors), staged, {"step": str(step)})
     except SafetensorError as error:  # which is no OSError, though a full disk is what it says
         raise OSError(f"{target} cannot be written: {error}") from None
-    staged.replace(target)
+    rename_durably(staged, target)
     pointer = state_root / "latest.tmp"
     pointer.write_text(target.name)
-    pointer.replace(state_root / "latest")
+    rename_durably(pointer, state_root / "latest")
     for old in state_root.glob("step_*"):
         if old != target:
             old.unlink()

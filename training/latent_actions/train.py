@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from policy.durable import rename_durably
 from policy.visual_features import (
     FrozenEyes,
     VisualSettings,
@@ -334,7 +335,7 @@ def _write_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = path.with_suffix(".tmp")
     save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, staged)
-    staged.replace(path)
+    rename_durably(staged, path)
 
 
 def _add_weights(digest: Any, module: nn.Module) -> None:
