@@ -24,7 +24,6 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from policy.durable import rename_durably
 from service.revision import REVISION_HEX_DIGITS, Revision, RevisionError, read_revision
 
 if TYPE_CHECKING:
@@ -175,7 +174,7 @@ class ArtifactStore:
                 )
             target = self._cache / digest[:REVISION_HEX_DIGITS]
             try:
-                rename_durably(directory, target)
+                directory.rename(target)
             except OSError:
                 # Another process that shares the cache was first.
                 if not target.is_dir():
@@ -251,6 +250,9 @@ class _Download:
                     if left < 0:
                         raise RevisionError(f"{self._url}: {name} has more than {max_bytes} bytes")
                     target.write(block)
+                target.flush()
+                # What is cut short behind a name that says its digest would never be fetched again.
+                os.fsync(target.fileno())
         except RevisionError:
             raise
         except ImportError as error:

@@ -16,9 +16,27 @@ from fastapi import FastAPI
 from service.credentials import ServingTls
 
 _STOP_TIMEOUT_S = 5.0
+# How often the date of answers goes on. uvicorn's own loop looks ten times a second whether it is to stop.
+_TICK_S = 1.0
 
 
 class _Uvicorn(uvicorn.Server):
+    """Stops when it is told to, without looking whether it was."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._stopping = asyncio.Event()
+
+    def stop(self) -> None:
+        self.should_exit = True
+        self._stopping.set()
+
+    async def main_loop(self) -> None:
+        while not await self.on_tick(0):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_TICK_S):
+                    await self._stopping.wait()
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Signals belong to whoever drains the gateway first."""
@@ -41,7 +59,7 @@ class AdminServer:
         self._task = asyncio.create_task(self._server.serve(sockets=[self._socket]), name="admin")
 
     async def stop(self) -> None:
-        self._server.should_exit = True
+        self._server.stop()
         done, _ = await asyncio.wait({self._task}, timeout=_STOP_TIMEOUT_S)
         if not done:
             self._task.cancel()

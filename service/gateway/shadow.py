@@ -102,6 +102,7 @@ class ShadowTraffic:
         self._draw = random.Random()
         # By policy and revision.
         self._shadows: dict[tuple[str, str], _Shadowing] = {}
+        self._any_shadow = asyncio.Event()
         self._tending: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -152,16 +153,20 @@ class ShadowTraffic:
             waiting: asyncio.Queue[_Copy] = asyncio.Queue(_MAX_WAITING)
             task = asyncio.create_task(self._run(waiting), name=f"shadow {key}")
             self._shadows[key] = _Shadowing(waiting=waiting, task=task, comparison=_Comparison())
+            self._any_shadow.set()
         return self._shadows[key]
 
     async def _tend(self) -> None:
-        """Forgets those that are shadows no more."""
+        """Forgets those that are shadows no more; does not wake while there is none."""
         while True:
+            await self._any_shadow.wait()
             await asyncio.sleep(_TEND_INTERVAL_S)
             for key in self._shadows.keys() - {*self._shadowed()}:
                 await _cancelled([self._shadows[key].task])
                 del self._shadows[key]
                 self._metrics.forget(*key)
+            if not self._shadows:
+                self._any_shadow.clear()
 
     async def _run(self, waiting: asyncio.Queue[_Copy]) -> None:
         while True:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 import sys
 import threading
 import time
@@ -90,6 +91,19 @@ def test_a_url_is_fetched_once_and_forgotten_when_told(store, kit, tmp_path, buc
     with pytest.raises(RevisionError, match=r"model.safetensors cannot be fetched: FileNotFoundError"):
         store.open(POLICY, url, manifest_sha256=digest(checkpoint))
     bucket.pipe_file("/bucket/model.safetensors", b"")
+
+
+def test_what_is_fetched_is_on_the_disk_before_its_digest_names_it(store, kit, tmp_path, bucket, monkeypatch):
+    synced, fsync = {}, os.fsync
+
+    def watched(descriptor: int) -> None:
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        synced[path.name] = path.stat().st_size
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    fetched = store.open(POLICY, upload(bucket, kit.write_checkpoint(tmp_path / "source"))).directory
+    assert synced == {path.name: path.stat().st_size for path in fetched.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize(
