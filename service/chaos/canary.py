@@ -6,10 +6,13 @@ The share is judged by its binomial interval over episodes, the shadow by whethe
 from __future__ import annotations
 
 import asyncio
+import functools
+import itertools
 import math
 import time
 import urllib.request
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +27,7 @@ _POLL_INTERVAL_S = 0.2
 _TIMEOUT_S = 600.0
 # Copies are answered after their robots are.
 _ALERT_TIMEOUT_S = 20.0
+_REST_S = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +47,8 @@ def measure_canary(settings: CanarySettings) -> dict[str, Any]:
         admin.carry_out(f"{POLICY_PATH}/revisions/{canary}:shadow", {"share": 1.0})
         robots = service.robots()
         robots.allowed = frozenset({stable})
-        shadowed = asyncio.run(_episodes(robots, max(20, settings.episodes // 4)))
+        alert = functools.partial(_event, service.service, canary)
+        shadowed = asyncio.run(_bursts(robots, max(20, settings.episodes // 4), alert))
         return _result(settings, split, canary) | _shadow_result(service.service, shadowed, canary)
 
 
@@ -53,6 +58,17 @@ async def _episodes(robots: Robots, episodes: int) -> Robots:
         while len(robots.tally.episodes) < episodes:  # noqa: ASYNC110  # robots end episodes, nobody says so
             await asyncio.sleep(_POLL_INTERVAL_S)
     await robots.stop()
+    return robots
+
+
+async def _bursts(robots: Robots, episodes: int, alert: Callable[[], str]) -> Robots:
+    """So many episodes, and as many again while there is no alert, with rests: a busy model answers few copies."""
+    give_up_at_s = time.monotonic() + _ALERT_TIMEOUT_S
+    for wanted in itertools.count(episodes, episodes):
+        await _episodes(robots, wanted)
+        await asyncio.sleep(_REST_S)
+        if alert() or time.monotonic() > give_up_at_s:
+            break
     return robots
 
 
@@ -100,11 +116,15 @@ def _shadow_result(service: Served, robots: Robots, shadow: str) -> dict[str, An
 def _alert(service: Served, shadow: str) -> str:
     """The event by which the service says that this shadow is broken; empty when it says nothing in time."""
     give_up_at_s = time.monotonic() + _ALERT_TIMEOUT_S
-    while time.monotonic() < give_up_at_s:
-        for event in (DIVERGES, FAILS):
-            if any(fields["revision"] == shadow for fields in service.logged(event)):
-                return event
+    while not (event := _event(service, shadow)) and time.monotonic() < give_up_at_s:
         time.sleep(_POLL_INTERVAL_S)
+    return event
+
+
+def _event(service: Served, shadow: str) -> str:
+    for event in (DIVERGES, FAILS):
+        if any(fields["revision"] == shadow for fields in service.logged(event)):
+            return event
     return ""
 
 

@@ -6,6 +6,7 @@ Owns the asking and its tally. Does not own what is broken meanwhile.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -68,8 +69,11 @@ class Robots:
         self.gateway_is_down = False
         self._stopping = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
+        self._episodes = itertools.count(1)
 
     def start(self) -> None:
+        """At first, or after a stop."""
+        self._stopping = asyncio.Event()
         self._tasks = [asyncio.create_task(self._work(number)) for number in range(self._num_robots)]
 
     async def stop(self) -> Tally:
@@ -82,10 +86,8 @@ class Robots:
         options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_reconnect_backoff_ms", 200)]
         async with grpc.aio.insecure_channel(self._address, options=options) as channel:
             stub = policy_pb2_grpc.PolicyServiceStub(channel)
-            episode = 0
             while not self._stopping.is_set():
-                episode += 1
-                await self._episode(stub, f"robot-{number}", f"{number}-{episode}")
+                await self._episode(stub, f"robot-{number}", f"{number}-{next(self._episodes)}")
 
     async def _episode(self, stub: policy_pb2_grpc.PolicyServiceStub, robot_id: str, episode_id: str) -> None:
         allowed, first = self.allowed, ""

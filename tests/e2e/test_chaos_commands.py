@@ -62,7 +62,7 @@ def test_a_canary_gets_its_share_and_a_broken_shadow_is_noticed_by_the_alert_alo
     assert (result["failed"], result["split_episodes_or_wrong_answers"], result["shadow_changed_answers"]) == (0, 0, 0)
     assert result["shadow_answered"] > 0
     # What an operator finds in the log, not what a metric might have told.
-    assert (result["shadow_alert"], result["shadow_alert_event"]) == (True, "shadow diverges")
+    assert (result["shadow_alert"], result["shadow_alert_event"]) == (True, "shadow diverges"), result
 
 
 @pytest.mark.parametrize(("trials", "rate", "expected"), [(200, 0.2, (29, 51)), (10, 0.5, (2, 8)), (5, 0.0, (0, 0))])
