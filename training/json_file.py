@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from policy.durable import rename_durably
+
 
 def write_json(path: Path, values: Any) -> None:
     """Makes the directory when it is not there; a reader sees the old file or the new one, never a part."""
@@ -18,7 +20,7 @@ def write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = path.with_name(path.name + ".tmp")
     staged.write_text(text)
-    staged.replace(path)
+    rename_durably(staged, path)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

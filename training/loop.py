@@ -256,9 +256,7 @@ def _write_state(state_root: Path, step: int, tensors: Mapping[str, Tensor]) -> 
     except SafetensorError as error:  # which is no OSError, though a full disk is what it says
         raise OSError(f"{target} cannot be written: {error}") from None
     rename_durably(staged, target)
-    pointer = state_root / "latest.tmp"
-    pointer.write_text(target.name)
-    rename_durably(pointer, state_root / "latest")
+    write_text(state_root / "latest", target.name)
     for old in state_root.glob("step_*"):
         if old != target:
             old.unlink()

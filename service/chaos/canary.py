@@ -6,13 +6,10 @@ The share is judged by its binomial interval over episodes, the shadow by whethe
 from __future__ import annotations
 
 import asyncio
-import functools
-import itertools
 import math
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +24,7 @@ _POLL_INTERVAL_S = 0.2
 _TIMEOUT_S = 600.0
 # Copies are answered after their robots are.
 _ALERT_TIMEOUT_S = 20.0
-_REST_S = 2.0
+_REST_S = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +44,8 @@ def measure_canary(settings: CanarySettings) -> dict[str, Any]:
         admin.carry_out(f"{POLICY_PATH}/revisions/{canary}:shadow", {"share": 1.0})
         robots = service.robots()
         robots.allowed = frozenset({stable})
-        alert = functools.partial(_event, service.service, canary)
-        shadowed = asyncio.run(_bursts(robots, max(20, settings.episodes // 4), alert))
-        return _result(settings, split, canary) | _shadow_result(service.service, shadowed, canary)
+        event = _alert(service.service, canary, robots, max(20, settings.episodes // 4))
+        return _result(settings, split, canary) | _shadow_result(service.service, robots, canary, event)
 
 
 async def _episodes(robots: Robots, episodes: int) -> Robots:
@@ -61,15 +57,17 @@ async def _episodes(robots: Robots, episodes: int) -> Robots:
     return robots
 
 
-async def _bursts(robots: Robots, episodes: int, alert: Callable[[], str]) -> Robots:
-    """So many episodes, and as many again while there is no alert, with rests: a busy model answers few copies."""
+def _alert(service: Served, shadow: str, robots: Robots, episodes: int) -> str:
+    """The event by which the service says that this shadow is broken; empty when it says nothing in time.
+
+    The robots begin so many episodes, and as many again while nothing is said: copies that a busy model has left are
+    answered while they rest.
+    """
+    asyncio.run(_episodes(robots, episodes))
     give_up_at_s = time.monotonic() + _ALERT_TIMEOUT_S
-    for wanted in itertools.count(episodes, episodes):
-        await _episodes(robots, wanted)
-        await asyncio.sleep(_REST_S)
-        if alert() or time.monotonic() > give_up_at_s:
-            break
-    return robots
+    while not (event := _event(service, shadow)) and time.monotonic() < give_up_at_s:
+        asyncio.run(_episodes(robots, len(robots.tally.episodes) + episodes))
+    return event
 
 
 def _result(settings: CanarySettings, robots: Robots, canary: str) -> dict[str, Any]:
@@ -91,8 +89,7 @@ def _result(settings: CanarySettings, robots: Robots, canary: str) -> dict[str, 
     }
 
 
-def _shadow_result(service: Served, robots: Robots, shadow: str) -> dict[str, Any]:
-    event = _alert(service, shadow)
+def _shadow_result(service: Served, robots: Robots, shadow: str, event: str) -> dict[str, Any]:
     with urllib.request.urlopen(f"{service.admin_url}/metrics", timeout=10.0) as answer:
         families = list(text_string_to_metric_families(answer.read().decode()))
     samples = [sample for family in families for sample in family.samples if sample.labels.get("revision") == shadow]
@@ -113,19 +110,16 @@ def _shadow_result(service: Served, robots: Robots, shadow: str) -> dict[str, An
     }
 
 
-def _alert(service: Served, shadow: str) -> str:
-    """The event by which the service says that this shadow is broken; empty when it says nothing in time."""
-    give_up_at_s = time.monotonic() + _ALERT_TIMEOUT_S
-    while not (event := _event(service, shadow)) and time.monotonic() < give_up_at_s:
-        time.sleep(_POLL_INTERVAL_S)
-    return event
-
-
 def _event(service: Served, shadow: str) -> str:
-    for event in (DIVERGES, FAILS):
-        if any(fields["revision"] == shadow for fields in service.logged(event)):
-            return event
-    return ""
+    """Empty when nothing is said while the robots rest."""
+    rested_at_s = time.monotonic() + _REST_S
+    while True:
+        for event in (DIVERGES, FAILS):
+            if any(fields["revision"] == shadow for fields in service.logged(event)):
+                return event
+        if time.monotonic() >= rested_at_s:
+            return ""
+        time.sleep(_POLL_INTERVAL_S)
 
 
 def binomial_interval(trials: int, rate: float) -> tuple[int, int]:

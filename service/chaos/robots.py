@@ -73,7 +73,7 @@ class Robots:
 
     def start(self) -> None:
         """At first, or after a stop."""
-        self._stopping = asyncio.Event()
+        self._stopping.clear()
         self._tasks = [asyncio.create_task(self._work(number)) for number in range(self._num_robots)]
 
     async def stop(self) -> Tally:
