@@ -232,8 +232,12 @@ class ServedPolicies:
             self._num_requests[key] -= 1
 
     def num_in_progress(self, policy: str, revision: str) -> int:
-        """Episodes and requests that a revision still has to answer here."""
-        return self.episodes.count(policy, revision) + self._num_requests[policy, revision]
+        """Episodes that a revision still has to answer here, or requests where those are more: 0 when it has neither.
+
+        Not the sum: nearly every request is one of an episode's, and a number that moved with each would be news for
+        every heartbeat.
+        """
+        return max(self.episodes.count(policy, revision), self._num_requests[policy, revision])
 
     def _served(self, policy: str) -> ServedPolicy:
         served = self._policies.get(policy)

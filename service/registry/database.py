@@ -15,9 +15,10 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy import ClauseElement, Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.sql.compiler import SQLCompiler
 
 from service.errors import InvalidRequestError
 
@@ -94,20 +95,32 @@ def unavailable_if_lost() -> Iterator[None]:
         raise RegistryUnavailableError(f"the registry's database went away: {_cause(error)}") from error
 
 
-def bare_value(connection: Connection, sql: str) -> Any:
-    """The one value of a query without parameters, from the driver itself; for what is asked all the time.
+class BareStatement:
+    """A statement that gives at most one row, asked of the driver itself: for what is asked all the time."""
 
-    None where there is no row. `connection` must have done nothing before. Raises as the connection's own methods do.
-    """
-    driver = connection.dialect.loaded_dbapi
-    try:
-        with closing(connection.connection.cursor()) as cursor:
-            cursor.execute(sql)
-            (value,) = cursor.fetchone() or (None,)
-            return value
-    except driver.Error as error:
-        connection.invalidate(error)
-        raise DBAPIError.instance(sql, None, error, driver.Error) from error
+    def __init__(self, statement: ClauseElement, engine: Engine) -> None:
+        compiled = statement.compile(engine)
+        assert isinstance(compiled, SQLCompiler)
+        self._compiled, self._sql = compiled, str(compiled)
+
+    def row(self, connection: Connection, **values: Any) -> tuple[Any, ...] | None:
+        """In a transaction of its own, so `connection` must have done nothing before.
+
+        `values` are the statement's parameters by name. Raises as the connection's own methods do.
+        """
+        driver = connection.dialect.loaded_dbapi
+        parameters: Any = self._compiled.construct_params(values)
+        if self._compiled.positiontup is not None:
+            parameters = [parameters[name] for name in self._compiled.positiontup]
+        try:
+            with closing(connection.connection.cursor()) as cursor:
+                cursor.execute(self._sql, parameters)
+                row = cursor.fetchone()
+            connection.connection.commit()
+            return row
+        except driver.Error as error:
+            connection.invalidate(error)
+            raise DBAPIError.instance(self._sql, parameters, error, driver.Error) from error
 
 
 def _engine(url: str) -> Engine:

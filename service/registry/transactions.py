@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Engine, select, update
+from sqlalchemy import Engine, update
 from sqlalchemy.orm import Session
 
 from service.registry.database import reader_of, unavailable_if_lost
@@ -25,7 +25,6 @@ class Transactions:
     def __init__(self, engine: Engine, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self._engine = engine
         self._reader = reader_of(engine)
-        self._generation_sql = str(select(FleetRow.generation).compile(engine))
         self._now = now
 
     def close(self) -> None:

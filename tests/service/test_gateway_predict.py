@@ -21,6 +21,7 @@ from service.backend import (
     BackendUnavailableError,
     InstructionRefusedError,
 )
+from service.episodes import Episode
 from service.gateway import GatewayLimits
 from service.gateway.answers import ChunkAnswerer
 from service.gateway.images import Frame, decode_frames
@@ -77,6 +78,24 @@ async def test_a_chunk_says_the_schema_of_the_revision_that_answered_not_of_the_
         pinned = await gateway.stub.PredictChunk(request, timeout=TIMEOUT_S)
     assert main.schema_digest == described.policy.schema_digest == kit.revision.description.schema_digest
     assert pinned.schema_digest == other.description.schema_digest != main.schema_digest
+
+
+def test_a_request_of_an_episode_in_progress_is_no_more_in_progress_than_that(kit):
+    """A number that moved with every request would be news for every heartbeat."""
+    policies, episode = (
+        ServedPolicies.fixed({"tabletop": [kit.revision]}),
+        Episode(policy="tabletop", robot_id="robot", episode_id="one"),
+    )
+    counts = []
+    for episodes in ([], [episode]):
+        for each in episodes:
+            policies.routed(each)
+        counts.append(policies.num_in_progress("tabletop", kit.revision.revision))
+        with policies.using("tabletop", kit.revision):
+            counts.append(policies.num_in_progress("tabletop", kit.revision.revision))
+            with policies.using("tabletop", kit.revision):
+                counts.append(policies.num_in_progress("tabletop", kit.revision.revision))
+    assert counts == [0, 1, 2, 1, 1, 2]
 
 
 async def test_a_request_that_pins_a_revision_is_in_progress_there_and_is_routed_nowhere(kit, tmp_path):
