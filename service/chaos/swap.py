@@ -19,6 +19,9 @@ from service.ctl.admin_client import AdminClient, AdminError
 
 WORST_OVER_P50 = 4.0
 _WARM_UP_S = 3.0
+_NUM_SLOWEST = 5
+# Between looks at whether this process itself was run.
+_LAG_INTERVAL_S = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,16 +37,18 @@ def measure_swaps(settings: SwapSettings) -> dict[str, Any]:
 
 async def _swap(settings: SwapSettings, service: TwinService) -> dict[str, Any]:
     robots, revisions = service.robots(), service.twins.revisions
+    lags_s: list[tuple[float, float]] = []
+    watch = asyncio.create_task(_watch_lag(lags_s))
     robots.start()
     try:
         await asyncio.sleep(_WARM_UP_S)
         # What the first seconds took is no part of the figure.
         robots.tally.latencies_s.clear()
         robots.tally.ended_s.clear()
-        spent_s = []
+        began_s, spent_s = [], []
         for number in range(settings.swaps):
             new, old = revisions[(number + 1) % 2], revisions[number % 2]
-            started_s = time.perf_counter()
+            began_s.append(started_s := time.perf_counter())
             await asyncio.to_thread(service.admin.carry_out, f"{POLICY_PATH}/revisions/{new}:promote")
             # Every gateway routes by it: whoever begins an episode now is answered by the new one.
             robots.allowed = frozenset({new})
@@ -53,7 +58,38 @@ async def _swap(settings: SwapSettings, service: TwinService) -> dict[str, Any]:
             print(f"chaos: swap {number + 1} of {settings.swaps}", file=sys.stderr, flush=True)
     finally:
         tally = await robots.stop()
-    return _result(settings, tally, spent_s)
+        watch.cancel()
+    return {**_result(settings, tally, spent_s), "slowest": _slowest(tally, began_s, lags_s)}
+
+
+async def _watch_lag(lags_s: list[tuple[float, float]]) -> None:
+    """Notes when this process was run too late, and by how much: what a machine does to robots, no service mends."""
+    while True:
+        due_s = time.perf_counter() + _LAG_INTERVAL_S
+        await asyncio.sleep(_LAG_INTERVAL_S)
+        lags_s.append((due_s, time.perf_counter() - due_s))
+
+
+def _slowest(tally: Tally, began_s: list[float], lags_s: list[tuple[float, float]]) -> list[dict[str, float]]:
+    """The slowest answers: of which swap, how long after its beginning each was asked for, and how late this process
+    itself was run meanwhile, at most."""
+    ended_s, latencies_s = np.array(tally.ended_s), np.array(tally.latencies_s)
+    due_s, late_s = np.array(lags_s).reshape(-1, 2).T
+    found = []
+    for index in np.argsort(-latencies_s)[:_NUM_SLOWEST]:
+        asked_s = ended_s[index] - latencies_s[index]
+        swap = int(np.searchsorted(began_s, asked_s))
+        meanwhile = late_s[(due_s >= asked_s - _LAG_INTERVAL_S) & (due_s <= ended_s[index])]
+        found.append(
+            {
+                "latency_ms": latencies_s[index] * 1e3,
+                # 0 is before the first.
+                "swap": swap,
+                "after_s": float(asked_s - began_s[max(0, swap - 1)]),
+                "own_lag_ms": float(meanwhile.max(initial=0.0)) * 1e3,
+            }
+        )
+    return found
 
 
 def _wait_unloaded(admin: AdminClient, revision: str) -> None:
@@ -104,5 +140,10 @@ def format_swaps(result: dict[str, Any]) -> str:
         f"{result['requests']} requests, {result['failed']} failed {result['failures'] or ''}, "
         f"{result['wrong_revision']} of a wrong revision\n"
         f"latency p50 {result['latency_p50_ms']:.1f} ms, p99 {result['latency_p99_ms']:.1f} ms, "
-        f"worst {result['latency_max_ms']:.1f} ms: {ratio:.1f} times p50 (goal {WORST_OVER_P50:g})"
+        f"worst {result['latency_max_ms']:.1f} ms: {ratio:.1f} times p50 (goal {WORST_OVER_P50:g})\n"
+        + "\n".join(
+            f"slow: {each['latency_ms']:.0f} ms, asked {each['after_s']:.1f} s after swap {each['swap']} began; "
+            f"these robots themselves were run up to {each['own_lag_ms']:.0f} ms late"
+            for each in result["slowest"]
+        )
     )

@@ -239,7 +239,7 @@ class RequestQueue:
             self._policies = {name: each for name, each in self._policies.items() if each.is_in_use(now_s)}
             policy = self._policies[policy_name] = _Policy()
         robot = policy.robots.get(robot_id) or _Robot(robot_id, policy)
-        policy.present.note_asking(robot_id, now_s)
+        policy.present.note_asking(robot_id, now_s, model=revision)
         may_go = self._may_go(robot, now_s)
         held_s = self._held_s(robot, now_s) if may_go else 0.0
         model = self._models.get(revision)
@@ -280,7 +280,8 @@ class RequestQueue:
         model.note_time_inside(now_s - place.entered_s, answered=answered)
         robot.num_inside -= 1
         model.change(-1, now_s)
-        robot.policy.present.note(robot.id, now_s, model.shared_s - place.entered_at)
+        used_s = model.shared_s - place.entered_at
+        robot.policy.present.note_use(robot.id, now_s, used_s, model=place.revision)
         if robot.waiting is not None and not robot.num_inside and not robot.waiting.in_line:
             self._line_up(robot.waiting, now_s, self._held_s(robot, now_s))
             if robot.waiting.revision != place.revision:
@@ -332,7 +333,8 @@ class RequestQueue:
         ends_s = now_s + model.time_inside_s
         while (place := model.next_held_back()) is not None:
             robot = place.robot
-            is_in_the_way = robot.policy.present.next_asking_s(now_s, but=robot.id) < ends_s
+            next_s = robot.policy.present.next_asking_s(now_s, model=place.revision, but=robot.id)
+            is_in_the_way = next_s < ends_s
             if robot is not after and place.deadline_s > now_s and not is_in_the_way:
                 place.in_line, place.in_gap = False, True
                 self._stop_waiting(place)

@@ -516,6 +516,22 @@ async def test_robots_that_are_alike_are_never_held_back_however_busy_the_model(
     await models.end()
 
 
+async def test_whoever_is_the_last_on_a_revision_and_the_first_on_the_next_is_not_held_back() -> None:
+    """As in every swap under robots that ask without a pause: each was held back for up to two seconds."""
+    models, num_held_back = Models(room=16), 0
+    for turn in range(120):
+        for robot in range(8):
+            # One goes over to the next every 12 turns, and from turn 84 on nobody is left.
+            revision = "first" if turn < 12 * robot else "second"
+            models.ask(f"{turn} {robot}", robot=f"robot {robot}", revision=revision)
+        await settle()
+        models.now_s += 0.22
+        num_held_back += models.queue.num_waiting(POLICY)
+        await models.answer(*models.inside)
+    assert not num_held_back
+    await models.end()
+
+
 async def test_a_robot_that_is_alone_is_never_held_back() -> None:
     models = Models()
     for turn in range(200):
