@@ -170,9 +170,9 @@ class RequestQueue:
       is what they find before them when they ask again. A robot that has several inside when another comes finishes
       these.
     - Shared. A forward that has begun is not interrupted, so whoever keeps a model busy makes all others wait. A robot
-      in company that has had more than its share of the model's time lately (sharing.py) is held back until that has
+      in company that has had more than its share of its policy's models lately (sharing.py) is held back until that has
       faded, or until the chunk of a robot within its share leaves the model idle for longer than a chunk takes, by when
-      the robots within their shares will ask again: what begins then is least in the way.
+      the robots within their shares will ask that model again: what begins then is least in the way.
     """
 
     def __init__(
