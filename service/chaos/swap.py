@@ -71,8 +71,11 @@ async def _watch_lag(lags_s: list[tuple[float, float]]) -> None:
 
 
 def _slowest(tally: Tally, began_s: list[float], lags_s: list[tuple[float, float]]) -> list[dict[str, float]]:
-    """The slowest answers: of which swap, how long after its beginning each was asked for, and how late this process
-    itself was run meanwhile, at most."""
+    """The slowest answers first.
+
+    Of which swap each is, how long after its beginning it was asked for, and how late this process itself was run
+    meanwhile, at most.
+    """
     ended_s, latencies_s = np.array(tally.ended_s), np.array(tally.latencies_s)
     due_s, late_s = np.array(lags_s).reshape(-1, 2).T
     found = []

@@ -46,7 +46,7 @@ class Present:
         # Who was noted last stands last.
         self._robots: OrderedDict[str, _Use] = OrderedDict()
         # By model, how many of them asked it last.
-        self._num_robots: Counter[str] = Counter()
+        self._num_by_model: Counter[str] = Counter()
 
     def note(self, robot_id: str, now_s: float) -> None:
         """A robot is there."""
@@ -56,7 +56,7 @@ class Present:
         """A robot asks."""
         use = self._noted(robot_id, now_s)
         self._count_out(use)
-        self._num_robots[model] += 1
+        self._num_by_model[model] += 1
         use.model = model
         use.period_s = now_s - use.asked_s if use.asked_s is not None else 0.0
         use.asked_s = now_s
@@ -64,7 +64,7 @@ class Present:
     def note_use(self, robot_id: str, now_s: float, used_s: float, *, model: str) -> None:
         """A robot has had its chunk, which took `used_s` of a model."""
         use = self._noted(robot_id, now_s)
-        use.used_s += used_s * max(1, self._num_robots[model]) / len(self._robots)
+        use.used_s += used_s * max(1, self._num_by_model[model]) / len(self._robots)
 
     def next_asking_s(self, now_s: float, *, model: str, but: str) -> float:
         """When the first of a model's robots within their shares, but for `but`, will ask by its period; inf if none.
@@ -118,7 +118,7 @@ class Present:
         use = self._robots.get(robot_id)
         if use is None:
             use = self._robots[robot_id] = _Use(now_s)
-            self._num_robots[use.model] += 1
+            self._num_by_model[use.model] += 1
         use.used_s = _faded(use, now_s)
         use.at_s = now_s
         self._robots.move_to_end(robot_id)
@@ -134,9 +134,9 @@ class Present:
             self._count_out(use)
 
     def _count_out(self, use: _Use) -> None:
-        self._num_robots[use.model] -= 1
-        if not self._num_robots[use.model]:
-            del self._num_robots[use.model]
+        self._num_by_model[use.model] -= 1
+        if not self._num_by_model[use.model]:
+            del self._num_by_model[use.model]
 
 
 def _faded(use: _Use, now_s: float) -> float:

@@ -212,7 +212,7 @@ class Tally:
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """How far one gateway is with one revision; `num_in_progress` counts episodes it has there, or requests."""
+    """How far one gateway is with one revision; `num_in_progress` is 0 when it has nothing to answer there."""
 
     gateway_id: str
     policy: str

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any
 
-from sqlalchemy import Engine, bindparam, delete, func, select, update
+from sqlalchemy import bindparam, delete, func, select, update
 from sqlalchemy.orm import Session, aliased
 
 from service.errors import ConflictError
@@ -47,17 +47,16 @@ from service.registry.transactions import SUCCEEDED
 class Registry(TokenTransactions, OperationTransactions):
     """One database. Thread-safe; every method may raise RegistryUnavailableError."""
 
-    def __init__(self, engine: Engine, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
-        super().__init__(engine, now=now)
-        self._generation = BareStatement(select(FleetRow.generation), engine)
+    @cached_property
+    def _generation(self) -> BareStatement:
+        return BareStatement(select(FleetRow.generation), self._engine)
+
+    @cached_property
+    def _touching(self) -> BareStatement:
         num_gateways = select(func.count()).select_from(aliased(GatewayRow)).scalar_subquery()
         beating = update(GatewayRow).where(GatewayRow.gateway_id == bindparam("gateway"))
-        self._touching = BareStatement(
-            beating.values(beats=GatewayRow.beats + 1).returning(
-                select(FleetRow.generation).scalar_subquery(), num_gateways
-            ),
-            engine,
-        )
+        heard = select(FleetRow.generation).scalar_subquery(), num_gateways
+        return BareStatement(beating.values(beats=GatewayRow.beats + 1).returning(*heard), self._engine)
 
     # What is served.
 

@@ -29,6 +29,9 @@ def chaos(toy_checkpoint: Path, tmp_path: Path, *arguments: str, backend: str = 
 def test_swaps_under_load_lose_no_request_and_mix_no_revisions(toy_checkpoint, tmp_path):
     result = chaos(toy_checkpoint, tmp_path, "swap", "--swaps", "3")
     assert (result["swaps"], result["failed"], result["wrong_revision"]) == (3, 0, 0), result
+    slowest = [each["latency_ms"] for each in result["slowest"]]
+    assert slowest == sorted(slowest, reverse=True) and slowest[0] == result["latency_max_ms"]
+    assert all(0 <= each["swap"] <= 3 for each in result["slowest"]), result["slowest"]
     assert result["requests"] > 0
     assert result["latency_max_ms"] >= result["latency_p50_ms"] > 0
 

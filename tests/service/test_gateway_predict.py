@@ -82,10 +82,8 @@ async def test_a_chunk_says_the_schema_of_the_revision_that_answered_not_of_the_
 
 def test_a_request_of_an_episode_in_progress_is_no_more_in_progress_than_that(kit):
     """A number that moved with every request would be news for every heartbeat."""
-    policies, episode = (
-        ServedPolicies.fixed({"tabletop": [kit.revision]}),
-        Episode(policy="tabletop", robot_id="robot", episode_id="one"),
-    )
+    policies = ServedPolicies.fixed({"tabletop": [kit.revision]})
+    episode = Episode(policy="tabletop", robot_id="robot", episode_id="one")
     counts = []
     for episodes in ([], [episode]):
         for each in episodes:
