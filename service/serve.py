@@ -104,6 +104,8 @@ class ServeConfig:
     # drains.
     load_timeout_s: float = 300.0
     drain_timeout_s: float = 600.0
+    # A revision in Triton that nobody has asked for so long is probed.
+    idle_probe_s: float = 5.0
     # A robot that is silent for so long has ended its episode.
     episode_idle_s: float = 60.0
 
@@ -118,8 +120,9 @@ class ServeConfig:
 
     def __post_init__(self) -> None:
         _ = self.rollout  # which refuses times that are none
-        if not self.episode_idle_s > 0:
-            raise ValueError(f"episode_idle_s is {self.episode_idle_s}, expected more than 0")
+        for name in ("episode_idle_s", "idle_probe_s"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected more than 0")
         if not 0 <= self.drain_s < math.inf:
             raise ValueError(f"drain_s is {self.drain_s}, expected 0 or more, and an end")
         if self.memory_budget_bytes is not None and self.memory_budget_bytes <= 0:
@@ -313,6 +316,7 @@ class Service:
             otlp_endpoint=config.tracing.endpoint if config.tracing is not None else "",
             drain_s=config.drain_s,
             load_timeout_s=config.load_timeout_s,
+            idle_probe_s=config.idle_probe_s,
             drain_timeout_s=config.drain_timeout_s,
             episode_idle_s=config.episode_idle_s,
             log_level=logging.getLogger().getEffectiveLevel(),
@@ -443,7 +447,8 @@ def _backend(config: ServeConfig, *, scratch: Path | None) -> tuple[LoadingBacke
     else:
         settings = TritonProcessSettings(threads=config.model.threads, otlp_http_url=config.otlp_http_url)
         triton = TritonProcess(find_installation(), settings, state=scratch)
-    return TritonBackend(triton, config.model, SupervisionSettings(load_timeout_s=config.load_timeout_s)), triton
+    supervision = SupervisionSettings(load_timeout_s=config.load_timeout_s, heartbeat_interval_s=config.idle_probe_s)
+    return TritonBackend(triton, config.model, supervision), triton
 
 
 def _triton_metrics(backend: LoadingBackend) -> Callable[[], Awaitable[bytes]] | None:

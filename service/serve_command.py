@@ -102,6 +102,14 @@ def add_serve_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -
         help="time that a revision gets to be ready on every gateway",
     )
     verb.add_argument(
+        "--idle-probe-s",
+        type=float,
+        default=5.0,
+        metavar="SECONDS",
+        help="a revision in Triton that nobody has asked for this long is probed, so that a death is noticed before a "
+        "robot does (default: %(default)g)",
+    )
+    verb.add_argument(
         "--drain-timeout-s",
         type=float,
         default=600.0,
@@ -163,6 +171,7 @@ def _serve(options: argparse.Namespace) -> Callable[[], int]:
         otlp_http_url=options.otlp_http_url,
         drain_s=options.drain_s,
         load_timeout_s=options.load_timeout_s,
+        idle_probe_s=options.idle_probe_s,
         drain_timeout_s=options.drain_timeout_s,
         episode_idle_s=options.episode_idle_s,
         model=replace(model_settings(options, batching=options.batching == "on"), num_gateways=options.gateways),

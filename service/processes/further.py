@@ -111,7 +111,7 @@ class FurtherGateway:
             ),
             config.model,
             # As long as the first process may take, which says when it failed.
-            SupervisionSettings(load_timeout_s=config.load_timeout_s),
+            SupervisionSettings(load_timeout_s=config.load_timeout_s, heartbeat_interval_s=config.idle_probe_s),
             models=AnothersModels(lambda revision: self.report_dead(revision)),
         )
         self._process = GatewayProcess(

@@ -58,8 +58,10 @@ class FurtherGatewayConfig:
     # Of the collector that gets traces; empty for none.
     otlp_endpoint: str
     drain_s: float
-    # Of an operator's load, of episodes in progress on a revision that drains, and of silence that ends an episode.
+    # Of an operator's load, of silence after which a revision is probed, of episodes in progress on a revision that
+    # drains, and of silence that ends an episode.
     load_timeout_s: float
+    idle_probe_s: float
     drain_timeout_s: float
     episode_idle_s: float
     # As logging numbers levels.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,12 +25,14 @@ from premotor.client.fleet.compare.capacity_phase import most_supplied
 from premotor.client.fleet.compare.equality import action_difference
 from premotor.client.fleet.compare.load import fleet_load
 from premotor.client.fleet.compare.ratios import bound, median_interval, round_ratios
+from premotor.client.fleet.compare.rest import Rest
 from premotor.client.fleet.compare.rounds import compare_ways
 from premotor.client.fleet.compare.servers import running
 from premotor.client.fleet.compare.settings import CompareSettings
 from premotor.client.fleet.compare.table import compare_lines
 from premotor.client.fleet.compare.ways import ServedWay, Turn, Ways
 from premotor.client.fleet.endpoint import Answer, AskError, MissingPeerError
+from premotor.client.fleet.machine import tree_cpu_s
 from premotor.client.fleet.robot import Ask, RobotLog
 from premotor.client.fleet.settings import FleetSettings
 from premotor.client.fleet.worker import OpenLoop
@@ -55,9 +58,7 @@ DESCRIPTION = PolicyDescription(
     max_inference_steps=8,
     schema_digest="d",
 )
-FLEET = FleetSettings(
-    endpoint="premotor", addresses=("x:1",), description=DESCRIPTION, embodiment=BODY, settle_s=ways.SETTLE_S
-)
+FLEET = FleetSettings(endpoint="premotor", addresses=("x:1",), description=DESCRIPTION, embodiment=BODY)
 
 
 def settings(**changes: object) -> CompareSettings:
@@ -357,6 +358,11 @@ async def test_a_way_that_answered_everything_is_not_saturated_and_its_ratio_a_b
     result, _ = await measured(toy_settings(), running)
     fleet = result["fleet"]["ways"]
     assert (fleet["premotor"]["saturated"], fleet["openpi"]["saturated"]) == (False, True)
+    assert fleet["premotor"]["failures_by_kind"] == {}
+    (failed,) = fleet["openpi"]["failures_by_kind"].items()
+    assert failed[0] == "DeadlineExceededError" and failed[1] == sum(fleet["openpi"]["failures"]["rounds"])
+    said = [line for line in compare_lines(result) if line.startswith("questions of")]
+    assert said == [f"questions of openpi that failed: {failed[0]} {failed[1]}"]
     over = fleet["premotor"]["over"]
     assert over["openpi"]["chunks_per_s"]["median"] == pytest.approx(2.0)
     assert over["openpi"]["chunks_per_s"]["bound"] == "at least"
@@ -388,10 +394,10 @@ async def test_few_rounds_and_shared_cpus_are_marked() -> None:
     ]
     assert next(iter(compare_lines(result))) == "MARK not pinned: robots and servers share this machine's CPUs"
     pinned = settings(client_cpus=(1,), server_cpus=(0,))
-    assert list(rounds._marks(pinned)) == [shortcut]
+    assert list(rounds._marks(pinned, fake_ways())) == [shortcut]
     # Where there is no Triton on either side, or on one alone, nobody has it easier by that.
     for other in ({"backend": "local"}, {"ways": ("bare", "premotor", "openpi")}):
-        assert list(rounds._marks(replace(pinned, **other))) == []
+        assert list(rounds._marks(replace(pinned, **other), fake_ways())) == []
 
 
 async def test_a_result_says_what_made_it_and_no_more_of_the_machine(monkeypatch, tmp_path: Path) -> None:
@@ -434,8 +440,78 @@ async def test_cpu_time_is_that_of_the_window_whose_chunks_are_counted(monkeypat
     monkeypatch.setattr(ways, "_spent_between", between)
     server: Any = SimpleNamespace(pid=7, end="")
     robots: Any = Robots()
-    _, cpu_s = await ServedWay(server, robots, FLEET).ask_openly(FLEET)
+    _, cpu_s = await ServedWay(server, robots, FLEET, Rest()).ask_openly(FLEET)
     assert (cpu_s, spent) == (0.25, [(7, pytest.approx(FLEET.duration_s - FLEET.settle_s))])
+
+
+def _busy(seconds: float) -> subprocess.Popen[bytes]:
+    """A process that works for so long and then waits for its end."""
+    work = f"import sys, time\nwhile time.process_time() < {seconds}: pass\nsys.stdin.read()"
+    return subprocess.Popen([sys.executable, "-c", work], stdin=subprocess.PIPE)
+
+
+def test_a_block_of_robots_that_ask_seldom_begins_once_they_were_answered_and_counts_enough_periods() -> None:
+    load = fleet_load(settings(num_robots=16), bare_p50_s=0.25, action_horizon=16)
+    seldom = load.of(FLEET, num_robots=4, block_s=4.0, seed=1)
+    assert seldom.period_s == pytest.approx(16 * 0.25 / 1.5)
+    assert seldom.settle_s == pytest.approx(2 * seldom.period_s)
+    assert seldom.duration_s - seldom.settle_s == pytest.approx(3 * seldom.period_s)
+    load = fleet_load(settings(num_robots=16), bare_p50_s=0.02, action_horizon=16)
+    often = load.of(FLEET, num_robots=4, block_s=4.0, seed=1)
+    assert (often.settle_s, often.duration_s) == (1.0, 5.0)
+
+
+async def test_a_block_begins_once_no_server_works_any_more() -> None:
+    rest = Rest()
+    with _busy(1.0) as process:
+        rest.pids.add(process.pid)
+        await rest()
+        spent_s = tree_cpu_s(process.pid)
+        assert process.stdin is not None
+        process.stdin.close()
+    assert spent_s is None or spent_s >= 1.0 - 0.02
+    assert rest.num_in_vain == 0
+
+
+@pytest.mark.skipif(tree_cpu_s(os.getpid()) is None, reason="who is busy is read from /proc")
+async def test_a_block_beside_a_server_that_does_not_end_its_work_is_marked() -> None:
+    rest = Rest(timeout_s=0.1)
+    with _busy(3600.0) as process:
+        rest.pids.add(process.pid)
+        try:
+            await rest()
+        finally:
+            process.kill()
+    found = fake_ways(premotor=FakeWay())
+    found.rest.num_in_vain = rest.num_in_vain
+    result, _ = await measured(toy_settings(), found)
+    assert "1 blocks began beside a server that was still busy with what came before" in result["marks"]
+
+
+async def test_whatever_is_asked_of_a_server_waits_until_all_are_at_rest() -> None:
+    order = []
+
+    class Robots:
+        driver_pipe_s = None
+
+        async def run(self, _: OpenLoop) -> list[RobotLog]:
+            order.append("asked")
+            return []
+
+        async def run_in_turn(self, _: tuple[int, ...]) -> RobotLog:
+            order.append("asked")
+            return RobotLog(robot=0)
+
+    async def rest() -> None:
+        order.append("rest")
+
+    server: Any = SimpleNamespace(pid=os.getpid(), end="")
+    robots: Any = Robots()
+    counted: Any = rest
+    served = ServedWay(server, robots, FLEET, counted)
+    await served.ask_openly(replace(FLEET, duration_s=FLEET.settle_s + 0.01))
+    await served.ask_in_turn(())
+    assert order == ["rest", "asked", "rest", "asked"]
 
 
 def test_missing_peers_come_before_the_figures() -> None:

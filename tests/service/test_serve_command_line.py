@@ -44,6 +44,7 @@ def logging_as_before() -> Iterator[None]:
         (["serve", "--policy", "a/b=somewhere"], "a policy 'a/b' came"),
         (["serve", "--policy", f"{'a' * 129}=somewhere"], "expected a name of 1 to 128 characters"),
         (["serve", "--policy", "a=b", "--episode-idle-s", "0"], "episode_idle_s is 0"),
+        (["serve", "--policy", "a=b", "--idle-probe-s", "nan"], "idle_probe_s is nan"),
         (["serve"], "--policy"),
         (["serve", "--policy", "a=b", "--port", "70000"], "is not a port"),
         (["serve", "--policy", "a=b", "--openpi-port", "x"], "'x' is not a port"),

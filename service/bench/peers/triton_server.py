@@ -14,7 +14,7 @@ from pathlib import Path
 from service.bench.peers.served_model import announce
 from service.model_settings import ModelSettings
 from service.revision import read_revision
-from service.triton.backend import TritonBackend
+from service.triton.backend import SupervisionSettings, TritonBackend
 from service.triton.installation import find_installation
 from service.triton.repository import model_name
 from service.triton.server import TritonProcess, TritonProcessSettings
@@ -24,7 +24,8 @@ async def serve(checkpoint: Path, settings: ModelSettings) -> None:
     """Until SIGTERM."""
     revision = read_revision(checkpoint, policy="measured")
     server = TritonProcess(find_installation(), TritonProcessSettings(threads=settings.threads))
-    backend = TritonBackend(server, settings)
+    # None in the blocks of others.
+    backend = TritonBackend(server, settings, SupervisionSettings(heartbeat_interval_s=3600.0))
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)

@@ -35,6 +35,7 @@ CONFIG = FurtherGatewayConfig(
     otlp_endpoint="",
     drain_s=1.5,
     load_timeout_s=20.0,
+    idle_probe_s=7.0,
     drain_timeout_s=40.0,
     episode_idle_s=30.0,
     log_level=20,

@@ -225,6 +225,7 @@ def _config(process: int, gateway_id: str) -> FurtherGatewayConfig:
         otlp_endpoint="",
         drain_s=0.0,
         load_timeout_s=1.0,
+        idle_probe_s=1.0,
         drain_timeout_s=1.0,
         episode_idle_s=1.0,
         log_level=30,

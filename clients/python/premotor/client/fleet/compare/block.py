@@ -35,6 +35,8 @@ class Block:
     is_valid: bool
     was_repeated: bool
     num_stale: int
+    # By kind, as often as each came.
+    failures: dict[str, int]
     numbers: dict[str, float]
     sample: tuple[SampledChunk, ...]
 
@@ -54,6 +56,7 @@ async def _run_once(served: ServedWay, settings: FleetSettings, *, was_repeated:
         is_valid=is_valid,
         was_repeated=was_repeated,
         num_stale=report["asserted"]["num_stale_actions"],
+        failures=report["fleet"]["failures"] if is_valid else {},
         numbers=numbers if is_valid else dict.fromkeys(numbers, float("nan")),
         sample=_sample(logs, settings.seed),
     )

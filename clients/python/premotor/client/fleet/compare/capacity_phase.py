@@ -16,7 +16,7 @@ from premotor.client.fleet.compare.block import run_block
 from premotor.client.fleet.compare.load import FleetLoad
 from premotor.client.fleet.compare.ratios import bound, median_interval, round_ratios
 from premotor.client.fleet.compare.settings import PEERS, CompareSettings
-from premotor.client.fleet.compare.ways import SETTLE_S, ServedWay, Ways
+from premotor.client.fleet.compare.ways import ServedWay, Ways
 from premotor.client.fleet.figures import SUPPLIED_GOAL
 
 
@@ -77,8 +77,7 @@ async def most_supplied(counts: Sequence[int], is_supplied: Callable[[int], Awai
 async def _search(settings: CompareSettings, served: ServedWay, load: FleetLoad, seed: int, search: _Search) -> None:
     async def is_supplied(count: int) -> bool:
         # Twice as long as a block: what a queue grows to shows late.
-        duration_s = SETTLE_S + 2 * settings.block_s
-        asked = load.of(served.settings, num_robots=count, duration_s=duration_s, seed=seed)
+        asked = load.of(served.settings, num_robots=count, block_s=2 * settings.block_s, seed=seed)
         block = await run_block(served, asked)
         search.num_repeated += block.was_repeated
         search.num_stale += block.num_stale

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,7 @@ from premotor.client.fleet.compare.equality import TOLERANCE, action_difference,
 from premotor.client.fleet.compare.load import FleetLoad
 from premotor.client.fleet.compare.ratios import bound, median_interval, round_ratios
 from premotor.client.fleet.compare.settings import PEERS, CompareSettings
-from premotor.client.fleet.compare.ways import SETTLE_S, BareWay, Ways
+from premotor.client.fleet.compare.ways import BareWay, Ways
 
 # A way that answered so much of what it was asked for could have answered more: how much, this load does not show.
 _ANSWERED_WHEN_OPEN = 0.95
@@ -33,6 +33,7 @@ class _Blocks:
     num_invalid: int = 0
     num_repeated: int = 0
     num_stale: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
     num_compared: int = 0
     difference: float = 0.0
 
@@ -40,6 +41,7 @@ class _Blocks:
         self.num_invalid += not block.is_valid
         self.num_repeated += block.was_repeated
         self.num_stale += block.num_stale
+        self.failures.update(block.failures)
         for name, value in block.numbers.items():
             self.numbers[name].append(value)
 
@@ -68,7 +70,7 @@ async def fleet_phase(settings: CompareSettings, ways: Ways, load: FleetLoad) ->
                 asked = load.of(
                     ways.served[way].settings,
                     num_robots=settings.num_robots,
-                    duration_s=SETTLE_S + settings.block_s,
+                    block_s=settings.block_s,
                     seed=settings.seed + number,
                 )
                 block = await run_block(ways.served[way], asked)
@@ -95,6 +97,7 @@ def _figures(settings: CompareSettings, way: Any, blocks: dict[Any, _Blocks]) ->
     cannot_tell = settings.sees_other_pixels(way) or not found.num_compared
     return {
         **{name: median_interval(values) for name, values in found.numbers.items()},
+        "failures_by_kind": dict(found.failures),
         "saturated": found.is_saturated,
         "invalid_rounds": found.num_invalid,
         "repeated_blocks": found.num_repeated,

@@ -10,6 +10,13 @@ from dataclasses import dataclass, replace
 from premotor.client.fleet.compare.settings import CompareSettings
 from premotor.client.fleet.settings import FleetSettings
 
+# Of a block, uncounted: this long at least, and until every robot has asked, within its first period, and had as long
+# again to be answered.
+_SETTLE_S = 1.0
+_SETTLE_PERIODS = 2.0
+# A block counts this many periods at least: in fewer it is chance how many answers it has.
+_FEWEST_PERIODS = 3.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class FleetLoad:
@@ -23,13 +30,16 @@ class FleetLoad:
     bare_per_s: float
     times_bare: float
 
-    def of(self, settings: FleetSettings, *, num_robots: int, duration_s: float, seed: int) -> FleetSettings:
+    def of(self, settings: FleetSettings, *, num_robots: int, block_s: float, seed: int) -> FleetSettings:
+        """A block that counts for `block_s`, or longer where robots ask too seldom for that."""
+        settle_s = max(_SETTLE_S, _SETTLE_PERIODS / self.rate_hz)
         return replace(
             settings,
             num_robots=num_robots,
             rate_hz=self.rate_hz,
             control_rate_hz=self.control_rate_hz,
-            duration_s=duration_s,
+            duration_s=settle_s + max(block_s, _FEWEST_PERIODS / self.rate_hz),
+            settle_s=settle_s,
             seed=seed,
         )
 

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from datetime import datetime, timezone
+from functools import partial
 from typing import Any
 
 from premotor.client.fleet.compare.capacity_phase import capacity_phase
@@ -49,7 +50,7 @@ async def compare_ways(settings: CompareSettings, ways: Ways, keep: Keep) -> dic
     result: dict[str, Any] = {
         "complete": False,
         "problems": [],
-        "marks": list(_marks(settings)),
+        "marks": [],
         "command": describe_command(),
         "commit": await asyncio.to_thread(describe_commit, settings.source),
         "began": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -69,24 +70,26 @@ async def compare_ways(settings: CompareSettings, ways: Ways, keep: Keep) -> dic
         "fleet": None,
         "capacity": None,
     }
-    _keep(result, keep)
+    keep = partial(_keep, settings, ways, keep)
+    keep(result)
     bare_p50_s = result["latency"]["ways"][BARE]["p50_ms"]["median"] / 1e3
     load = fleet_load(settings, bare_p50_s=bare_p50_s, action_horizon=ways.description.action_horizon)
     result["fleet"] = await fleet_phase(settings, ways, load)
-    _keep(result, keep)
+    keep(result)
     if settings.robot_counts:
         result["capacity"] = await capacity_phase(settings, ways, load)
     result["complete"] = True
-    _keep(result, keep)
+    keep(result)
     return result
 
 
-def _keep(result: dict[str, Any], keep: Keep) -> None:
+def _keep(settings: CompareSettings, ways: Ways, keep: Keep, result: dict[str, Any]) -> None:
+    result["marks"] = list(_marks(settings, ways))
     result["problems"] = list(_problems(result))
     keep(result)
 
 
-def _marks(settings: CompareSettings) -> Iterable[str]:
+def _marks(settings: CompareSettings, ways: Ways) -> Iterable[str]:
     """What a reader of figures must know beside them."""
     if not (settings.client_cpus and settings.server_cpus):
         yield "not pinned: robots and servers share this machine's CPUs"
@@ -96,6 +99,8 @@ def _marks(settings: CompareSettings) -> Iterable[str]:
             "triton: its questions go whole through Triton's HTTP service, which reads 4 KiB at a time; those of our "
             "service lie in shared memory from 64 KiB on"
         )
+    if ways.rest.num_in_vain:
+        yield f"{ways.rest.num_in_vain} blocks began beside a server that was still busy with what came before"
     counted = [("latency and fleet", settings.rounds)]
     counted += [("capacity", settings.capacity_rounds)] if settings.robot_counts else []
     for phase, rounds in counted:

@@ -102,6 +102,8 @@ class CompareSettings:
         return (
             *(self.python, "-m", "service", "--log-level", "warning", "serve"),
             *("--policy", f"{POLICY}={checkpoint}", "--port", "0", "--admin-port", "0", "--backend", self.backend),
+            # What nobody asks would be probed in the others' blocks.
+            *("--idle-probe-s", "3600"),
             *("--threads", str(self.threads), "--dtype", self.dtype, "--max-batch-size", str(self.max_batch_size)),
         )
 

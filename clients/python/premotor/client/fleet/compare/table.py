@@ -63,6 +63,10 @@ def _fleet_lines(fleet: dict[str, Any]) -> Iterable[str]:
             f"{_bounded(over.get('openpi', {}).get('chunks_per_s'), _NOT_SATURATED):>26} "
             f"{_bounded(over.get('lerobot', {}).get('chunks_per_s'), _NOT_SATURATED):>26}{notes}"
         )
+    for way, found in fleet["ways"].items():
+        if failures := found["failures_by_kind"]:
+            counts = ", ".join(f"{kind} {count}" for kind, count in sorted(failures.items()))
+            yield f"questions of {way} that failed: {counts}"
 
 
 def _capacity_lines(capacity: dict[str, Any]) -> Iterable[str]:

@@ -19,6 +19,7 @@ import numpy as np
 
 from premotor.client.description import PolicyDescription
 from premotor.client.errors import FixRequestError, PolicyError
+from premotor.client.fleet.compare.rest import Rest
 from premotor.client.fleet.compare.servers import RunningServer, run_command, running
 from premotor.client.fleet.compare.settings import POLICY, SERVED_WAYS, CompareSettings, Way
 from premotor.client.fleet.endpoint import AskError, MissingPeerError
@@ -30,9 +31,6 @@ from premotor.client.fleet.robot import RobotLog
 from premotor.client.fleet.settings import EndpointKind, FleetSettings
 from premotor.client.fleet.worker import IN_TURN_TIMEOUT_S, OpenLoop, make_questions
 from premotor.client.sync_client import PolicyClient
-
-# Of a block, uncounted.
-SETTLE_S = 1.0
 
 
 @dataclass(kw_only=True, eq=False)
@@ -47,12 +45,14 @@ class Turn:
 class BareWay:
     """The forward in a process of its own, without a server."""
 
-    def __init__(self, program: PipeProgram, questions: Questions) -> None:
+    def __init__(self, program: PipeProgram, questions: Questions, rest: Rest) -> None:
         self._program = program
         self._questions = questions
+        self._rest = rest
         self._chunks: dict[tuple[int, int], np.ndarray] = {}
 
     async def ask_in_turn(self, numbers: Sequence[int]) -> Turn:
+        await self._rest()
         turn = Turn()
         before_s = tree_cpu_s(self._program.pid)
         for number in numbers:
@@ -82,11 +82,12 @@ class BareWay:
 
 
 class ServedWay:
-    """A server and the processes that its robots live in."""
+    """A server and the processes that its robots live in. Whatever is asked waits until all servers are at rest."""
 
-    def __init__(self, server: RunningServer, robots: FleetProcesses, settings: FleetSettings) -> None:
+    def __init__(self, server: RunningServer, robots: FleetProcesses, settings: FleetSettings, rest: Rest) -> None:
         self._server = server
         self._robots = robots
+        self._rest = rest
         self.settings = settings
 
     @property
@@ -101,6 +102,7 @@ class ServedWay:
 
     async def ask_in_turn(self, numbers: Sequence[int]) -> Turn:
         """Raises AskError when one failed: what is compared must have answered."""
+        await self._rest()
         before_s = tree_cpu_s(self._server.pid)
         log = await self._robots.run_in_turn(tuple(numbers))
         turn = Turn(cpu_s=_spent_s(before_s, tree_cpu_s(self._server.pid)))
@@ -113,6 +115,7 @@ class ServedWay:
 
     async def ask_openly(self, settings: FleetSettings) -> tuple[list[RobotLog], float | None]:
         """One block of a fleet, and the server's CPU seconds in the window whose chunks are counted."""
+        await self._rest()
         start_s = time.monotonic() + START_DELAY_S
         window_s = (start_s + settings.settle_s, start_s + settings.duration_s)
         spending = asyncio.create_task(_spent_between(self._server.pid, *window_s))
@@ -136,6 +139,7 @@ class Ways:
     bare: BareWay
     served: dict[EndpointKind, ServedWay]
     missing: dict[str, str]
+    rest: Rest = field(default_factory=Rest)
     failed: dict[str, str] = field(default_factory=dict)
 
     @contextlib.contextmanager
@@ -158,6 +162,7 @@ async def running_ways(settings: CompareSettings) -> AsyncIterator[Ways]:
     Raises MissingPeerError when our own service or the bare forward does not start, FixRequestError for a body or
     frames that the policy has not.
     """
+    rest = Rest()
     async with contextlib.AsyncExitStack() as stack:
         checkpoint = settings.checkpoint.resolve()
         if settings.size:
@@ -175,6 +180,7 @@ async def running_ways(settings: CompareSettings) -> AsyncIterator[Ways]:
         # Where the servers are: it is what they are measured by.
         with pinned(settings.server_cpus):
             await program.start(questions.views)
+        rest.pids |= {service.pid, program.pid}
         served: dict[EndpointKind, ServedWay] = {}
         missing: dict[str, str] = {}
         for way in SERVED_WAYS:
@@ -187,18 +193,20 @@ async def running_ways(settings: CompareSettings) -> AsyncIterator[Ways]:
                     server = await stack.enter_async_context(
                         running(command, source=settings.source, cpus=settings.server_cpus)
                     )
+                    rest.pids.add(server.pid)
                 way_settings = _way_settings(settings, asked, way, server.ready)
                 robots = await stack.enter_async_context(FleetProcesses(way_settings, way_settings.addresses))
             except (MissingPeerError, AskError) as error:
                 missing[way] = str(error)
             else:
-                served[way] = ServedWay(server, robots, way_settings)
+                served[way] = ServedWay(server, robots, way_settings, rest)
         yield Ways(
             description=description,
             asked=questions.describe(),
-            bare=BareWay(program, questions),
+            bare=BareWay(program, questions, rest),
             served=served,
             missing=missing,
+            rest=rest,
         )
 
 
@@ -219,8 +227,6 @@ def _asked(settings: CompareSettings, description: PolicyDescription) -> FleetSe
         description=description,
         embodiment=embodiment,
         num_robots=settings.most_robots,
-        duration_s=SETTLE_S + settings.block_s,
-        settle_s=SETTLE_S,
         with_history=False,
         policy_seed=0,
         pin=settings.client_cpus,
