@@ -253,6 +253,7 @@ class TritonBackend:
         refused = False
         while client is self._client:
             try:
+                await self._server.end_model(model.name)
                 await self._bring_up(client, model)
                 return
             except RevisionError as error:

@@ -13,6 +13,7 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -38,6 +39,9 @@ _LOG_TAIL_LINES = 30
 _LOSS_TAIL_LINES = 3
 # Triton writes it behind the address, also where that is a path and the port is none.
 _GRPC_PORT = 1
+_PROC = Path("/proc")
+# The program behind each model.
+_STUB = b"/triton_python_backend_stub"
 # Enough for the frames of a batch, so that no request waits for the region to grow.
 _SHM_BYTES_PER_MODEL = 16 * 1024 * 1024
 
@@ -90,6 +94,10 @@ class TritonServer(Protocol):
 
     async def wait_lost(self) -> str:
         """Returns why, once it no longer answers."""
+        ...
+
+    async def end_model(self, model: str) -> None:
+        """Ends what is left of the process behind a model that Triton takes for dead; none is no error."""
         ...
 
     async def abandon(self) -> None:
@@ -209,6 +217,10 @@ class TritonProcess:
             return "tritonserver is not running"
         status = await self._guard.wait()
         return "; ".join([f"tritonserver ended with status {status}", *list(self._log_tail)[-_LOSS_TAIL_LINES:]])
+
+    async def end_model(self, model: str) -> None:
+        """One that was only not run for a second is dead to Triton, which then forgets it with all that it holds."""
+        await asyncio.to_thread(_kill_stubs, str(self._repository / model))
 
     async def abandon(self) -> None:
         self._release_control()
@@ -387,6 +399,9 @@ class ExternalTriton:
             client.close()
         return f"tritonserver at {self._address} does not answer"
 
+    async def end_model(self, model: str) -> None:
+        """Its owner's processes are not ours to end, and may not be visible from here."""
+
     async def abandon(self) -> None:
         """Its owner decides when it restarts; here its models are brought up anew."""
         self._abandoned = True
@@ -408,6 +423,17 @@ class ExternalTriton:
         finally:
             client.close()
             tenancy.forget_leftovers()
+
+
+def _kill_stubs(model_directory: str) -> None:
+    """SIGKILL for the processes that run the model of a directory of the repository."""
+    source = os.fsencode(f"{model_directory}/")
+    for process in _PROC.glob("[0-9]*"):
+        # Of a process that has ended meanwhile, or of somebody else, nothing is read.
+        with contextlib.suppress(OSError):
+            program, *arguments = (process / "cmdline").read_bytes().split(b"\0")
+            if program.endswith(_STUB) and any(argument.startswith(source) for argument in arguments):
+                os.kill(int(process.name), signal.SIGKILL)
 
 
 async def _wait_live(server: TritonServer, *, timeout_s: float) -> str | None:

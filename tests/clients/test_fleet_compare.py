@@ -249,7 +249,7 @@ class FakeWay:
     end = ""
 
     def __init__(self, *, capacity: int = 100, error: float = 0.0, lag_s: float = 0.0, fails_after: int = 1000) -> None:
-        self.settings = FLEET
+        self.settings, self.name = FLEET, ""
         self.capacity, self.error, self.lag_s, self.turns_left = capacity, error, lag_s, fails_after
         self.blocks: list[FleetSettings] = []
 
@@ -450,6 +450,29 @@ def _busy(seconds: float) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", work], stdin=subprocess.PIPE)
 
 
+async def test_a_robot_asks_all_ways_in_turn_within_seconds_of_each_other(monkeypatch) -> None:
+    monkeypatch.setattr(latency_phase, "_QUESTIONS_A_TURN", 2)
+    turns: list[tuple[str, list[int]]] = []
+
+    class Listed(FakeWay):
+        async def ask_in_turn(self, numbers: Sequence[int]) -> Turn:
+            turns.append((self.name, list(numbers)))
+            return await super().ask_in_turn(numbers)
+
+    names = ("premotor", "openpi", "triton")
+    served = {name: Listed() for name in names}
+    for name, way in served.items():
+        way.name = name
+    result, _ = await measured(toy_settings(rounds=2, block_s=0.05, robot_counts=()), fake_ways(**served))
+    assert result["latency"]["questions_a_block"] == 5
+    counted = [turn for turn in turns if turn[1] != [0]]
+    for first in range(0, len(counted), len(names)):
+        together = counted[first : first + len(names)]
+        assert {name for name, _ in together} == set(names)
+        assert len({tuple(numbers) for _, numbers in together}) == 1
+    assert [numbers for name, numbers in counted if name == "openpi"] == [[0, 1], [2, 3], [4], [5, 6], [7, 8], [9]]
+
+
 def test_a_block_of_robots_that_ask_seldom_begins_once_they_were_answered_and_counts_enough_periods() -> None:
     load = fleet_load(settings(num_robots=16), bare_p50_s=0.25, action_horizon=16)
     seldom = load.of(FLEET, num_robots=4, block_s=4.0, seed=1)
@@ -488,7 +511,7 @@ async def test_a_block_beside_a_server_that_does_not_end_its_work_is_marked() ->
     assert "1 blocks began beside a server that was still busy with what came before" in result["marks"]
 
 
-async def test_whatever_is_asked_of_a_server_waits_until_all_are_at_rest() -> None:
+async def test_a_block_of_a_fleet_waits_until_all_servers_are_at_rest() -> None:
     order = []
 
     class Robots:
@@ -498,10 +521,6 @@ async def test_whatever_is_asked_of_a_server_waits_until_all_are_at_rest() -> No
             order.append("asked")
             return []
 
-        async def run_in_turn(self, _: tuple[int, ...]) -> RobotLog:
-            order.append("asked")
-            return RobotLog(robot=0)
-
     async def rest() -> None:
         order.append("rest")
 
@@ -510,8 +529,7 @@ async def test_whatever_is_asked_of_a_server_waits_until_all_are_at_rest() -> No
     counted: Any = rest
     served = ServedWay(server, robots, FLEET, counted)
     await served.ask_openly(replace(FLEET, duration_s=FLEET.settle_s + 0.01))
-    await served.ask_in_turn(())
-    assert order == ["rest", "asked", "rest", "asked"]
+    assert order == ["rest", "asked"]
 
 
 def test_missing_peers_come_before_the_figures() -> None:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import os
 import platform
 import shutil
-import signal
 import sys
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
@@ -82,9 +80,13 @@ class Running:
 
     def kill(self, name: str) -> None:
         """SIGKILL for the one process of that name below this one."""
-        victims = [child for child in psutil.Process().children(recursive=True) if self._is(child, name)]
-        assert len(victims) == 1, victims
-        os.kill(victims[0].pid, signal.SIGKILL)
+        self.child(name).kill()
+
+    def child(self, name: str) -> psutil.Process:
+        """The one process of that name below this one."""
+        found = [child for child in psutil.Process().children(recursive=True) if self._is(child, name)]
+        assert len(found) == 1, found
+        return found[0]
 
     @staticmethod
     def _is(process: psutil.Process, name: str) -> bool:
@@ -295,6 +297,27 @@ async def test_a_killed_process_costs_unavailable_answers_until_service_resumes_
     assert all(isinstance(failure, BackendUnavailableError) for failure in failures), failures
     assert slowest_s < timeout_s + 1.0
     assert await running.backend.ready(running.revision.revision)
+
+
+async def test_a_model_that_only_stood_still_is_taken_for_dead_and_leaves_no_process_behind(running: Running) -> None:
+    # As on a machine that has no time for it: Triton gives its process a second to say that it lives.
+    request = running.cases[0].request
+    await running.predict(request)
+    still = running.child("triton_python_backend_stub")
+    still.suspend()
+    try:
+        with pytest.raises(BackendUnavailableError):
+            await running.predict(request)
+        async with asyncio.timeout(RECOVERY_S):
+            while not await running.backend.ready(running.revision.revision):  # noqa: ASYNC110  # no event says it
+                await asyncio.sleep(0.05)
+        chunk = await running.predict(request)
+        np.testing.assert_allclose(chunk.actions, running.cases[0].expected, rtol=0, atol=1e-5)
+        assert not still.is_running() or still.status() == psutil.STATUS_ZOMBIE
+        assert running.child("triton_python_backend_stub").pid != still.pid
+    finally:
+        if still.is_running():
+            still.kill()
 
 
 async def test_another_service_in_the_same_triton_takes_nothing_with_it_when_it_stops(running: Running) -> None:

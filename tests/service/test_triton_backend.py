@@ -191,6 +191,7 @@ class FakeProcess:
         self.shares_memory = False
         self.num_starts = 0
         self.num_failing_starts = 0
+        self.ended: list[str] = []
         self.abandoned = asyncio.Event()
         self._lost = asyncio.Event()
         self._server: asyncio.Server | None = None
@@ -228,6 +229,9 @@ class FakeProcess:
     async def kill(self) -> None:
         await self.stop()
         self._lost.set()
+
+    async def end_model(self, model: str) -> None:
+        self.ended.append(model)
 
     async def abandon(self) -> None:
         self.abandoned.set()
@@ -367,6 +371,8 @@ async def test_a_dead_model_is_loaded_again_while_triton_lives(process: FakeProc
         await become_ready(backend, revision)
         await backend.predict(revision.revision, request, timeout_s=5)
         assert (len(process.triton.loads), process.num_starts) == (2, 1)
+        # It may only have stood still, and would keep what it holds.
+        assert process.ended == [process.triton.loads[0]]
 
 
 async def test_a_model_that_stays_dead_costs_triton_its_life(process: FakeProcess, revision: Revision) -> None:

@@ -18,8 +18,11 @@ from premotor.client.fleet.compare.settings import CompareSettings
 from premotor.client.fleet.compare.ways import Turn, Ways
 
 BARE = "bare"
-# The first of a block find the caches as the block before left them.
-_SETTLING_QUESTIONS = 3
+# Asked of a way before the next one has its turn: a machine's speed drifts within seconds, which all ways must have
+# alike.
+_QUESTIONS_A_TURN = 4
+# The first of a turn finds the caches as the way before left them.
+_SETTLING_QUESTIONS = 1
 _FEWEST_QUESTIONS = 5
 
 
@@ -49,10 +52,16 @@ async def latency_phase(settings: CompareSettings, ways: Ways) -> dict[str, Any]
     blocks = {way: _Blocks() for way in (BARE, *ways.served)}
     order, rng = list(blocks), random.Random(settings.seed)
     for number in range(settings.rounds):
-        rng.shuffle(order)
-        turns = await _round(ways, order, range(number * count, (number + 1) * count))
+        await ways.rest()
+        turns = {way: Turn(cpu_s=0.0) for way in blocks}
+        for first in range(number * count, (number + 1) * count, _QUESTIONS_A_TURN):
+            rng.shuffle(order)
+            asked = range(first, min(first + _QUESTIONS_A_TURN, (number + 1) * count))
+            for way in order:
+                await _have_turn(ways, way, asked, turns[way])
         for way, turn in turns.items():
-            blocks[way].enter(turn, turns[BARE])
+            if way == BARE or way in ways.served:
+                blocks[way].enter(turn, turns[BARE])
         print(f"latency: round {number + 1} of {settings.rounds}", file=sys.stderr)
     return {
         "questions_a_block": count,
@@ -61,17 +70,15 @@ async def latency_phase(settings: CompareSettings, ways: Ways) -> dict[str, Any]
     }
 
 
-async def _round(ways: Ways, order: list[str], numbers: range) -> dict[str, Turn]:
-    turns: dict[str, Turn] = {}
-    for way in order:
-        if way == BARE:
-            await ways.bare.ask_in_turn(range(_SETTLING_QUESTIONS))
-            turns[way] = await ways.bare.ask_in_turn(numbers)
-        elif way in ways.served:
-            with ways.failing_alone(way):
-                await ways.served[way].ask_in_turn(range(_SETTLING_QUESTIONS))
-                turns[way] = await ways.served[way].ask_in_turn(numbers)
-    return turns
+async def _have_turn(ways: Ways, way: str, numbers: range, turn: Turn) -> None:
+    """Asks these of a way, and adds what came to its `turn` of the round; a way that fails is out."""
+    if way == BARE:
+        await ways.bare.ask_in_turn(range(_SETTLING_QUESTIONS))
+        turn.add(await ways.bare.ask_in_turn(numbers))
+    elif way in ways.served:
+        with ways.failing_alone(way):
+            await ways.served[way].ask_in_turn(range(_SETTLING_QUESTIONS))
+            turn.add(await ways.served[way].ask_in_turn(numbers))
 
 
 def _figures(settings: CompareSettings, ways: Ways, way: str, blocks: dict[str, _Blocks]) -> dict[str, Any]:

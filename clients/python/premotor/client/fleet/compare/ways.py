@@ -41,18 +41,22 @@ class Turn:
     chunks: list[np.ndarray] = field(default_factory=list)
     cpu_s: float | None = None
 
+    def add(self, further: Turn) -> None:
+        """Those of another turn of the same way."""
+        self.latencies_s += further.latencies_s
+        self.chunks += further.chunks
+        self.cpu_s = None if self.cpu_s is None or further.cpu_s is None else self.cpu_s + further.cpu_s
+
 
 class BareWay:
     """The forward in a process of its own, without a server."""
 
-    def __init__(self, program: PipeProgram, questions: Questions, rest: Rest) -> None:
+    def __init__(self, program: PipeProgram, questions: Questions) -> None:
         self._program = program
         self._questions = questions
-        self._rest = rest
         self._chunks: dict[tuple[int, int], np.ndarray] = {}
 
     async def ask_in_turn(self, numbers: Sequence[int]) -> Turn:
-        await self._rest()
         turn = Turn()
         before_s = tree_cpu_s(self._program.pid)
         for number in numbers:
@@ -82,7 +86,7 @@ class BareWay:
 
 
 class ServedWay:
-    """A server and the processes that its robots live in. Whatever is asked waits until all servers are at rest."""
+    """A server and the processes that its robots live in. A block of a fleet waits until all servers are at rest."""
 
     def __init__(self, server: RunningServer, robots: FleetProcesses, settings: FleetSettings, rest: Rest) -> None:
         self._server = server
@@ -102,7 +106,6 @@ class ServedWay:
 
     async def ask_in_turn(self, numbers: Sequence[int]) -> Turn:
         """Raises AskError when one failed: what is compared must have answered."""
-        await self._rest()
         before_s = tree_cpu_s(self._server.pid)
         log = await self._robots.run_in_turn(tuple(numbers))
         turn = Turn(cpu_s=_spent_s(before_s, tree_cpu_s(self._server.pid)))
@@ -203,7 +206,7 @@ async def running_ways(settings: CompareSettings) -> AsyncIterator[Ways]:
         yield Ways(
             description=description,
             asked=questions.describe(),
-            bare=BareWay(program, questions, rest),
+            bare=BareWay(program, questions),
             served=served,
             missing=missing,
             rest=rest,
