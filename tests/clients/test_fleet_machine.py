@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 
 from premotor.client.fleet import machine
-from premotor.client.fleet.machine import check_cpus, cpu_shares, describe_commit, describe_machine, pinned, tree_cpu_s
+from premotor.client.fleet.machine import (
+    check_cpus,
+    cpu_shares,
+    describe_command,
+    describe_commit,
+    describe_machine,
+    pinned,
+    tree_cpu_s,
+)
 
 
 @pytest.mark.parametrize(
@@ -64,6 +72,13 @@ def test_the_cpu_time_of_a_process_includes_what_it_started() -> None:
         found = tree_cpu_s(process.pid)
         process.stdin.close()
     assert found is None or found >= 0.2
+
+
+def test_the_command_hides_the_server_and_keeps_an_empty_value(monkeypatch) -> None:
+    called = ["premotor", "fleet", "--address", "robots.example:1", "--robot-counts", "", "--json", "/a/b/out.json"]
+    monkeypatch.setattr(sys, "argv", called)
+    assert describe_command("robots.example:1").endswith("--address HOST:PORT --robot-counts '' --json out.json")
+    assert describe_command().endswith("--robot-counts '' --json out.json")
 
 
 def test_the_commit_is_that_of_the_directory_and_says_what_differs_from_it(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def version_in(environment: Path, package: str) -> str | None:
 
 def describe_command(address: str = "") -> str:
     """As this process was called. Where a server or a file lies says nothing about a figure."""
-    words = ["HOST:PORT" if word == address else word for word in sys.argv[1:]]
+    words = ["HOST:PORT" if address and word == address else word for word in sys.argv[1:]]
     words = [Path(word).name if word.startswith("/") else word for word in words]
     return f"python -m premotor.client {shlex.join(words)}"
 
