@@ -64,13 +64,14 @@ def main() -> None:
         for name, player in players.items():
             counts = player.wait(timeout_s=2 * options.steps / embodiment.control_rate_hz + 30).counts
             age_ms = 1000 * counts.mean_age_steps / embodiment.control_rate_hz
-            print(f"{name}: {counts.num_played} played at an age of {age_ms:.0f} ms, {counts.num_underruns} underruns")
+            played = f"{name}: {counts.num_played} played at an age of {age_ms:.0f} ms"
+            print(f"{played}, {counts.num_underruns} underruns\n", end="")
 
 
 def tell(name: str, event: PlayerEvent) -> None:
     """One line for what an operator would want to know."""
     if isinstance(event, (Failed, Reconnected, SwapSeen)) or (isinstance(event, Held) and event.reason == "underrun"):
-        print(f"{name}, step {event.step}: {type(event).__name__}")
+        print(f"{name}, step {event.step}: {type(event).__name__}\n", end="")  # in one piece beside another robot's
 
 
 if __name__ == "__main__":
