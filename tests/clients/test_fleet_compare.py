@@ -444,12 +444,6 @@ async def test_cpu_time_is_that_of_the_window_whose_chunks_are_counted(monkeypat
     assert (cpu_s, spent) == (0.25, [(7, pytest.approx(FLEET.duration_s - FLEET.settle_s))])
 
 
-def _busy(seconds: float) -> subprocess.Popen[bytes]:
-    """A process that works for so long and then waits for its end."""
-    work = f"import sys, time\nwhile time.process_time() < {seconds}: pass\nsys.stdin.read()"
-    return subprocess.Popen([sys.executable, "-c", work], stdin=subprocess.PIPE)
-
-
 async def test_a_robot_asks_all_ways_in_turn_within_seconds_of_each_other(monkeypatch) -> None:
     monkeypatch.setattr(latency_phase, "_QUESTIONS_A_TURN", 2)
     turns: list[tuple[str, list[int]]] = []
@@ -482,6 +476,12 @@ def test_a_block_of_robots_that_ask_seldom_begins_once_they_were_answered_and_co
     load = fleet_load(settings(num_robots=16), bare_p50_s=0.02, action_horizon=16)
     often = load.of(FLEET, num_robots=4, block_s=4.0, seed=1)
     assert (often.settle_s, often.duration_s) == (1.0, 5.0)
+
+
+def _busy(seconds: float) -> subprocess.Popen[bytes]:
+    """A process that works for so long and then waits for its end."""
+    work = f"import sys, time\nwhile time.process_time() < {seconds}: pass\nsys.stdin.read()"
+    return subprocess.Popen([sys.executable, "-c", work], stdin=subprocess.PIPE)
 
 
 async def test_a_block_begins_once_no_server_works_any_more() -> None:

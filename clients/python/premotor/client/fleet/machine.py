@@ -107,8 +107,8 @@ def pinned(cpus: Sequence[int]) -> Iterator[None]:
         pin(before)
 
 
-def tree_cpu_s(pid: int) -> float | None:
-    """CPU seconds of a process and all below it that still live; None where there is no /proc.
+def tree_cpu_s(*pids: int) -> float | None:
+    """CPU seconds of processes and all below them that still live; None where there is no /proc.
 
     Of one that has ended since only what its parent waited for counts, so compare moments between which none ended.
     """
@@ -130,9 +130,9 @@ def tree_cpu_s(pid: int) -> float | None:
     total = 0
     for process in ticks:
         ancestor = process
-        while ancestor not in (0, pid):
+        while ancestor not in (0, *pids):
             ancestor = parents.get(ancestor, 0)
-        total += ticks[process] if ancestor == pid else 0
+        total += ticks[process] if ancestor in pids else 0
     return total / os.sysconf("SC_CLK_TCK")
 
 

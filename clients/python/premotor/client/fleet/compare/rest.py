@@ -42,4 +42,4 @@ class Rest:
         return (await asyncio.to_thread(self._spent_s) - before_s) / _LOOK_S
 
     def _spent_s(self) -> float:
-        return sum(tree_cpu_s(pid) or 0.0 for pid in self.pids)
+        return tree_cpu_s(*self.pids) or 0.0
