@@ -42,6 +42,17 @@ def test_rows_that_passed_while_waiting_are_dropped_and_counted() -> None:
     assert (planned.action[0], planned.age_steps, planned.for_step) == (3, 3, 0)
 
 
+def test_a_body_that_stood_still_is_where_an_earlier_row_has_it() -> None:
+    buffer = ActionBuffer(JOINTS, Replace())
+    insertion = buffer.insert(chunk(0), for_step=0, now_step=2, num_still_steps=1)
+    assert insertion.num_late_rows == 2
+    assert buffer.remaining(2) == 2, "what it covers ends when it would have"
+    np.testing.assert_array_equal(buffer.planned(2)[:, 0], [1, 2])
+    played = [buffer.action(step) for step in range(2, 5)]
+    assert [(planned.action[0], planned.age_steps) for planned in played[:2] if planned] == [(1, 2), (2, 3)]
+    assert played[2] is None
+
+
 def test_a_chunk_none_of_whose_rows_is_left_changes_nothing() -> None:
     buffer = ActionBuffer(JOINTS, Replace())
     insertion = buffer.insert(chunk(0), for_step=0, now_step=9)
@@ -165,6 +176,9 @@ def test_a_chunk_of_another_body_or_from_the_future_is_refused() -> None:
         buffer.insert(chunk(0, dim=3), for_step=0, now_step=0)
     with pytest.raises(ValueError, match="for step 2 came at step 1"):
         buffer.insert(chunk(0), for_step=2, now_step=1)
+    for num_still_steps in (-1, 3):
+        with pytest.raises(ValueError, match=f"num_still_steps is {num_still_steps}, expected 0 to 2, the steps since"):
+            buffer.insert(chunk(0), for_step=1, now_step=3, num_still_steps=num_still_steps)
 
 
 def test_a_cleared_plan_is_not_played() -> None:
@@ -175,7 +189,8 @@ def test_a_cleared_plan_is_not_played() -> None:
     assert buffer.counts.num_underruns == 1
 
 
-ARRIVALS = st.lists(st.tuples(st.integers(0, 12), st.integers(1, 9)), max_size=3)
+# How many steps after its observation a chunk comes, how many rows it has, and in how many the body stood still.
+ARRIVALS = st.lists(st.tuples(st.integers(0, 12), st.integers(1, 9), st.integers(0, 12)), max_size=3)
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
@@ -184,24 +199,25 @@ ARRIVALS = st.lists(st.tuples(st.integers(0, 12), st.integers(1, 9)), max_size=3
     coefficient=st.sampled_from([None, 0.0, 0.01, 0.7]),
 )
 def test_any_order_of_arrivals_gives_what_looking_at_all_chunks_would(
-    steps: list[tuple[int, list[tuple[int, int]]]], coefficient: float | None
+    steps: list[tuple[int, list[tuple[int, int, int]]]], coefficient: float | None
 ) -> None:
     rule = Replace() if coefficient is None else TemporalEnsemble(coefficient=coefficient)
     buffer, seen, now, num_asked = ActionBuffer(JOINTS, rule), [], -1, 0
     for advance, arrivals in steps:
         now += advance
-        for delay, horizon in arrivals:
+        for delay, horizon, still in arrivals:
             for_step = max(now - delay, 0)
+            num_still = min(still, now - for_step)
             # A step is observed once: its chunk does not come twice.
-            if all(for_step != each for each, _ in seen):
-                seen.append((for_step, chunk(100.0 * for_step, horizon)))
-                buffer.insert(seen[-1][1], for_step=for_step, now_step=now)
+            if all(for_step != each for each, *_ in seen):
+                seen.append((for_step, chunk(100.0 * for_step, horizon), num_still))
+                buffer.insert(seen[-1][1], for_step=for_step, now_step=now, num_still_steps=num_still)
         holding = sorted((each for each in seen if each[0] <= now < each[0] + len(each[1])), key=lambda each: each[0])
         planned, num_asked = buffer.action(now), num_asked + 1
         if not holding:
             assert planned is None
             continue
-        rows = np.array([rows[now - for_step, 0] for for_step, rows in holding])
+        rows = np.array([rows[now - for_step - num_still, 0] for for_step, rows, num_still in holding])
         weights = np.exp(-(coefficient or 0.0) * np.arange(len(rows)))
         expected = rows[-1] if coefficient is None else weights @ rows / weights.sum()
         assert planned is not None

@@ -259,16 +259,19 @@ def last_command(events: list[PlayerEvent]) -> PlayerEvent | None:
 
 
 def check_every_step_is_said(events: list[PlayerEvent]) -> None:
-    """Each control step was played, held or skipped, once; what was played is a row of its own step's."""
+    """Each control step was played, held or skipped, once; what was played is the row of where the robot was by then."""
     rows = {event.for_step: event.chunk.actions for event in events if isinstance(event, ChunkArrived)}
     commanded = [event.step for event in events if isinstance(event, ActionPlayed | Held)]
     skipped = [
         event.step - 1 - i for event in events if isinstance(event, PeriodsSkipped) for i in range(event.num_periods)
     ]
     assert sorted([*commanded, *skipped]) == list(range(len(commanded) + len(skipped)))
+    held = {event.step for event in events if isinstance(event, Held)}
     for event in events:
         if isinstance(event, ActionPlayed):
-            np.testing.assert_array_equal(event.action, rows[event.for_step][event.step - event.for_step])
+            num_held = sum(event.for_step <= step < event.step for step in held)
+            assert event.step - event.for_step < len(rows[event.for_step])
+            np.testing.assert_array_equal(event.action, rows[event.for_step][event.step - event.for_step - num_held])
 
 
 def test_a_schema_that_changes_ends_the_episode_with_the_robot_held(gateway, robot) -> None:

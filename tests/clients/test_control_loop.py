@@ -1,4 +1,4 @@
-"""What a robot is told, step by step, whatever the network does: the action of that very step, or to stay."""
+"""What a robot is told, step by step, whatever the network does: the action of where it is by then, or to stay."""
 
 from __future__ import annotations
 
@@ -216,11 +216,13 @@ def in_turn(*fates: Fate, then: int = 1) -> Iterator[Fate]:
     yield from always(then)
 
 
-def test_the_robot_is_held_where_it_is_until_the_first_chunk_and_then_plays_each_step_its_own() -> None:
+def test_the_robot_is_held_where_it_is_until_the_first_chunk_and_then_plays_it_from_its_beginning() -> None:
     stand = Stand(always(2))
     stand.run(20)
     np.testing.assert_array_equal(stand.robot.told[:2], [START_STATE, START_STATE])
-    assert [told[0] for told in stand.robot.told[2:]] == list(range(2, 20))
+    # It is where the chunk's observation had it. Those after it are of a robot that moves: each step plays its own row.
+    assert [told[0] for told in stand.robot.told[2:]] == [0, 1, 2, 3, *range(6, 20)]
+    assert [event.age_steps for event in stand.of(ActionPlayed)][:4] == [2, 3, 4, 5]
     assert [event.reason for event in stand.of(Held)] == ["waiting", "waiting"]
     assert stand.loop.report.counts.num_underruns == 0
     assert stand.of(Recovered) == []
@@ -257,7 +259,27 @@ def test_an_underrun_is_held_said_counted_and_recovered_from() -> None:
     # The chunk asked for at step 4 came at 16, when all of its rows had passed.
     assert stand.of(ChunkArrived)[1].num_late_rows == HORIZON
     assert [event.num_held_steps for event in stand.of(Recovered)] == [len(stand.of(Held)) - 1]
-    np.testing.assert_array_equal([stand.robot.told[step][0] for step in held], np.full(len(held), 7))
+    np.testing.assert_array_equal([stand.robot.told[step][0] for step in held], np.full(len(held), 6))
+
+
+def test_a_robot_that_was_held_goes_on_from_where_it_is() -> None:
+    stand = Stand(in_turn(Fate(1), Fate(6), then=3))
+    stand.run(14)
+    assert [event.step for event in stand.of(Held)] == [0, 8, 9, 12]
+    # The chunk seen at step 4 came at 10, of which the robot was held in the last two: four rows have gone by.
+    assert [told[0] for told in stand.robot.told[10:12]] == [8, 9]
+    assert [(event.for_step, event.age_steps) for event in stand.of(ActionPlayed)][7:9] == [(4, 6), (4, 7)]
+    # Its last two rows are never played: the time that the chunk covers ends with step 11.
+    assert stand.of(ChunkArrived)[1].num_late_rows == 6
+
+
+def test_steps_held_before_an_observation_are_not_those_of_its_chunk() -> None:
+    stand = Stand(in_turn(Fate(3), then=2), execution_horizon=HORIZON)
+    stand.run(24)
+    assert [event.step for event in stand.of(Held)] == [0, 1, 2]
+    assert [question.step for question in stand.asker.questions][1] == 4
+    # The first chunk's rows until the second one's, which was seen while the robot moved.
+    assert [told[0] for told in stand.robot.told[3:]] == [0, 1, 2, *range(6, 24)]
 
 
 def test_underruns_are_told_to_the_service_once() -> None:
@@ -277,7 +299,7 @@ def test_history_holds_what_was_really_sent_up_to_the_step_before_the_observatio
     states, actions, num_valid = history.window()
     assert num_valid == 3
     np.testing.assert_array_equal(actions[:, 0], [5, 6, 7])
-    np.testing.assert_array_equal(states[:, 0], [4, 5, 6])
+    np.testing.assert_array_equal(states[:, 0], [3, 5, 6])
 
 
 def test_history_holds_commands_as_the_robot_clipped_them() -> None:
@@ -299,7 +321,8 @@ def test_periods_that_went_by_are_said_and_their_actions_are_not_played() -> Non
     stand = Stand(always(1))
     for step, num_skipped in ((0, 0), (1, 0), (5, 3), (6, 0)):
         stand.step(step, num_skipped)
-    assert [told[0] for told in stand.robot.told[1:]] == [1, 5, 6]
+    # The first row was held; the three that went by are gone.
+    assert [told[0] for told in stand.robot.told[1:]] == [0, 4, 6]
     assert [(event.step, event.num_periods) for event in stand.of(PeriodsSkipped)] == [(5, 3)]
     assert stand.loop.report.num_skipped_periods == 3
     assert stand.loop.report.counts.num_skipped_rows == 3
@@ -340,7 +363,8 @@ def test_a_robot_that_is_slow_to_look_is_sent_the_action_of_the_step_that_it_is_
     robot.observing_steps, robot.measuring_steps = {4: 3}, {9: 2}
     for step in (0, 1, 2, 3, 4, 8, 9, 12):
         stand.step(step)
-    assert [told[0] for told in robot.told[1:]] == [1, 2, 3, 7, 8, 11, 12]
+    # The first row was held; what went by while the robot was looked at is gone.
+    assert [told[0] for told in robot.told[1:]] == [0, 1, 2, 6, 8, 11, 12]
     assert [(event.step, event.age_steps) for event in stand.of(ActionPlayed)][3] == (7, 7)
     assert [(event.step, event.num_periods) for event in stand.of(PeriodsSkipped)] == [(7, 3), (11, 2)]
     assert played_on_time(stand)
@@ -379,8 +403,9 @@ def test_a_chunk_is_for_the_step_in_which_its_frames_were_taken_and_not_for_the_
     assert taken == [0, 6, 10, 14]
     assert [question.captured_s for question in stand.asker.questions][:4] == [step / RATE_HZ for step in taken]
     assert [event.step for event in stand.of(Observed)][:4] == taken
-    # A chunk's rows are its steps' numbers, so what is continued begins at the observation.
-    assert [chunking.previous_actions[0, 0] for chunking in chunkings(stand)][:2] == [6, 10]
+    # A chunk's rows are its steps' numbers, so what is continued begins at the observation: one step behind in the
+    # first chunk, as the robot was held for one.
+    assert [chunking.previous_actions[0, 0] for chunking in chunkings(stand)][:2] == [5, 10]
     arrived = {event.for_step: event for event in stand.of(ChunkArrived)}
     assert [arrived[step].latency_s for step in taken[:3]] == pytest.approx([0.1] * 3)
     assert [(event.step, event.for_step) for event in stand.of(ActionPlayed)][4:6] == [(7, 6), (8, 6)]
@@ -414,7 +439,7 @@ def test_no_command_is_sent_once_the_episode_has_run_out_while_the_robot_was_loo
     stand, robot = slow_stand(always(1))
     stand.num_steps, robot.observing_steps = 6, {4: 2}
     stand.run(5)
-    assert [told[0] for told in robot.told[1:]] == [1, 2, 3]
+    assert [told[0] for told in robot.told[1:]] == [0, 1, 2]
     stand.loop.end(completed=True)
     assert stand.events[-1].step == 4
     np.testing.assert_array_equal(robot.told[-1], robot.told[-2])
@@ -427,7 +452,8 @@ def test_real_time_chunking_sends_the_plan_from_the_observation_on_and_the_measu
     assert first.get("real_time_chunking") is None
     chunking = second.get("real_time_chunking")
     assert chunking is not None
-    np.testing.assert_array_equal(chunking.previous_actions[:, 0], np.arange(4, HORIZON))
+    # Four steps after an observation after which it was held for two; the last two rows have no time left.
+    np.testing.assert_array_equal(chunking.previous_actions[:, 0], [2, 3, 4, 5])
     assert chunking.inference_delay == 2
     assert chunking.execution_horizon == HORIZON - 4
     assert (chunking.method, chunking.max_guidance_weight) == ("auto", 3.0)
@@ -601,7 +627,12 @@ def test_no_network_makes_a_robot_play_a_stale_action_or_leave_a_step_unsaid(
     assert sorted([*played, *held, *skipped]) == list(range(step + 1)), "each step is one of played, held, skipped"
     assert len(stand.robot.told) == len(played) + len(held)
     for event in played.values():
-        assert event.action[0] == pytest.approx(event.step), "an action is played at its own step"
+        if isinstance(rule, TemporalEnsemble):
+            least = event.step - sum(event.step - HORIZON < step < event.step for step in held)
+            assert least - 1e-3 <= event.action[0] <= event.step + 1e-3
+        else:
+            num_held = sum(event.for_step <= step < event.step for step in held)
+            assert event.action[0] == event.step - num_held, "steps in which the robot was held take no row with them"
         assert event.age_steps == event.step - event.for_step <= HORIZON - 1
         assert event.time_s == event.step / RATE_HZ, "and in its own step"
     last = START_STATE

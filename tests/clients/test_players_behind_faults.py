@@ -25,6 +25,7 @@ from premotor.client.events import (
 )
 from premotor.client.fleet.network import LAN
 from premotor.client.fleet.proxy import ShapingProxy
+from tests.clients.conftest import ACTION_HORIZON
 
 DEADLINE_S = 15.0
 RATE_HZ = 20.0
@@ -164,10 +165,15 @@ def check_every_step_is_said(player: Player) -> None:
 def check_nothing_stale(player: Player) -> None:
     """By the numbers alone, which are those of one observation, and by the clock: neither knows the player's stamps."""
     captured_s = {float(event.state[0]): event.capture_time_s for event in player.of(Observed)}
+    held_s = [event.time_s for event in player.of(Held)]
     played = player.of(ActionPlayed)
     assert len(played) > 50 and len(player.of(ChunkArrived)) > 20
     for event in played:
         row = float(event.action[0]) % 1000
-        late_s = event.time_s - captured_s[float(event.action[0]) - row] - row / RATE_HZ
+        looked_s = captured_s[float(event.action[0]) - row]
+        num_held = sum(looked_s < each < event.time_s for each in held_s)
+        late_s = event.time_s - looked_s - (row + num_held) / RATE_HZ
         # Looked somewhere in the one step, sent somewhere in the other; and a busy machine's step of slack.
         assert -1 / RATE_HZ < late_s < 2 / RATE_HZ, f"row {row:g} at step {event.step}"
+        # What a chunk covers ends when it would have, however long the robot was held.
+        assert event.time_s - looked_s < (ACTION_HORIZON + 1) / RATE_HZ

@@ -68,7 +68,10 @@ class PlannedAction(NamedTuple):
 
 
 class Insertion(NamedTuple):
-    """What became of a chunk's rows: how many came too late, how many are a newer chunk's, how many changed a plan.
+    """What became of a chunk's rows: how many are of no use any more, how many are a newer chunk's or changed a plan.
+
+    Of no use are as many as steps have gone by since the observation: the first ones, or where the body stood still
+    the last, which its time no longer covers.
 
     Rows that a mean is made with change the plan; none of them is a newer chunk's.
     """
@@ -90,7 +93,7 @@ class PlaybackCounts:
     num_waited: int = 0  # steps before it came
     num_chunks: int = 0
     num_useless_chunks: int = 0  # every row came too late, or after a newer chunk's
-    num_late_rows: int = 0  # their step had passed when the chunk came
+    num_late_rows: int = 0  # as many as steps had passed when their chunk came
     num_skipped_rows: int = 0  # planned for a step that was never asked for
     num_replaced_rows: int = 0
     ages: Counter[int] = field(default_factory=Counter)
@@ -103,15 +106,23 @@ class PlaybackCounts:
 
 class _Chunk(NamedTuple):
     for_step: int
+    num_still_steps: int
     actions: np.ndarray
 
     @property
     def end(self) -> int:
         return self.for_step + len(self.actions)
 
+    def row(self, step: int) -> np.ndarray:
+        return self.actions[step - self.for_step - self.num_still_steps]
+
 
 class ActionBuffer:
-    """The plan of one episode. An action is given for its own step or not at all."""
+    """The plan of one episode. An action is given for its own step or not at all.
+
+    A step's own action is the one that its chunk has for it: so many rows after the first as the body has moved on in
+    since the observation.
+    """
 
     def __init__(self, groups: Sequence[Group], rule: PlaybackRule, *, start_step: int = 0) -> None:
         """`groups` are the embodiment's action groups, `start_step` the first step that will be asked for.
@@ -142,11 +153,13 @@ class ActionBuffer:
         """When the observation behind the newest chunk that is still of use was captured; None without one."""
         return self._chunks[-1].for_step if self._chunks else None
 
-    def insert(self, actions: np.ndarray, *, for_step: int, now_step: int) -> Insertion:
+    def insert(self, actions: np.ndarray, *, for_step: int, now_step: int, num_still_steps: int = 0) -> Insertion:
         """Adds a chunk, [num_actions, action_dim], whose observation was captured at `for_step`.
 
-        Row i is for step for_step + i; rows for steps before `now_step` are dropped. Chunks may come in any order.
-        Raises ValueError for another shape or an observation from the future.
+        Row i is for step for_step + i; rows for steps before `now_step` are dropped. In `num_still_steps` of these the
+        body was held where it was: so many rows later is where it is now, and the plan is for so many steps later. Its
+        end stays: no row is played when the time that the chunk covers is over. Chunks may come in any order. Raises
+        ValueError for another shape or an observation from the future.
         """
         if actions.ndim != 2 or actions.shape[1] != self._action_dim or len(actions) == 0:
             raise ValueError(f"a chunk of shape {list(actions.shape)} came, expected [1 or more, {self._action_dim}]")
@@ -154,7 +167,11 @@ class ActionBuffer:
             raise ValueError(
                 f"a chunk for step {for_step} came at step {now_step}, expected an observation of the past"
             )
-        chunk = _Chunk(for_step, actions)
+        if not 0 <= num_still_steps <= now_step - for_step:
+            raise ValueError(
+                f"num_still_steps is {num_still_steps}, expected 0 to {now_step - for_step}, the steps since the observation"
+            )
+        chunk = _Chunk(for_step, num_still_steps, actions)
         first = max(now_step, self._next_step)
         self._drop_before(first)
         # In a mean every chunk has a say, the order of observations takes nothing from anybody.
@@ -225,10 +242,10 @@ class ActionBuffer:
     def _plan(self, step: int) -> PlannedAction:
         holding = [chunk for chunk in self._chunks if chunk.end > step]
         newest = holding[-1]
-        action = np.array(newest.actions[step - newest.for_step], np.float32)
+        action = np.array(newest.row(step), np.float32)
         if self._coefficient is not None and len(holding) > 1:
             weights = np.exp(-self._coefficient * np.arange(len(holding)))
-            rows = np.stack([chunk.actions[step - chunk.for_step] for chunk in holding])
+            rows = np.stack([chunk.row(step) for chunk in holding])
             mean = weights @ rows / weights.sum()
             action[self._averaged] = mean[self._averaged]
         return PlannedAction(action, newest.for_step, step - newest.for_step)

@@ -32,9 +32,11 @@ _END_TIMEOUT_S = 5.0
 class ChunkPlayer:
     """Plays a served policy on one robot, to be used in a `with` block, which connects.
 
-    At most one question is in flight; its chunk is for the step its observation was captured at, and rows whose step
-    passed meanwhile are not played. Without a valid action the robot is held and an event says so. A lost gateway is
-    connected to again with back-off; one that serves another schema then is refused.
+    At most one question is in flight. Its chunk begins where the robot was seen; rows of steps in which the robot moved
+    on meanwhile are not played, and none once the time that the chunk covers is over. Without a valid action the robot
+    is held and an event says so; it then stands where the next chunk has it, whose rows wait for it (a slow first
+    answer loses no motion). A lost gateway is connected to again with back-off; one that serves another schema then is
+    refused.
     """
 
     def __init__(
