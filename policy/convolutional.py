@@ -135,7 +135,8 @@ class ConvolutionalBackbone(Backbone):
         if history is not None:
             tokens += [self.history_in(history)[:, None].to(state.dtype), tokens[-1]]
         x = torch.cat(tokens, 1)
-        h = self.trunk(x, self._mask(image_mask, x.shape[1], with_history=history is not None))
+        mask = self._mask(image_mask, x.shape[1], with_history=history is not None)
+        h = self.trunk(x, mask, wanted=slice(-1 if history is None else -3, None))
         if history is None:
             return BackboneOutput(without_history=h[:, -1], with_history=None, visual=visual)
         return BackboneOutput(without_history=h[:, -3], with_history=h[:, -1], visual=visual)

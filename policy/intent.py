@@ -157,8 +157,8 @@ class IntentDecoder(nn.Module):
         if given is not None:
             condition = torch.stack([condition, self._at(torch.ones_like(time), noisy.dtype)], 1)
             second = F.pad(given, (num_context, 0))
-        h = self.trunk(x, readable[:, None], condition=condition, second=second)
-        return self.velocity_out(h[:, num_context:], context.embodiment)
+        h = self.trunk(x, readable[:, None], condition=condition, second=second, wanted=slice(num_context, None))
+        return self.velocity_out(h, context.embodiment)
 
     def sample(
         self,

@@ -89,7 +89,7 @@ class MotionEncoder(nn.Module):
         x = torch.cat([head.to(pairs.dtype), pairs], 1)
         pair_mask = torch.stack([step_mask & self.reads_states, step_mask], 2).flatten(1, 2)
         readable = torch.cat([step_mask.new_ones(batch, 1 + self.num_soft_tokens), pair_mask], 1)
-        h = self.trunk(x, readable[:, None].expand(-1, x.shape[1], -1))
+        h = self.trunk(x, readable[:, None], wanted=slice(1))
         return normalize_latent(self.latent(h[:, 0]))
 
 
@@ -125,8 +125,8 @@ class ActionDecoder(nn.Module):
         if given is not None:
             condition = torch.stack([condition, F.silu(self._at(torch.ones_like(time), latent))], 1)
             second = F.pad(given, (self.num_context, 0))
-        h = self.trunk(x, condition=condition, second=second)
-        return self.velocity_out(h[:, self.num_context :], embodiment)
+        h = self.trunk(x, condition=condition, second=second, wanted=slice(self.num_context, None))
+        return self.velocity_out(h, embodiment)
 
     def sample(
         self,

@@ -16,6 +16,8 @@ from torch.nn import functional as F
 
 from policy.bounds import check_whole
 
+_EVERY_TOKEN = slice(None)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrunkConfig:
@@ -59,14 +61,23 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(config.head_dim, config.norm_epsilon)
         self.k_norm = RMSNorm(config.head_dim, config.norm_epsilon)
 
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
-        heads = (*x.shape[:2], -1, self.head_dim)
-        q = self.q_norm(self.q_proj(x).view(heads)).transpose(1, 2)  # B heads T head_dim
-        k = self.k_norm(self.k_proj(x).view(heads)).transpose(1, 2)
-        v = self.v_proj(x).view(heads).transpose(1, 2)
-        q, k = _rotate(q, rotation), _rotate(k, rotation)
+    def forward(
+        self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None, wanted: slice = _EVERY_TOKEN
+    ) -> Tensor:
+        """The tokens that are `wanted`, each of which reads all."""
+        asking = x[:, wanted]
+        q = self.q_norm(self._heads(self.q_proj(asking))).transpose(1, 2)  # B heads T head_dim
+        k = self.k_norm(self._heads(self.k_proj(x))).transpose(1, 2)
+        v = self._heads(self.v_proj(x)).transpose(1, 2)
+        cos, sin = rotation
+        q, k = _rotate(q, (cos[:, :, wanted], sin[:, :, wanted])), _rotate(k, rotation)
+        if mask is not None and mask.shape[2] > 1:
+            mask = mask[:, :, wanted]
         mixed = self._attend(q, k, v, mask)
-        return self.o_proj(mixed.transpose(1, 2).reshape(*x.shape[:2], -1))
+        return self.o_proj(mixed.transpose(1, 2).reshape(*asking.shape[:2], -1))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.view(*x.shape[:2], -1, self.head_dim)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         if q.device.type != "cpu" or not torch.is_grad_enabled():
@@ -111,18 +122,23 @@ class Block(nn.Module):
         mask: Tensor | None,
         condition: Tensor | None,
         second: Tensor | None,
+        wanted: slice = _EVERY_TOKEN,
     ) -> Tensor:
+        """The tokens that are `wanted`: all are read, and what the others would become is not computed."""
         if self.modulation is None or condition is None:
-            x = x + self.self_attn(self.input_layernorm(x), rotation, mask)
+            x = x[:, wanted] + self.self_attn(self.input_layernorm(x), rotation, mask, wanted)
             return x + self.mlp(self.post_attention_layernorm(x))
         modulation = self.modulation(condition)
         if second is None:
             modulation = modulation[:, None]
         else:
             modulation = torch.where(second[:, :, None], modulation[:, 1:], modulation[:, :1])
-        scale, shift, gate, mlp_scale, mlp_shift, mlp_gate = modulation.chunk(6, -1)
+        scale, shift = modulation.chunk(6, -1)[:2]
         normed = self.input_layernorm(x) * (1 + scale) + shift
-        x = x + (1 + gate) * self.self_attn(normed, rotation, mask)
+        if second is not None:
+            modulation = modulation[:, wanted]
+        gate, mlp_scale, mlp_shift, mlp_gate = modulation.chunk(6, -1)[2:]
+        x = x[:, wanted] + (1 + gate) * self.self_attn(normed, rotation, mask, wanted)
         normed = self.post_attention_layernorm(x) * (1 + mlp_scale) + mlp_shift
         return x + (1 + mlp_gate) * self.mlp(normed)
 
@@ -143,8 +159,11 @@ class Trunk(nn.Module):
         condition: Float[Tensor, "batch condition_width"] | Float[Tensor, "batch 2 condition_width"] | None = None,
         positions: Int[Tensor, "#batch length"] | None = None,
         second: Bool[Tensor, "batch length"] | None = None,
-    ) -> Float[Tensor, "batch length width"]:
+        wanted: slice = _EVERY_TOKEN,
+    ) -> Float[Tensor, "batch wanted width"]:
         """`mask[b, i, j]` says that token i may read token j; none means that every token reads every token.
+
+        The outputs are those of the tokens that are `wanted`; the last layer computes no others.
 
         With `second` a condition is two vectors a sample, of which the tokens that it marks take the second. (One for
         each token made a whole `tiny` chunk 20 % slower.)
@@ -154,9 +173,9 @@ class Trunk(nn.Module):
         rotation = rotary_angles(positions, self.config.head_dim, self.config.rope_theta)
         rotation = (rotation[0].to(x.dtype), rotation[1].to(x.dtype))
         attention_mask = None if mask is None else mask[:, None]
-        for layer in self.layers:
+        for layer in self.layers[:-1]:
             x = layer(x, rotation, attention_mask, condition, second)
-        return self.norm(x)
+        return self.norm(self.layers[-1](x, rotation, attention_mask, condition, second, wanted))
 
 
 def causal_mask(length: int, device: torch.device | None = None) -> Bool[Tensor, "1 length length"]:

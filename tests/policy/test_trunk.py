@@ -107,6 +107,25 @@ def test_a_token_that_may_not_be_read_is_not_read(training: bool) -> None:
         assert (trunk(x)[:, kept] - trunk(other)[:, kept]).abs().max() > 1e-2
 
 
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("readers", [1, 7], ids=["one-mask-for-all", "a-mask-each"])
+@pytest.mark.parametrize("wanted", [slice(1), slice(3, None), slice(-3, None), slice(2, 5)], ids=str)
+def test_wanted_tokens_are_those_of_all(wanted: slice, readers: int, training: bool) -> None:
+    torch.manual_seed(0)
+    trunk = Trunk(_config(), condition_width=24).eval()
+    for name, parameter in trunk.named_parameters():
+        if "modulation" in name:
+            parameter.data.normal_(std=0.1)
+    x, condition = _draw(2, 7, 48), _draw(2, 2, 24, seed=1)
+    mask = _draw(2, readers, 7, seed=2) > -1
+    mask[:, :, 0] = True
+    second = _draw(2, 7, seed=3) > 0
+    with torch.set_grad_enabled(training):
+        for options in ({}, {"mask": mask}, {"condition": condition[:, 0]}, {"condition": condition, "second": second}):
+            whole = trunk(x, **options)
+            torch.testing.assert_close(trunk(x, wanted=wanted, **options), whole[:, wanted], atol=1e-5, rtol=1e-5)
+
+
 @torch.no_grad()
 def test_only_relative_positions_matter() -> None:
     torch.manual_seed(0)

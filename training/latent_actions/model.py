@@ -116,8 +116,7 @@ class LatentActionModel(nn.Module):
         patches = first.shape[1]
         codes = torch.cat([self.action_in(action), self.background_in(background)], 1) + self.code_token
         x = torch.cat([self.patches_in(first) + self.position, codes], 1)
-        h = self.decoder(x)
-        return first + self.features_out(h[:, :patches])
+        return first + self.features_out(self.decoder(x, wanted=slice(patches)))
 
     def _codebook(self) -> Codebook | None:
         settings = self.settings
