@@ -27,9 +27,6 @@ def add_bench_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add_measurement_flags(overhead, _overhead)
     overhead.add_argument("--embodiment", default="", help="the body that asks; the first of the checkpoint's probe")
     overhead.add_argument("--iterations", type=int, default=200, help="calls of each kind")
-    overhead.add_argument(
-        "--size", choices=("tiny", "small"), default="", help="random weights of this size for the checkpoint's bodies"
-    )
     batching = bench("batching", help="chunks per second with batching on and off, interleaved")
     add_measurement_flags(batching, _batching)
     batching.add_argument("--concurrency", type=int, default=8, help="robots that ask at the same time")
@@ -51,15 +48,19 @@ def add_bench_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) 
     neighbour.add_argument("--embodiment", default="", help="the body that asks; the first of the checkpoint's probe")
     neighbour.add_argument("--rounds", type=int, default=8, help="blocks of each kind")
     neighbour.add_argument("--calls", type=int, default=20, help="of a block")
-    neighbour.add_argument(
-        "--size", choices=("tiny", "small"), default="", help="random weights of this size for the checkpoint's bodies"
-    )
     wire = bench("wire", help="a gateway's CPU a request beside a bare gRPC echo of the same bytes, interleaved")
     add_measurement_flags(wire, _wire)
     wire.add_argument("--rounds", type=int, default=20, help="of each side")
     wire.add_argument("--calls", type=int, default=200, help="of a round")
     for verb in (overhead, batching, device, against, parts, wire, neighbour):
         verb.add_argument("--policy", type=Path, required=True, metavar="DIR", help="a checkpoint")
+    for verb in (overhead, parts, neighbour):
+        verb.add_argument(
+            "--size",
+            choices=("tiny", "small"),
+            default="",
+            help="random weights of this size for the checkpoint's bodies",
+        )
     for verb in (overhead, batching, against, neighbour):
         add_model_flags(verb)
     for verb in (device, parts):
@@ -129,6 +130,7 @@ def _request_parts(options: argparse.Namespace) -> Measurement:
 
     settings = RequestPartsSettings(
         checkpoint=options.policy,
+        size=options.size,
         rounds=options.rounds,
         model=ModelSettings(device=options.device, dtype=options.dtype, threads=options.threads),
     )

@@ -11,11 +11,11 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from service.bench.overhead import DeviceMissingError, median_interval
+from service.bench.overhead import DeviceMissingError, median_interval, of_size
 from service.bench.served import POLICY
 from service.model_settings import ModelSettings, openmp_environment
 from service.revision import read_revision
@@ -28,6 +28,8 @@ _BLOCK_CALLS = 4
 @dataclass(frozen=True, kw_only=True)
 class RequestPartsSettings:
     checkpoint: Path
+    # Another architecture size, of random weights, for the same bodies; empty measures the checkpoint itself.
+    size: Literal["", "tiny", "small"] = ""
     rounds: int = 8
     model: ModelSettings
 
@@ -41,8 +43,11 @@ def measure_request_parts(settings: RequestPartsSettings) -> dict[str, Any]:
 
     Raises RevisionError, DeviceMissingError, and CheckpointError for weights that do not fit.
     """
-    revision = read_revision(settings.checkpoint, policy=POLICY)
-    ways = _ways(settings)
+    # Read by OpenMP when torch is imported, which therefore comes after.
+    os.environ |= openmp_environment(settings.model.threads)
+    with of_size(settings.checkpoint, settings.size) as checkpoint:
+        revision = read_revision(checkpoint, policy=POLICY)
+        ways = _ways(checkpoint, settings.model)
     rows = []
     for batch_size in BATCH_SIZES:
         seconds = _interleaved(ways, batch_size, settings.rounds)
@@ -61,6 +66,7 @@ def measure_request_parts(settings: RequestPartsSettings) -> dict[str, Any]:
             )
     return {
         "revision": revision.revision,
+        "size": settings.size,
         "trained_for_a_prefix": bool(revision.description.max_inference_delay),
         "history_steps": revision.description.history_steps,
         "num_inference_steps": revision.description.num_inference_steps,
@@ -83,28 +89,27 @@ def format_request_parts(result: dict[str, Any]) -> str:
             f"{row['ratio']:>8.3f}  {low:.3f} to {high:.3f}"
         )
     untrained = "" if result["trained_for_a_prefix"] else "; weights not trained for a prefix, which take as long"
+    size = f"{result['size']} untrained, " if result["size"] else ""
     lines.append(
-        f"{result['rounds']} rounds, history of {result['history_steps']} steps, "
+        f"{size}{result['rounds']} rounds, history of {result['history_steps']} steps, "
         f"{result['num_inference_steps']} Euler steps, {result['threads']} thread(s), "
         f"{result['dtype']} on {result['device']}{untrained}"
     )
     return "\n".join(lines)
 
 
-def _ways(settings: RequestPartsSettings) -> Mapping[str, Callable[[int], None]]:
+def _ways(checkpoint: Path, model: ModelSettings) -> Mapping[str, Callable[[int], None]]:
     """By name: one batch of so many chunks."""
-    # Read by OpenMP when torch is imported, which therefore comes after.
-    os.environ |= openmp_environment(settings.model.threads)
     import torch
 
     from policy.checkpoint import load_probe, read_checkpoint
     from policy.policy import Policy
     from policy.request import RealTimeChunking
 
-    if settings.model.device == "cuda" and not torch.cuda.is_available():
+    if model.device == "cuda" and not torch.cuda.is_available():
         raise DeviceMissingError("torch sees no CUDA device here")
-    torch.set_num_threads(settings.model.threads)
-    parts = read_checkpoint(settings.checkpoint)
+    torch.set_num_threads(model.threads)
+    parts = read_checkpoint(checkpoint)
     config = parts.vla.config
     parts.vla.config = replace(config, max_inference_delay=config.action_horizon - 1)
     policy = Policy(
@@ -113,10 +118,10 @@ def _ways(settings: RequestPartsSettings) -> Mapping[str, Callable[[int], None]]
         statistics=parts.statistics,
         manifest=parts.manifest,
         revision=parts.revision,
-        device=settings.model.device,
-        dtype=settings.model.dtype,
+        device=model.device,
+        dtype=model.dtype,
     )
-    request, chunk = load_probe(settings.checkpoint)[0]
+    request, chunk = load_probe(checkpoint)[0]
     plain = replace(request, history_states=None, history_actions=None)
     overlap = max(1, config.action_horizon - config.execution_horizon)
     requests = {PLAIN: plain, "history": request}

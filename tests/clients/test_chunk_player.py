@@ -259,7 +259,7 @@ def last_command(events: list[PlayerEvent]) -> PlayerEvent | None:
 
 
 def check_every_step_is_said(events: list[PlayerEvent]) -> None:
-    """Each control step was played, held or skipped, once; what was played is the row of where the robot was by then."""
+    """Each control step was played, held or skipped, once; what was played is the row of where it was by then."""
     rows = {event.for_step: event.chunk.actions for event in events if isinstance(event, ChunkArrived)}
     commanded = [event.step for event in events if isinstance(event, ActionPlayed | Held)]
     skipped = [

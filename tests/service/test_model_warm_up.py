@@ -44,8 +44,9 @@ def test_every_way_that_a_model_has_is_computed_once_at_every_size_of_batch(
 
 
 def test_the_bench_compares_each_option_with_a_plain_chunk(toy_checkpoint: Path) -> None:
-    settings = RequestPartsSettings(checkpoint=toy_checkpoint, rounds=2, model=ModelSettings())
+    settings = RequestPartsSettings(checkpoint=toy_checkpoint, size="tiny", rounds=2, model=ModelSettings())
     result = measure_request_parts(settings)
+    assert result["size"] == "tiny"
     found = [(row["way"], row["batch_size"]) for row in result["rows"]]
     assert found == [(way, size) for size in BATCH_SIZES for way in ("plain", "history", "guidance", "prefix")]
     for row in result["rows"]:
@@ -55,4 +56,5 @@ def test_the_bench_compares_each_option_with_a_plain_chunk(toy_checkpoint: Path)
             assert (row["ratio"], row["added_ms"]) == (1.0, 0.0)
     assert not result["trained_for_a_prefix"]
     table = format_request_parts(result)
-    assert len(table.splitlines()) == 2 + len(found) and "weights not trained for a prefix" in table
+    assert len(table.splitlines()) == 2 + len(found)
+    assert "tiny untrained, 2 rounds" in table and "weights not trained for a prefix" in table

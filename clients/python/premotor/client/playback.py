@@ -167,9 +167,10 @@ class ActionBuffer:
             raise ValueError(
                 f"a chunk for step {for_step} came at step {now_step}, expected an observation of the past"
             )
-        if not 0 <= num_still_steps <= now_step - for_step:
+        num_steps = now_step - for_step
+        if not 0 <= num_still_steps <= num_steps:
             raise ValueError(
-                f"num_still_steps is {num_still_steps}, expected 0 to {now_step - for_step}, the steps since the observation"
+                f"num_still_steps is {num_still_steps}, expected 0 to {num_steps}, the steps since the observation"
             )
         chunk = _Chunk(for_step, num_still_steps, actions)
         first = max(now_step, self._next_step)
