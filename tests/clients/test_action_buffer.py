@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from premotor.client import ActionBuffer, RealTimeChunkingRule, Replace, TemporalEnsemble
 from premotor.client.description import Group
+from premotor.client.playback import HeldSteps
 
 
 def group(name: str, dim: int, kind: str = "joint_position", representation: str = "absolute") -> Group:
@@ -51,6 +52,14 @@ def test_a_body_that_stood_still_is_where_an_earlier_row_has_it() -> None:
     played = [buffer.action(step) for step in range(2, 5)]
     assert [(planned.action[0], planned.age_steps) for planned in played[:2] if planned] == [(1, 2), (2, 3)]
     assert played[2] is None
+
+
+def test_held_steps_are_counted_from_any_step_on() -> None:
+    held, noted = HeldSteps(), [0, 1, 2, 5, 9, 10]
+    for step in noted:
+        held.note(step)
+    assert [held.since(step) for step in range(13)] == [sum(each >= step for each in noted) for step in range(13)]
+    assert HeldSteps().since(0) == 0
 
 
 def test_a_chunk_none_of_whose_rows_is_left_changes_nothing() -> None:

@@ -40,7 +40,7 @@ from premotor.client.events import (
 from premotor.client.history import HistoryBuffer
 from premotor.client.hold import Hold
 from premotor.client.latency import LatencyEstimate
-from premotor.client.playback import ActionBuffer, PlaybackCounts, RealTimeChunkingRule
+from premotor.client.playback import ActionBuffer, HeldSteps, PlaybackCounts, RealTimeChunkingRule
 from premotor.client.playback_settings import PlaybackSettings, check_settings
 from premotor.client.real_time_chunking import RealTimeChunking
 from premotor.client.robot import Robot, RobotObservation
@@ -102,8 +102,7 @@ class ControlLoop:
         self._timeout_s = settings.timeout_s or description.action_horizon / embodiment.control_rate_hz
         self._num_underruns_told = -num_untold_underruns
         self._num_held = 0
-        # From which step to before which one, oldest first.
-        self._holds: list[tuple[int, int]] = []
+        self._held = HeldSteps()
         # Whether looking at the robot took the last step's action and left none in its place.
         self._missed_by_looking = False
         # How many went by before the last frames were taken.
@@ -306,7 +305,7 @@ class ControlLoop:
 
     def _insert(self, chunk: Chunk, for_step: int, latency_s: float, step: int) -> None:
         insertion = self._buffer.insert(
-            chunk.actions, for_step=for_step, now_step=step, num_still_steps=self._held_since(for_step, step)
+            chunk.actions, for_step=for_step, now_step=step, num_still_steps=self._held.since(for_step)
         )
         self._emit(
             ChunkArrived(
@@ -333,7 +332,7 @@ class ControlLoop:
         self.report.num_steps += 1
         if planned is None:
             self._num_held += 1
-            self._note_hold(step)
+            self._held.note(step)
             self._emit(Held(step=step, time_s=sent_s, state=state, action=sent, reason=self._hold_reason()))
             return False
         if self._num_held and self._buffer.counts.num_underruns:
@@ -350,21 +349,6 @@ class ControlLoop:
             )
         )
         return True
-
-    def _note_hold(self, step: int) -> None:
-        if self._holds and self._holds[-1][1] == step:
-            self._holds[-1] = self._holds[-1][0], step + 1
-        else:
-            self._holds.append((step, step + 1))
-
-    def _held_since(self, since: int, until: int) -> int:
-        """In how many steps from `since` to before `until` the robot was held."""
-        num_held = 0
-        for begin, end in reversed(self._holds):
-            if end <= since:
-                break
-            num_held += max(min(end, until) - max(begin, since), 0)
-        return num_held
 
     def _hold_reason(self) -> HoldReason:
         if self._stopped is not None:

@@ -117,6 +117,29 @@ class _Chunk(NamedTuple):
         return self.actions[step - self.for_step - self.num_still_steps]
 
 
+class HeldSteps:
+    """In which steps of an episode a body was held, as runs of them."""
+
+    def __init__(self) -> None:
+        self._runs: list[tuple[int, int]] = []  # the first step and the one after the last, oldest first
+
+    def note(self, step: int) -> None:
+        """Steps are noted in order."""
+        if self._runs and self._runs[-1][1] == step:
+            self._runs[-1] = self._runs[-1][0], step + 1
+        else:
+            self._runs.append((step, step + 1))
+
+    def since(self, step: int) -> int:
+        """How many there were from `step` on."""
+        num_held = 0
+        for begin, end in reversed(self._runs):
+            if end <= step:
+                break
+            num_held += end - max(begin, step)
+        return num_held
+
+
 class ActionBuffer:
     """The plan of one episode. An action is given for its own step or not at all.
 
