@@ -13,7 +13,7 @@ from html import escape
 import numpy as np
 
 _WIDTH, _HEIGHT = 720, 260
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 14, 40
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 22, 14, 40
 _MOST_TICKS = 6
 
 
