@@ -276,6 +276,7 @@ def _scenes_of_suite(suite: Suite, subject: _Subject, options: argparse.Namespac
         tasks=tasks,
         first_seed=seeds.first,
         num_episodes=num_episodes,
-        name=f"{suite.name}-{chosen}",
+        # A part of a suite lies beside the whole, not in its place.
+        name="-".join([suite.name, chosen, *(tasks if set(tasks) != set(suite.task_names) else [])]),
         groups={"low-data group": suite.low_data_group.tasks},
     )

@@ -69,6 +69,15 @@ def test_the_table_ends_with_the_means_over_tasks_and_over_the_low_data_group(
     assert [entry["task"] for entry in written] == ["drawer-open", "button-press"]
 
 
+def test_a_part_of_a_suite_leaves_the_results_of_the_whole(asked: Asked, tmp_path: Path) -> None:
+    for tasks in ([], ["--tasks", "drawer-open"], ["--tasks", "button-press", "drawer-open"]):
+        assert evaluate(tmp_path, "--suite", "smoke", "--episodes", "4", *tasks) == 0
+    names = sorted(path.name for path in (tmp_path / "evaluation").glob("*.json"))
+    assert names == ["smoke-testing-drawer-open.json", "smoke-testing.json"]
+    written = json.loads((tmp_path / "evaluation" / "smoke-testing.json").read_text())
+    assert sorted(entry["task"] for entry in written) == ["button-press", "drawer-open"]
+
+
 def test_a_group_none_of_whose_tasks_was_played_has_no_line() -> None:
     table = format_table([row("button-press", 4)], {"low-data group": ["drawer-open"]})
     assert table.splitlines()[-1].split() == ["mean", "over", "tasks", "100%"]
