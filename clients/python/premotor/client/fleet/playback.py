@@ -1,8 +1,9 @@
 """What a robot's body would have played: worked out after the run, from the stamps of its chunks.
 
 Owns one robot's control steps, holds and chunk ages. The rule by which an action is found for a step is ActionBuffer's
-(premotor.client.playback), the same as in a robot. That nothing stale was played is checked here a second time, in
-seconds and by the numbers of the actions alone: neither the buffer's steps nor the stamps it was given have a say.
+(premotor.client.playback), the same as in a robot, but that a body which is not there stands still in no step: rows
+wait for nobody. That nothing stale was played is checked here a second time, in seconds and by the numbers of the
+actions alone: neither the buffer's steps nor the stamps it was given have a say.
 """
 
 from __future__ import annotations
