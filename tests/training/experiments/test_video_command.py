@@ -56,10 +56,10 @@ def test_the_plan_of_video_begins_with_a_pilot_of_its_controls_and_all_seeds(
     checkout: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["experiment", "video", "--plan"]) == 0
-    assert "of these 65 first, about " in capsys.readouterr().out
+    assert "of these 52 first, about " in capsys.readouterr().out
     assert main(["experiment", "video-pilot", "--plan"]) == 0
     said = capsys.readouterr().out
-    assert "seeds 0, 1, 2: video-pilot" in said and "65 jobs left" in said
+    assert "seeds 0, 1, 2: video-pilot" in said and "52 jobs left" in said
 
 
 def test_the_pilot_says_what_the_controls_solve_by_seed_and_leaves_no_results(
@@ -75,7 +75,7 @@ def test_the_pilot_says_what_the_controls_solve_by_seed_and_leaves_no_results(
             said = capsys.readouterr().out
             assert ("Not every task was tested: " in said) == (len(seeds) == 2)
             assert ("Over all seeds the controls leave room on every task." in said) == (len(seeds) == 3)
-    (header,) = [line for line in said.splitlines() if "drawer-open, seed 0, %" in line]
+    (header,) = [line for line in said.splitlines() if "assembly, seed 0, %" in line]
     assert header.count(", seed ") == 6
     rows = [line for line in said.splitlines() if line.startswith("| paper A's policy, 50 demonstrations |")]
     run = store.policy_run(PILOT.arms[-1].training, 2)
