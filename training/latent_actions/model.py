@@ -83,9 +83,14 @@ class LatentActionModel(nn.Module):
         self.feature_mean.copy_(features.mean(0))
         self.feature_scale.copy_((features - self.feature_mean).square().mean().sqrt().clamp(min=1e-6))
 
-    def see(self, frames: UInt8[Tensor, "batch size size 3"]) -> Float[Tensor, "batch patches features"]:
-        """What this model reads and predicts: the eyes' features, of mean 0 at each patch and of variance 1 overall."""
-        return (self.eyes(frames) - self.feature_mean) / self.feature_scale
+    def see(
+        self, frames: UInt8[Tensor, "batch size size 3"], eyes: FrozenEyes | None = None
+    ) -> Float[Tensor, "batch patches features"]:
+        """What this model reads and predicts: the eyes' features, of mean 0 at each patch and of variance 1 overall.
+
+        `eyes` are the same in another precision.
+        """
+        return ((eyes or self.eyes)(frames) - self.feature_mean) / self.feature_scale
 
     def encode(
         self, first: Float[Tensor, "batch patches features"], last: Float[Tensor, "batch patches features"]

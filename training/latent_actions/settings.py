@@ -61,6 +61,8 @@ class LatentActionSettings:
     In the first `continuous_part` of training latents are not quantised, so that codes start where latents say
     something; paper B quantises from the first step, 0.
     With `vary` a pair is mirrored or not and takes other colours each time that it is drawn.
+    With `eyes_in_bfloat16` the frozen eyes compute so while codes are trained, in half the time on a CPU that
+    multiplies it in tiles; whoever reads the codes afterwards uses them as they are.
     A patch is foreground where more of it than `foreground_above` moves: 0.47 is paper B's code's.
     """
 
@@ -76,6 +78,7 @@ class LatentActionSettings:
     mask_weight: float = 1.0
     continuous_part: float = 0.4
     vary: bool = True
+    eyes_in_bfloat16: bool = False
     num_codes: int = 16
     num_tokens: int = 4
     latent_dim: int = 2

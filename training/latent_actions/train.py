@@ -7,6 +7,7 @@ training resumes from. Loop and resume are training/loop.py's.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -124,6 +125,7 @@ def train_latent_actions(
     with torch.no_grad():
         some = frames.batch(_drawn(seed + 2, 0, frames.total, _MEASURED_FRAMES))
         model.measure(torch.cat([eyes(part.to(device)) for part in some.split(settings.batch_size)]))
+    sight = copy.deepcopy(model.eyes).to(torch.bfloat16) if settings.eyes_in_bfloat16 else model.eyes
     first_quantized, last_revival = (
         part * settings.schedule.num_steps for part in (settings.continuous_part, _REVIVING)
     )
@@ -173,12 +175,12 @@ def train_latent_actions(
     def loss(step: int, rows: _Rows, generator: torch.Generator) -> Mapping[str, Tensor]:
         return latent_action_losses(
             model,
-            model.see(rows.shown_first),
-            model.see(rows.shown_last),
+            model.see(rows.shown_first, sight),
+            model.see(rows.shown_last, sight),
             rows.foreground,
             rows.motion,
             rows.coverage,
-            read=(model.see(rows.first), model.see(rows.last)) if settings.view_shift else None,
+            read=(model.see(rows.first, sight), model.see(rows.last, sight)) if settings.view_shift else None,
             quantize=step >= first_quantized,
             revive_with=generator if step < last_revival else None,
         )

@@ -56,10 +56,10 @@ def test_the_plan_of_video_begins_with_a_pilot_of_its_controls_and_all_seeds(
     checkout: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["experiment", "video", "--plan"]) == 0
-    assert "of these 52 first, about " in capsys.readouterr().out
+    assert "of these 56 first, about " in capsys.readouterr().out
     assert main(["experiment", "video-pilot", "--plan"]) == 0
     said = capsys.readouterr().out
-    assert "seeds 0, 1, 2: video-pilot" in said and "52 jobs left" in said
+    assert "seeds 0, 1, 2: video-pilot" in said and "56 jobs left" in said
 
 
 def test_the_pilot_says_what_the_controls_solve_by_seed_and_leaves_no_results(

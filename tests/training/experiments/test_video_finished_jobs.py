@@ -324,7 +324,7 @@ def test_tests_of_one_training_are_added_up_over_files_each_the_longest(
     elsewhere: Path, here: VideoStore, tmp_path: Path
 ) -> None:
     known = tmp_path / "some"
-    for name, task in (("adaptation", "lift"), ("decoupling", "drawer-open")):
+    for name, task in (("adaptation", "lift"), ("decoupling", "assembly")):
         values = kept(elsewhere, name)
         for key, outcome in values["jobs"].items():
             if key.startswith("policy "):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -22,25 +21,6 @@ RESULTS = Path(__file__).parents[3] / "results"
 @pytest.fixture
 def store(tmp_path: Path) -> VideoStore:
     return video_store_of(VideoBudget.load("cpu"), tmp_path)
-
-
-def by_seed(experiment: str, task: str) -> str:
-    """What the last checkpoint of the no-prior arm solves, in the words of a note."""
-    values = json.loads((RESULTS / experiment / "results.json").read_text())
-    (arm,) = [arm for arm in values["arms"] if arm["name"] == "no-prior"]
-    outcomes = arm["checkpoints"][-1]["tasks"][task]["outcomes"]
-    *others, last = [f"{100 * each.count('1') / len(each):.0f}" for _, each in sorted(outcomes.items())]
-    return f"{', '.join(others)} and {last} %"
-
-
-def test_tasks_were_chosen_by_what_results_say_with_every_seed() -> None:
-    for words, experiment, task in (
-        ("drawer-open, {}", "prior-kind", "drawer-open"),
-        ("lift, {}", "prior-kind", "lift"),
-        ("Pick-place, {}", "prior-kind", "pick-place"),
-        ("assembly, {}", "prior", "assembly"),
-    ):
-        assert words.format(by_seed(experiment, task)) in TASKS_NOTE
 
 
 def test_the_low_data_group_that_lift_leaves_is_the_suite_s(store: VideoStore) -> None:

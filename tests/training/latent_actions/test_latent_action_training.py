@@ -120,6 +120,22 @@ def test_two_views_train_and_resume_like_one(
     assert model_digest(resumed) == model_digest(whole)
 
 
+def test_eyes_in_bfloat16_teach_nearly_the_same_and_stay_as_they_are(
+    clips: ClipPack,
+    eyes: FrozenEyes,
+    settings: LatentActionSettings,
+    trained: tuple[LatentActionModel, Path],
+    tmp_path: Path,
+) -> None:
+    model = train_latent_actions([clips], eyes, replace(settings, eyes_in_bfloat16=True), tmp_path, seed=0)
+    first, plain = losses(tmp_path)[0], losses(trained[1])[0]
+    assert first != plain
+    assert first == pytest.approx(plain, rel=0.02)
+    assert eyes_digest(model.eyes) == eyes_digest(eyes)
+    read = read_latent_actions(tmp_path)
+    assert read.settings.eyes_in_bfloat16 and eyes_digest(read.eyes) == eyes_digest(eyes)
+
+
 def test_masks_that_a_pack_lacks_are_refused(
     make_clips: MakeClips, eyes: FrozenEyes, settings: LatentActionSettings, tmp_path: Path
 ) -> None:
