@@ -27,11 +27,11 @@ MASKS_NOTE = (
 )
 TASKS_NOTE = (
     "Tasks are assembly, of the suite's low-data group (pick-place, drawer-open, assembly), and lift, which is not of "
-    "it. Robots' clips show pick-place. Drawer-open was to be here: in a first pilot, one seed and its two tasks alone, "
-    "the control solved it in 100 and 100 % with 10 and 50 demonstrations after 480 steps, in 96 and 86 % after 240, "
-    "where nothing could be shown; paper A's head in 32 and 36 % after 480. In a second pilot, one seed, the control "
-    "solved assembly in 42 and 48 % and lift in 42 and 44 % after 360 steps, which is what is run here. Where an arm "
-    "solves below 15 or above 85 % of a task hardly any other can be told from it there."
+    "it. Robots' clips show pick-place. Drawer-open was to be here: in a first pilot, one seed and its two tasks "
+    "alone, the control solved it in 100 and 100 % with 10 and 50 demonstrations after 480 steps and in 96 and 86 % "
+    "after 240, where nothing could be shown, and paper A's head in 32 and 36 % after 480. In a second pilot, one "
+    "seed, the control solved assembly in 42 and 48 % and lift in 42 and 44 % after 360 steps, which is what is run "
+    "here. Where an arm solves below 15 or above 85 % of a task hardly any other can be told from it there."
 )
 LANDMARKS_NOTE = (
     "No arm learns where objects are (landmark_weight 0), as the project's other policies do in simulation: those "
