@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-MARKERS = "osD^vP"
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#882255")
+MARKERS = "osD^vPX<"
 STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.spines.top": False,
