@@ -122,3 +122,32 @@ def half_turned() -> Callable[[Path], Path]:
         return turn(write_video(path, quadrants(20)), cosine=0.7071, sine=0.7071)
 
     return write
+
+
+@pytest.fixture
+def sound_alone() -> Callable[[Path], Path]:
+    """An MP4 file without any video."""
+
+    def write(path: Path) -> Path:
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("aac", rate=8000)
+            silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+            silence.sample_rate = 8000
+            container.mux(stream.encode(silence))
+            container.mux(stream.encode())
+        return path
+
+    return write
+
+
+@pytest.fixture
+def scatter_damage() -> Callable[[Path], None]:
+    """Change a byte here and there, which loses no frame and spoils many."""
+
+    def damage(path: Path) -> None:
+        content = bytearray(path.read_bytes())
+        for place in range(len(content) // 3, len(content), 997):
+            content[place] ^= 255
+        path.write_bytes(content)
+
+    return damage

@@ -172,6 +172,30 @@ def test_a_damaged_camera_file_makes_its_episodes_unusable_and_no_others(
     assert [len(clip.read(FORM).frames) for clip in wrist] == [12, 15]
 
 
+def test_a_spoilt_or_turned_camera_file_and_one_of_sound_alone_say_so(
+    tmp_path: Path,
+    write_dataset: Callable[..., Path],
+    make_video: Video,
+    sound_alone: Callable[[Path], Path],
+    scatter_damage: Callable[[Path], None],
+    half_turned: Callable[[Path], Path],
+    turned_quadrants: Video,
+) -> None:
+    root = write_dataset(tmp_path / "slide", lengths=(20,))
+    (path,) = (root / "videos/observation.images.front").rglob("*.mp4")
+    front = lerobot_clips(root)[0]
+    sound_alone(path)
+    assert "it has no video" in reason(front)
+    make_video(path, np.random.default_rng(0).integers(0, 256, (20, 48, 80, 3), np.uint8), 20, faststart=True)
+    assert len(front.read(FORM).frames) == 10
+    scatter_damage(path)
+    assert "damaged: frame " in reason(front)
+    half_turned(path)
+    assert "turned by" in reason(front)
+    turned_quadrants(path, 1)
+    assert "turned by" in reason(front)
+
+
 def test_a_data_set_that_does_not_open_is_one_unusable_clip(tmp_path: Path, write_dataset: Callable[..., Path]) -> None:
     root = write_dataset(tmp_path / "slide")
     shutil.rmtree(root / "videos")

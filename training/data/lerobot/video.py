@@ -13,7 +13,9 @@ from pathlib import Path
 import av
 import numpy as np
 import numpy.typing as npt
+from av.container import InputContainer
 from av.error import FFmpegError
+from av.video.stream import VideoStream
 
 from training.data.lerobot.layout import DatasetError
 
@@ -53,7 +55,8 @@ class VideoEncoder:
 def decode_spans(path: Path, fps: float, spans: Sequence[tuple[float, int]]) -> Iterator[Frames]:
     """Every frame of each (start in seconds, number of frames), in one pass over the file; spans lie in order.
 
-    Yields uint8 [height, width, 3]. Raises DatasetError when the file lacks a frame of a span or does not decode.
+    Yields uint8 [height, width, 3]. Raises DatasetError when the file has no video, lacks a frame of a span, does not
+    decode a wanted frame whole, or says that it is to be turned: a data set's features give the shape as it is stored.
     """
     try:
         yield from _decode_spans(path, fps, spans)
@@ -65,7 +68,7 @@ def _decode_spans(path: Path, fps: float, spans: Sequence[tuple[float, int]]) ->
     if not spans:
         return
     with av.open(str(path)) as container:
-        stream = container.streams.video[0]
+        stream = _video(container, path)
         stream.thread_type = "AUTO"
         time_base = stream.time_base
         if time_base is None:
@@ -88,6 +91,11 @@ def _decode_spans(path: Path, fps: float, spans: Sequence[tuple[float, int]]) ->
                     raise DatasetError(
                         f"{path}: no frame at {start_s + wanted / fps:.3f} s, next is at {frame.time:.3f} s"
                     )
+                # What a decoder cannot read it paints over, with what was there before.
+                if frame.is_corrupt:
+                    raise DatasetError(f"{path}: damaged: frame {wanted} of the {length} starting at {start_s:.3f} s")
+                if frame.rotation:
+                    raise DatasetError(f"{path}: turned by {frame.rotation} degrees, a data set's pictures are not")
                 yield np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
                 wanted += 1
 
@@ -99,13 +107,19 @@ def frame_times_s(path: Path) -> npt.NDArray[np.float64]:
     """
     try:
         with av.open(str(path)) as container:
-            stream = container.streams.video[0]
+            stream = _video(container, path)
             if stream.time_base is None:
                 raise DatasetError(f"{path}: the video stream has no time base")
             ticks = [packet.pts for packet in container.demux(stream) if packet.pts is not None]
-    except (FFmpegError, IndexError) as error:
+    except FFmpegError as error:
         raise DatasetError(f"{path}: {error}") from None
     return np.sort(np.array(ticks, np.float64)) * float(stream.time_base)
+
+
+def _video(container: InputContainer, path: Path) -> VideoStream:
+    if not container.streams.video:
+        raise DatasetError(f"{path}: it has no video")
+    return container.streams.video[0]
 
 
 def decode_image(encoded: bytes) -> Frames:
