@@ -92,6 +92,7 @@ def adapt(
             rows.codes,
             generator,
             intent_weight=recipe.intent_weight,
+            sight_dropout=recipe.sight_dropout,
             num_draws=stage2.num_draws,
             history_pass=stage2.history_pass,
             landmark_head=landmark_head,

@@ -6,6 +6,8 @@ lambda_intent times that cross-entropy on robots' own frames, averaged over a pa
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -33,6 +35,7 @@ def adaptation_losses(
     generator: torch.Generator,
     *,
     intent_weight: float,
+    sight_dropout: float = 0.0,
     num_draws: int = 1,
     history_pass: HistoryPass = "both",
     landmark_head: LandmarkHead | None = None,
@@ -41,16 +44,20 @@ def adaptation_losses(
 ) -> dict[str, Tensor]:
     """ "loss" is what to minimise. `codes` int64 [batch, K] are the robots'; None leaves flow alone.
 
-    `history_pass` and `max_inference_delay` are as in training/objective.py.
+    In `sight_dropout` of the samples the decoder reads no camera. `history_pass` and `max_inference_delay` are as in
+    training/objective.py.
     """
     queries, seen = ([], None)
     if vla.uses_intent:
         queries, seen = observe_passes(vla, batch, generator, history_pass)
-    visual = vla.look(batch.observation)
+    visual, observation = vla.look(batch.observation), batch.observation
+    if sight_dropout:
+        sees = torch.rand(len(observation.state), generator=generator, device=generator.device) >= sight_dropout
+        observation = replace(observation, camera_mask=observation.camera_mask & sees[:, None])
     intents = [vla.to_intent(query) for query in queries] or [None]
     predictions = []
     for intent in intents:
-        context = vla.context(batch.observation, visual, intent).repeat(num_draws)
+        context = vla.context(observation, visual, intent).repeat(num_draws)
 
         def velocity(x: Tensor, time: Tensor, given: Tensor | None, context=context) -> Tensor:
             return vla.decoder(x, time, context, given)

@@ -53,18 +53,22 @@ class AdaptationRecipe:
     `tuning` is of backbone and intent head: "frozen" leaves them as pretrained, and the loss is the flow's alone, as in
     paper B's code; "lora" is for a pretrained vision-language model. `intent_weight` is lambda_intent, 0.1 in paper B's
     code. `gap_s` is between the two frames of a robot's code; null is the length of its chunk, as in paper B's code:
-    bodies that move at another pace have codes of as much motion.
+    bodies that move at another pace have codes of as much motion. In `sight_dropout` of the samples the decoder does
+    not read the frozen eyes, so that it cannot do without intent; paper B has nothing of the kind, 0.
     """
 
     tuning: Tuning = "full"
     intent_weight: float = 0.1
     gap_s: float | None = None
+    sight_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         if self.tuning not in get_args(Tuning):
             raise ValueError(f"adaptation.tuning is {self.tuning!r}, expected one of {list(get_args(Tuning))}")
         if not self.intent_weight >= 0:
             raise ValueError(f"adaptation.intent_weight is {self.intent_weight}, expected at least 0")
+        if not 0 <= self.sight_dropout < 1:
+            raise ValueError(f"adaptation.sight_dropout is {self.sight_dropout}, expected 0 to below 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +113,11 @@ class VideoPriorRecipe:
             raise ValueError("latent_actions.num_codes is 0, and intent is learned from codes; expected at least 2")
         if not (self.intent.use_intent or self.intent.use_eyes):
             raise ValueError("intent.use_intent and intent.use_eyes are both false, expected one of them")
+        if self.adaptation.sight_dropout and not (self.intent.use_intent and self.intent.use_eyes):
+            raise ValueError(
+                f"adaptation.sight_dropout is {self.adaptation.sight_dropout}, expected 0 for a decoder that does not "
+                "read both intent and eyes"
+            )
         _check_base(self)
 
     @property

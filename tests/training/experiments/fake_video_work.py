@@ -34,7 +34,7 @@ class FakeVideoWork:
         return {}
 
     def train_eyes(self, recipe: VideoPriorRecipe, run: VideoPriorRun) -> Mapping[str, Any]:
-        self._note("eyes", str(recipe.video_seed))
+        self._note("eyes", str(recipe.video_seed), str(recipe.eyes.schedule.num_steps))
         return {}
 
     def train_codes(

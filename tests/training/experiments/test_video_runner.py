@@ -79,10 +79,11 @@ def test_a_failed_part_stops_only_the_policies_that_have_it(store: VideoStore, e
             return super().make_part(kind, recipe, run)
 
     work = FailsAtPretraining()
-    with pytest.raises(ExperimentError, match=r"1 jobs failed; 12 jobs that need them were not tried.*: loss is nan"):
+    with pytest.raises(ExperimentError, match=r"1 jobs failed; 15 jobs that need them were not tried.*: loss is nan"):
         do(store, work, executor)
     trained = [call[1] for call in work.calls if call[0] == "policy"]
-    assert trained == [f"cpu-10-demonstrations{words}-seed-0" for words in ("", "-no-eyes", "-no-intent")]
+    without = ("", "-no-eyes", "-untrained-eyes", "-codes", "-sight-dropout-0.5", "-no-intent")
+    assert trained == [f"cpu-10-demonstrations{words}-seed-0" for words in without]
 
 
 def test_probes_of_another_version_are_made_again_and_nothing_else(

@@ -8,23 +8,28 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from policy.policy import Policy
 from training.ego_video.motion_moments import flow_steps
 from training.ego_video.pack import Clip, ClipPack, ClipPackWriter
 from training.experiments.video.budget import ClipBudget, VideoBudget
 from training.experiments.video.compute import step_seconds
+from training.experiments.video.definitions.catalogue import VIDEO_EXPERIMENTS
 from training.experiments.video.experiment import CodesTraining, PolicyTraining
-from training.experiments.video.plan import parts_of
+from training.experiments.video.plan import EyesJob, parts_of, plan
 from training.experiments.video.store import VideoStore
 from training.experiments.video.work import ChainWork, opening
 from training.experiments.work import Recordings
+from training.latent_actions.eyes import MaskedAutoencoder
+from training.latent_actions.train import eyes_digest, read_eyes
 from training.recipe import RunDirectory
 from training.suite import LowDataGroup, SuiteTask
 from training.video_prior.joint_recipe import JointRecipe
 from training.video_prior.recipe import VideoPriorRecipe
 
 _SIZE, _FRAMES, _SIDE = 16, 10, 4
+DECOUPLING = VIDEO_EXPERIMENTS["decoupling"]
 
 
 def write_pack(directory: Path, bodies: tuple[str, ...], num_clips: int, seed: int) -> None:
@@ -200,6 +205,25 @@ def test_intent_alone_without_pretraining_learns_nothing_from_clips(store: Video
     assert policy.config.intent is not None and policy.config.intent.visual is None
     video = policy.manifest["video"]
     assert video["eyes_sha256"] is None and video["latent_actions_sha256"] is None
+
+
+def test_untrained_eyes_are_what_their_seed_makes_of_them(store: VideoStore) -> None:
+    work = ChainWork(device="cpu")
+    run = store.policy_run(PolicyTraining(demonstrations=4, untrained_eyes=True), 0)
+    (eyes,) = [job for job in plan([DECOUPLING], store, (0,)).jobs if job.key == f"eyes {run.eyes_digest}"]
+    assert isinstance(eyes, EyesJob) and eyes.run.recipe.eyes == run.recipe.eyes
+    before = set(store.parts.glob("eyes-*"))
+    work.train_eyes(run.recipe, store.prior_run(run.recipe, "untrained-eyes"))
+    (made,) = set(store.parts.glob("eyes-*")) - before
+    with torch.random.fork_rng():
+        torch.manual_seed(run.recipe.video_seed)
+        expected = MaskedAutoencoder(run.recipe.eyes.visual, run.recipe.eyes.decoder_layers).vit.state_dict()
+    found = read_eyes(made).model.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    work.train_policy(run.recipe, store.prior_run(run.recipe, run.digest))
+    policy = Policy.from_checkpoint(store.checkpoint(run))
+    assert policy.manifest["video"]["eyes_sha256"] == eyes_digest(read_eyes(made))
+    assert policy.manifest["video"]["latent_actions_sha256"] is None
 
 
 def test_one_process_at_a_time_opens_what_is_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import training.video_prior.adaptation as adaptation
 import training.video_prior.intent_pretraining as pretraining
 from policy.config import IntentSettings
-from policy.intent import fold_patches
+from policy.intent import IntentContext, fold_patches
 from policy.intent_vla import IntentVLA
 from policy.policy import Policy
 from training.corpus import Corpus, open_corpus
@@ -376,6 +376,41 @@ def test_adaptation_is_flow_and_a_part_of_intent(corpus: Corpus) -> None:
     more = found(0.1, codes, num_draws=3, history_pass="sampled", max_inference_delay=2)
     more["loss"].backward()
     assert all(value.grad is not None for value in vla.decoder.trunk.parameters())
+
+
+def test_in_a_part_of_adaptation_the_decoder_does_without_its_eyes(
+    make_prior: MakePrior, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prior = make_prior()
+    corpus = prior.corpus
+    vla = build_model(corpus, prior.eyes)
+    nn.init.normal_(vla.decoder.velocity_out.weight)
+    batch = corpus.mixture(corpus.packs, landmarks=False).vla([(0, np.arange(16))], torch.ones(16, dtype=torch.bool))
+    visual = vla.look(batch.observation)
+    assert visual is not None
+
+    def prediction(sight: Tensor, sight_dropout: float) -> Tensor:
+        monkeypatch.setattr(vla, "look", lambda observation: sight)
+        generator = torch.Generator().manual_seed(0)
+        options = {"intent_weight": 0.0, "sight_dropout": sight_dropout, "history_pass": "both"}
+        return adaptation_losses(vla, batch, None, generator, **options)["prediction"]
+
+    other = torch.randn(visual.shape, generator=torch.Generator().manual_seed(1))
+    changed = {part: (prediction(visual, part) - prediction(other, part)).abs().item() for part in (0.0, 0.5, 0.9999)}
+    assert changed[0.0] > 0 and changed[0.5] > 0 and changed[0.9999] == 0
+    # Some of the samples see and some do not.
+    rows = torch.zeros(16, dtype=torch.bool)
+    context = vla.decoder.context
+
+    def seen(**given: Any) -> IntentContext:
+        rows[:] = given["camera_mask"].any(1)
+        return context(**given)
+
+    monkeypatch.setattr(vla.decoder, "context", seen)
+    prediction(visual, 0.5)
+    assert 0 < rows.sum() < 16
+    prediction(visual, 0.0)
+    assert rows.all()
 
 
 def test_a_checkpoint_with_intent_is_not_tuned_as_one_of_paper_a(

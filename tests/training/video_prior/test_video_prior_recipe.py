@@ -40,6 +40,11 @@ def test_a_wrong_name_suggests_a_shipped_one() -> None:
         ({"pretraining": {}}, "num_steps"),
         ({"adaptation": {"tuning": "half"}}, "tuning is 'half'"),
         ({"adaptation": {"intent_weight": -1}}, "intent_weight is -1"),
+        ({"adaptation": {"sight_dropout": 1.0}}, "sight_dropout is 1.0, expected 0 to below 1"),
+        (
+            {"adaptation": {"sight_dropout": 0.5}, "intent": {"use_intent": False}},
+            "sight_dropout is 0.5, expected 0 for a decoder that does not read both",
+        ),
         ({"adaptation": {"tuning": "lora"}}, "expected what base.backbone.tuning says"),
         ({"adaptation": {"tuning": "frozen"}}, "it cannot learn to read it"),
         ({"base": {"stage2": {"decay_steps": 4}}}, "decay_steps is 4, expected 0"),

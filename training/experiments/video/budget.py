@@ -228,15 +228,20 @@ class VideoBudget:
                 joint=joint,
                 base=base,
             )
+        eyes = whole.eyes
+        if training.untrained_eyes:
+            eyes = replace(eyes, schedule=replace(eyes.schedule, num_steps=0))
         return replace(
             whole,
             name=name,
+            eyes=eyes,
             intent=IntentRecipe(use_intent=training.use_intent, use_eyes=training.use_eyes),
             pretraining=whole.pretraining if training.pretraining else no_pretraining,
             adaptation=AdaptationRecipe(
                 tuning="frozen" if training.frozen else "full",
                 intent_weight=whole.adaptation.intent_weight if training.learns_codes else 0.0,
                 gap_s=whole.adaptation.gap_s,
+                sight_dropout=training.sight_dropout,
             ),
             base=base,
         )
@@ -279,6 +284,8 @@ def _words(training: PolicyTraining) -> str:
     words += ["state-prior"] if training.state_prior else []
     words += [] if training.use_intent else ["no-intent"]
     words += [] if training.use_eyes else ["no-eyes"]
+    words += ["untrained-eyes"] if training.untrained_eyes else []
+    words += [f"sight-dropout-{training.sight_dropout:g}"] if training.sight_dropout else []
     words += ["frozen"] if training.frozen else []
     words += ["motion-head"] if training.head == "motion" else []
     words += [f"joint-{training.joint}"] if training.joint else []

@@ -47,8 +47,10 @@ class PolicyTraining:
 
     `pretraining` on the clips' codes comes before, `learns_codes` of the robots' own frames beside the actions.
     `added_compute` spends on more steps of stage 2 what pretraining would have taken. `hands_only` takes codes and
-    pretraining from the clips of hands. `state_prior` starts the decoder from paper A's stage 1; with the `head`
-    "motion", which is paper A's, that is its policy. `joint` lets this one see clips, aligned so.
+    pretraining from the clips of hands. With `untrained_eyes` the frozen eyes are what their seed makes of them: no
+    clip taught them. In `sight_dropout` of the training the head does not see what they see. `state_prior` starts the
+    decoder from paper A's stage 1; with the `head` "motion", which is paper A's, that is its policy. `joint` lets this
+    one see clips, aligned so.
     """
 
     demonstrations: int
@@ -57,6 +59,8 @@ class PolicyTraining:
     added_compute: bool = False
     use_intent: bool = True
     use_eyes: bool = True
+    untrained_eyes: bool = False
+    sight_dropout: float = 0.0
     frozen: bool = False
     hands_only: bool = False
     state_prior: bool = False
@@ -68,6 +72,10 @@ class PolicyTraining:
             raise ValueError("joint is of the head 'motion' and starts from state_prior")
         if self.head == "motion" and (self.pretraining or self.learns_codes or not (self.use_intent and self.use_eyes)):
             raise ValueError("the head 'motion' learns no codes and reads neither intent nor eyes")
+        if self.untrained_eyes and (
+            self.head == "motion" or not self.use_eyes or self.pretraining or self.learns_codes
+        ):
+            raise ValueError("untrained_eyes are of a head that reads eyes and of no codes: these need trained ones")
         if self.added_compute and self.pretraining:
             raise ValueError("added_compute is in the place of pretraining")
         if self.hands_only and not self.pretraining:

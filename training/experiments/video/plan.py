@@ -41,7 +41,7 @@ class ClipsJob:
 
 @dataclass(frozen=True, kw_only=True)
 class EyesJob:
-    run: CodesRun
+    run: CodesRun | PolicyRun
     clips: tuple[str, ...]  # keys of what it waits for
     kind: Kind = "eyes"
 
@@ -232,7 +232,7 @@ def _clips_job(store: VideoStore, name: str) -> ClipsJob:
     return ClipsJob(name=name, digest=store.clips_digest(name))
 
 
-def _eyes_jobs(store: VideoStore, run: CodesRun) -> Iterator[Job]:
+def _eyes_jobs(store: VideoStore, run: CodesRun | PolicyRun) -> Iterator[Job]:
     filmed = [_clips_job(store, name) for name in TRAINING_CLIPS]
     yield from filmed
     yield EyesJob(run=run, clips=tuple(job.key for job in filmed))
@@ -249,7 +249,7 @@ def _probe_jobs(store: VideoStore, training: CodesTraining, seed: int) -> Iterat
 
 def _policy_jobs(store: VideoStore, training: PolicyTraining, seed: int) -> Iterator[Job]:
     run = store.policy_run(training, seed)
-    yield from _eyes_jobs(store, store.codes_run(CodesTraining(), seed))
+    yield from _eyes_jobs(store, run)
     if run.codes:
         yield CodesJob(run=run.codes)
     for kind, _ in parts_of(run):

@@ -202,7 +202,9 @@ def _control(known: Sequence[Values]) -> str:
 def _tables(known: Sequence[Values]) -> list[str]:
     found = []
     for values in known:
-        found += [f"### {label(values)}", *(_figures_table(values) if values["of"] == PROBES else _success(values))]
+        of_codes = values["of"] == PROBES
+        found += [f"### {label(values)}", *(_figures_table(values) if of_codes else _success(values))]
+        found += ["" if of_codes else little_room(values), f"Paper B: {values['paper']}"]
     return found
 
 

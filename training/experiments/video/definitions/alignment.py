@@ -63,8 +63,8 @@ def alignment() -> ProbeExperiment:
             "effector moved most alike in the picture; the mean is over two robots. Nor does it say what its "
             "bootstraps draw. Ours draw whole clips, of hands and of robots, for pairs of a clip are alike; the "
             "interval lies around the CKA of all pairs, for fewer clips have a higher one.",
-            f"Of every arm the body subspace has {NUM_BODY_DIRECTIONS} directions, of 8 numbers: CKA rises with every "
-            "one that is removed.",
+            f"Of every arm the body subspace has {NUM_BODY_DIRECTIONS} directions of 8 numbers, by logistic regression "
+            "alone. The more are removed, the higher CKA may be.",
             "Nothing is trained for this: these are the latent actions of latent-quality.",
             MASKS_NOTE,
             PAPERS_LOSS_NOTE,
