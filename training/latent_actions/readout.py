@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
 _PENALTIES = (1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3)
-# As many of every model: the more are taken the more alike the rest may be, and the least of our latents have 8 numbers.
+# As many of every model: the more are taken, the more alike the rest may be. The least of our latents have 8 numbers.
 NUM_BODY_DIRECTIONS = 2
 
 
