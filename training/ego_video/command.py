@@ -40,7 +40,7 @@ def add_ego_pack_verb(verbs: Any) -> None:
         choices=["none", "flow", "channel"],
         default="none",
         help="of motion by optical flow, or those that lie beside the videos: NAME.mask.mp4, observation.masks.CAMERA "
-        "of a LeRobot data set (default: none)",
+        "of a LeRobot data set; both need OpenCV (default: none)",
     )
     verb.add_argument(
         "--hand-only", action="store_true", help="with --masks flow: what of them the channel, a hand's, covers"

@@ -74,7 +74,7 @@ class _ClipMotion:
     """The flow of one clip between any two of its frames, and what follows from it; fields are [H, W] of the frames."""
 
     def __init__(self, frames: Pixels) -> None:
-        self._cv2 = _opencv()
+        self._cv2 = opencv()
         self._frames = frames
         self._num_frames, self._height, self._width = frames.shape[:3]
         self._side = max(self._height, self._width)
@@ -208,9 +208,10 @@ def _disc(cv2: Any, radius: float) -> Pixels:
     return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (width, width))
 
 
-def _opencv() -> ModuleType:
+def opencv() -> ModuleType:
+    """Raises ImportError that names the extra."""
     try:
         import cv2
     except ImportError as error:
-        raise ImportError(f"flow masks need OpenCV ({error}): pip install 'premotor[sim]'") from None
+        raise ImportError(f"masks and the flow in them need OpenCV ({error}): pip install 'premotor[sim]'") from None
     return cv2

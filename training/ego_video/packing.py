@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from training.ego_video.flow_masks import hand_part, opencv
 from training.ego_video.motion_moments import Moments, flow_steps
 from training.ego_video.pack import Clip, ClipPack, ClipPackWriter, Frames, Masks
 from training.ego_video.sources import FoundClip, PictureForm, ReadClip, UnusableClipError
@@ -30,20 +31,24 @@ def pack_clips(
     `masks` makes a clip's masks of its frames and rate; one of which it makes none (ValueError, OpenCV's error) cannot
     be used. With form.with_masks they are the clip's own channel, or what of them lies in it where `masks` is given
     too: the hand alone, if that is what the channel shows. `report` is told of each clip that is skipped. Raises
-    ValueError for two clips of one name, before the first is read, and when none can be used.
+    ValueError for two clips of one name and, where masks are asked for, ImportError without OpenCV, before the first is
+    read; ValueError too when none can be used.
     """
     if not gap_s > 0:
         raise ValueError(f"gap_s is {gap_s}, expected above 0")
     repeated = sorted(name for name, times in Counter(clip.name for clip in found).items() if times > 1)
     if repeated:
         raise ValueError(f"{len(repeated)} names are those of two clips, such as {repeated[0]!r}; rename a directory")
+    has_masks = masks is not None or form.with_masks
+    if has_masks:
+        opencv()  # the flow inside masks comes from it, whoever made them
     writer = ClipPackWriter(directory, form.image_size)
     try:
         for clip in found:
             try:
                 read = clip.read(form)
                 _check_length(read, gap_s)
-                made, steps = _masked(read, form, masks) if masks is not None or form.with_masks else (None, None)
+                made, steps = _masked(read, form, masks) if has_masks else (None, None)
             except UnusableClipError as error:
                 writer.skip(clip.name, str(error))
                 report(f"skipped {clip.name}: {error}")
@@ -97,17 +102,7 @@ def _masked(clip: ReadClip, form: PictureForm, masks: FlowMasks | None) -> tuple
         made = clip.masks if masks is None else masks(clip.frames, clip.rate_hz)
         assert made is not None
         if masks is not None and clip.masks is not None:
-            from training.ego_video.flow_masks import hand_part
-
             made = hand_part(made, clip.masks)
         return made, flow_steps(clip.frames, made)
-    except (ValueError, *_opencv_errors()) as error:
+    except (ValueError, opencv().error) as error:
         raise UnusableClipError(f"no masks can be made of it: {error}") from None
-
-
-def _opencv_errors() -> tuple[type[Exception], ...]:
-    try:
-        import cv2
-    except ImportError:  # then masks do not come from it
-        return ()
-    return (cv2.error,)

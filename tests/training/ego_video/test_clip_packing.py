@@ -157,6 +157,19 @@ def test_a_clip_of_which_no_masks_can_be_made_is_skipped_by_name(tmp_path: Path)
     }
 
 
+def test_without_opencv_no_clip_is_read_where_masks_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(form: PictureForm) -> ReadClip:
+        raise AssertionError("it was read")
+
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(ImportError, match=r"premotor\[sim\]"):
+        pack([found("a", read=never)], tmp_path / "pack", form=replace(FORM, with_masks=True))
+    assert not list(tmp_path.iterdir())
+    assert len(pack([found("a")], tmp_path / "pack").clips) == 1
+
+
 def test_masks_of_a_channel_are_taken_and_tell_the_hand_in_those_of_flow(tmp_path: Path) -> None:
     frames = np.full((20, 32, 32, 3), 7, np.uint8)
     channel = np.zeros((20, 32, 32), np.uint8)
