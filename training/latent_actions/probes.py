@@ -104,11 +104,12 @@ def between_bodies(
     known = np.isfinite(effector).all(1)
     source, target = np.flatnonzero(of_first & known), np.flatnonzero(of_second & known)[:512]
     partner = source[matched(effector[source], effector[target])]
+    anyone = np.random.default_rng(0).choice(source, len(target))
     vectors = labels.latents.reshape(len(effector), -1)
     return {
         "num_pairs": len(target),
         "motion_mismatch": float(np.linalg.norm(effector[partner] - effector[target], axis=1).mean()),
-        "transfer": code_transfer(model, pack, frame, target, partner),
+        "transfer": code_transfer(model, pack, frame, target, partner, anyone),
         "cka": alignment(vectors[partner], vectors[target]),
     }
 
@@ -120,13 +121,14 @@ def code_transfer(
     frame: npt.NDArray[np.int64],
     target: npt.NDArray[np.int64],
     partner: npt.NDArray[np.int64],
+    anyone: npt.NDArray[np.int64],
 ) -> dict[str, float]:
-    """Error of the last frame's features where it differs from the first, decoded with whose action codes.
+    """Error of the last frame's features weighed by how far they changed, over what it would be if nothing changed.
 
-    `own` is the pair's own, `transferred` those of `partner`, a pair of equal motion of another body, `shuffled` those
-    of anyone's partner and `none` zeros; background codes are the pair's own throughout.
+    By whose action codes they were decoded: `own` is the pair's own, `transferred` those of `partner`, a pair of equal
+    motion of another body, `shuffled` those of `anyone` of that body and `none` zeros; background codes are the pair's
+    own throughout.
     """
-    shuffled = partner[np.random.default_rng(0).permutation(len(partner))]
     sums: dict[str, float] = dict.fromkeys(("own", "transferred", "shuffled", "none"), 0.0)
     weight = 0.0
     for at in range(0, len(target), 64):
@@ -134,11 +136,11 @@ def code_transfer(
         first, last = _see(model, pack, frame[target[rows]])
         own = spoken(model, model.encode(first, last))
         changed = (last - first).square().mean(-1)  # what did not change shows no action
-        weight += float(changed.sum())
+        weight += float(changed.square().sum())
         for name, chosen in (
             ("own", None),
             ("transferred", partner[rows]),
-            ("shuffled", shuffled[rows]),
+            ("shuffled", anyone[rows]),
             ("none", None),
         ):
             action = own.action if name == "own" else torch.zeros_like(own.action)

@@ -223,9 +223,7 @@ def _mask_scores(name: str, pack: ClipPack) -> dict[str, Any]:
 def _transfer(
     model: LatentActionModel, hands: _Seen, robots: _Seen, match: _Match, weights: Numbers
 ) -> dict[str, list[float]]:
-    """Error of the last frame's features weighed by how far they changed, over what it would be if nothing changed, by
-    each of weights [D, targets]. Arms are those of probes.code_transfer, but that `shuffled` are those of `any_hand`.
-    """
+    """What probes.code_transfer has, by each of weights [D, targets]."""
     rows: dict[str, list[Numbers]] = {name: [] for name in ("own", "transferred", "shuffled", "none")}
     for at in range(0, len(match.target), 64):
         part = slice(at, at + 64)
