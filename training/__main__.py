@@ -47,7 +47,7 @@ VERBS = {
     "evaluate": "closed loop on held-out scenes, of a checkpoint or of a served policy (resumable)",
     "playback": "success and jumps at seams by rule and delay, in lock step or against the clock (resumable)",
     "demo": "record, stats, stage1, stage2, inspect, export and evaluate in order",
-    "experiment": "a claim of paper A measured with seeds, intervals and controls (resumable)",
+    "experiment": "a claim of paper A or B measured with seeds, intervals and controls (resumable)",
     "bench": "what training costs: windows/s, the history's second pass, loader wait, stage 1 beside stage 2",
     "bench-data": "record a suite's demonstrations and write their card (resumable)",
 }

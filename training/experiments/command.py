@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from training.experiments.definitions.catalogue import EXPERIMENTS, experiment
 from training.experiments.video import command as video
-from training.experiments.video.definitions.catalogue import VIDEO_EXPERIMENTS
+from training.experiments.video.definitions.catalogue import PILOT, VIDEO_EXPERIMENTS
 from training.names import WrongCallError
 
 if TYPE_CHECKING:
@@ -34,9 +34,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "name",
         metavar="NAME",
         help=f"{', '.join(EXPERIMENTS)}; {EVERYTHING} of them; {', '.join(VIDEO_EXPERIMENTS)}, on priors from video; "
-        f"{video.EVERYTHING}: these; or {REPORT}: make every report and RESULTS.md again",
+        f"{video.EVERYTHING}: these; {PILOT.name}: whether their controls leave room; or {REPORT}: make every report "
+        "and RESULTS.md again",
     )
-    parser.add_argument("--budget", default="cpu", help="cpu, gpu or a JSON file (default: cpu)")
+    parser.add_argument(
+        "--budget",
+        default="cpu",
+        help="cpu, gpu or a JSON file; of those on video cpu or a JSON file (default: cpu)",
+    )
     parser.add_argument("--seeds", type=_seeds, metavar="0,1,2", help="of training (default: the budget's)")
     parser.add_argument("--plan", action="store_true", help="print the jobs and hours that are left, and stop")
     parser.add_argument("--collect", action="store_true", help="report what is done so far, and carry nothing out")
@@ -48,7 +53,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--workers", type=_num_workers, help="processes, one torch thread each (default: the budget's)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results there")
-    parser.add_argument("--store", type=Path, help="where runs lie (default: build/experiments/BUDGET)")
+    parser.add_argument(
+        "--store",
+        type=Path,
+        help="where runs lie (default: build/experiments/BUDGET, of those on video build/experiments/video-BUDGET)",
+    )
     parser.set_defaults(threads=1)
 
 

@@ -7,11 +7,10 @@ Layout below `build/experiments/<budget>/`: `stage1/<digest>/`, `runs/<digest>/`
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,16 +18,14 @@ from typing import Any
 from training.experiments.budget import Budget
 from training.experiments.experiment import Condition, Training
 from training.json_file import write_json
+from training.locked import locked
 from training.recipe import Recipe, RunDirectory
 from training.time_spent import TimeSpent, time_of_log, usual_step_s, without_standstill
 
 DataIdentity = Callable[[Recipe], Mapping[str, str]]
 _OUTCOME = "outcome.json"
 UNKNOWN_COMMIT = "unknown"
-
-
-class BusyError(RuntimeError):
-    """Another process carries out experiments of this budget."""
+CARRIES_OUT = "carries out experiments"  # what a process does that has a store locked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +150,7 @@ class Store:
 
     def locked(self) -> AbstractContextManager[None]:
         """One process at a time carries out jobs here; raises BusyError."""
-        return locked(self.root)
+        return locked(self.root, CARRIES_OUT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,18 +223,6 @@ class Evaluation:
             seconds=values["seconds"],
             made_with=tuple(MadeWith(**made) for made in made_with),
         )
-
-
-@contextmanager
-def locked(root: Path) -> Iterator[None]:
-    """One process at a time is inside; raises BusyError."""
-    root.mkdir(parents=True, exist_ok=True)
-    with (root / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BusyError(f"another process carries out experiments in {root}; wait for its end") from None
-        yield
 
 
 def _with_time(outcome: Mapping[str, Any] | None, trained: Path) -> Mapping[str, Any] | None:

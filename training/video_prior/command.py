@@ -35,6 +35,11 @@ def add_video_prior_verb(verbs: Any) -> None:
     verb.add_argument("--clips", nargs="+", metavar="DIR", help="clip packs in place of the recipe's")
     verb.add_argument("--eyes", metavar="DIR", help="a vision model's directory in place of eyes that are trained here")
     verb.add_argument("--eyes-image-size", type=int, metavar="PIXELS", help="that it reads (default: its own)")
+    verb.add_argument("--backbone", metavar="DIR", help="a pretrained vision-language model (default: the recipe's)")
+    verb.add_argument(
+        "--tuning", choices=["full", "lora", "frozen"], help="of the backbone in adaptation (default: the recipe's)"
+    )
+    verb.add_argument("--lora-rank", type=int, metavar="RANK", help="with --tuning lora (default: the recipe's)")
     verb.add_argument("--seed", type=int, help="of pretraining and adaptation (default: the recipe's)")
     verb.add_argument(
         "--held-out-body",
@@ -47,6 +52,7 @@ def add_video_prior_verb(verbs: Any) -> None:
 
 
 def _perform(options: argparse.Namespace) -> int:
+    from training.locked import locked
     from training.video_prior.joint_pipeline import JointPrior, prior_of
     from training.video_prior.recipe import VideoPriorRecipe, VideoPriorRun
 
@@ -55,12 +61,13 @@ def _perform(options: argparse.Namespace) -> int:
     run = VideoPriorRun.of(recipe, root, options.shared)
     run.keep_recipe(recipe)
     prior = prior_of(recipe, run, options.device)
-    where = _make(prior, options.part)
-    print(f"{options.part}: {where or 'the recipe has none'}")
-    if options.part == "alignment" and where is not None:
-        assert isinstance(prior, JointPrior)
-        for name, value in prior.alignment_scores.items():
-            print(f"  {name}: {value:.4g}")
+    with locked(run.shared, "trains"):
+        where = _make(prior, options.part)
+        print(f"{options.part}: {where or 'the recipe has none'}")
+        if options.part == "alignment" and where is not None:
+            assert isinstance(prior, JointPrior)
+            for name, value in prior.alignment_scores.items():
+                print(f"  {name}: {value:.4g}")
     return 0
 
 
@@ -76,9 +83,35 @@ def _as_asked(recipe: VideoPriorRecipe, options: argparse.Namespace) -> VideoPri
             raise ValueError(f"--held-out-body is of an alignment, and recipe {recipe.name} has no joint")
         alignment = replace(recipe.joint.alignment, held_out_body=options.held_out_body)
         recipe = replace(recipe, joint=replace(recipe.joint, alignment=alignment))
+    recipe = _with_backbone(recipe, options)
     if options.seed is not None:
         recipe = replace(recipe, base=replace(recipe.base, seed=options.seed))
     return recipe
+
+
+def _with_backbone(recipe: VideoPriorRecipe, options: argparse.Namespace) -> VideoPriorRecipe:
+    """The recipe with what is asked of its backbone. Its tuning is adaptation's and, of a pretrained one, its own.
+
+    Raises ValueError for what is asked of a backbone that the recipe does not have.
+    """
+    from training.recipe import BackboneRecipe
+
+    backbone, tuning = recipe.base.backbone, options.tuning
+    if options.backbone:
+        backbone = replace(backbone or BackboneRecipe(directory=options.backbone), directory=options.backbone)
+    if backbone is None and (tuning == "lora" or options.lora_rank is not None):
+        raise ValueError("--tuning lora and --lora-rank are of a pretrained model, expected --backbone DIR as well")
+    if backbone is not None:
+        if options.lora_rank is not None:
+            backbone = replace(backbone, lora_rank=options.lora_rank)
+        if tuning in ("full", "lora"):
+            backbone = replace(backbone, tuning=tuning)
+    adaptation = recipe.adaptation
+    if recipe.joint is None and tuning is not None:
+        adaptation = replace(adaptation, tuning=tuning)
+    elif tuning == "frozen":
+        raise ValueError(f"--tuning is 'frozen', expected 'full' or 'lora' for recipe {recipe.name}, which is joint")
+    return replace(recipe, adaptation=adaptation, base=replace(recipe.base, backbone=backbone))
 
 
 def _make(prior: VideoPrior, part: str) -> Path | None:

@@ -15,7 +15,8 @@ from training.experiments.budget import Budget
 from training.experiments.experiment import Arm, Comparison, Condition, Experiment, Training
 from training.experiments.plan import plan
 from training.experiments.runner import ExperimentError, carry_out, carry_out_jobs
-from training.experiments.store import UNKNOWN_COMMIT, BusyError, Evaluation, MadeWith, Store
+from training.experiments.store import UNKNOWN_COMMIT, Evaluation, MadeWith, Store
+from training.locked import BusyError
 from training.simulation.rendering import NoisyFrameError
 from training.time_spent import TimeSpent
 

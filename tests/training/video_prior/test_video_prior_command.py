@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from policy.policy import Policy
 from training.__main__ import main
+from training.locked import locked
 
 
 @pytest.fixture
@@ -77,3 +79,35 @@ def test_a_wrong_call_says_what_is_wrong(
     assert "recipe of another run" in capsys.readouterr().err
     assert main(["video-prior", "--recipe", "video-pior"]) == 2
     assert "did you mean 'video-prior'" in capsys.readouterr().err
+
+
+def test_a_pretrained_backbone_is_tuned_as_it_is_asked(
+    arguments: list[str],
+    save_vlm: Callable[..., Path],
+    run_root: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = save_vlm(tmp_path / "model", "smolvlm")
+    run = [*arguments, "--run", str(run_root)]
+    assert main(["video-prior", *run, "--backbone", str(model), "--tuning", "lora", "--lora-rank", "2"]) == 0
+    manifest = Policy.from_checkpoint(run_root / "checkpoint").manifest
+    asked = manifest["recipe"]
+    assert (asked["adaptation"]["tuning"], asked["base"]["backbone"]["tuning"]) == ("lora", "lora")
+    assert asked["base"]["backbone"]["lora_rank"] == 2
+    capsys.readouterr()
+    assert main(["video-prior", *run, "--tuning", "lora"]) == 1
+    assert "expected --backbone DIR as well" in capsys.readouterr().err
+    assert main(["video-prior", *run, "--lora-rank", "4"]) == 1
+    assert "expected --backbone DIR as well" in capsys.readouterr().err
+
+
+def test_two_processes_do_not_train_the_same_parts(
+    arguments: list[str], run_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shared = tmp_path / "shared"
+    run = [*arguments, "--run", str(run_root), "--shared", str(shared)]
+    with locked(shared, "trains"):
+        assert main(["video-prior", "eyes", *run]) == 1
+        assert f"another process trains in {shared}" in capsys.readouterr().err
+    assert main(["video-prior", "eyes", *run]) == 0

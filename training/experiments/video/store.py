@@ -15,11 +15,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from training.experiments.store import DataIdentity, Evaluation, digest_of, explicit, locked, read_json
+from training.experiments.store import CARRIES_OUT, DataIdentity, Evaluation, digest_of, explicit, read_json
 from training.experiments.video.budget import CLIPS, TRAINING_CLIPS, VideoBudget
 from training.experiments.video.experiment import CodesTraining, PolicyTraining
 from training.json_file import write_json
 from training.latent_actions.settings import LatentActionSettings
+from training.locked import locked
 from training.recipe import RunDirectory
 from training.video_prior.recipe import VideoPriorRecipe, VideoPriorRun
 
@@ -202,4 +203,4 @@ class VideoStore:
 
     def locked(self) -> AbstractContextManager[None]:
         """One process at a time carries out jobs here; raises BusyError."""
-        return locked(self.root)
+        return locked(self.root, CARRIES_OUT)
