@@ -90,11 +90,28 @@ class IntentVLA(nn.Module):
         continuations: Sequence[Continuation] = (),
     ) -> Float[Tensor, "batch horizon max_action_dim"]:
         """As VLA.sample."""
-        intent = None
-        if self.uses_intent:
-            output = self.observe(observation, history)
-            query = output.without_history if history is None else select_query(output, history.step_mask.any(1))
-            intent = self.to_intent(query)
+        intent = self.foresee(observation, history)
+        return self.act(observation, intent, noise, action_mask, num_steps, continuations)
+
+    def foresee(self, observation: ObservationBatch, history: HistoryBatch | None) -> Intent | None:
+        """Intent, with history where a sample has one; None for a model that does not use it."""
+        if not self.uses_intent:
+            return None
+        output = self.observe(observation, history)
+        return self.to_intent(
+            output.without_history if history is None else select_query(output, history.step_mask.any(1))
+        )
+
+    def act(
+        self,
+        observation: ObservationBatch,
+        intent: Intent | None,
+        noise: Float[Tensor, "batch horizon max_action_dim"],
+        action_mask: Bool[Tensor, "batch max_action_dim"],
+        num_steps: Sequence[int],
+        continuations: Sequence[Continuation] = (),
+    ) -> Float[Tensor, "batch horizon max_action_dim"]:
+        """What `sample` answers where the backbone has foreseen `intent`: sight and state are the observation's."""
         context = self.context(observation, self.look(observation), intent)
         return self.decoder.sample(noise * self.config.noise_scale, context, action_mask, num_steps, continuations)
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from policy.backbone import ObservationBatch
+from policy.intent_vla import IntentVLA
 from policy.models import Model
 from policy.vla import HistoryBatch
 from training.batches import Mixture
@@ -47,9 +48,11 @@ def inspect(
     """Per pack: mean |error| of sampled chunks, model units, over real steps and dimensions; ratios to the true one.
 
     Each without history, and under names that end in `_history` with the true history given, whatever is shuffled: a
-    policy that copies its history is blind only there.
+    policy that copies its history is blind only there. Of a model whose decoder reads intent and frozen eyes, pictures
+    are also shuffled for one of the two alone: `intent`, which the backbone takes from them, and `sight`.
     """
     vla = vla.to(device).eval()
+    reads_both = isinstance(vla, IntentVLA) and vla.uses_intent and vla.eyes is not None
     rows = []
     for index, pack in enumerate(mixture.packs):
         generator = np.random.default_rng([seed, index])
@@ -60,7 +63,8 @@ def inspect(
         row: dict[str, Any] = {"task": pack.task, "num_frames": len(frames)}
         for told, history in (("", None), (_WITH_HISTORY, batch.history)):
             true = chunk_error(vla, observation, history, motion)
-            images = chunk_error(vla, replace(observation, images=observation.images[shuffled]), history, motion)
+            others = replace(observation, images=observation.images[shuffled])
+            images = chunk_error(vla, others, history, motion)
             state = chunk_error(vla, replace(observation, state=observation.state[shuffled]), history, motion)
             row |= {
                 f"error{told}": true,
@@ -69,6 +73,15 @@ def inspect(
                 f"images_ratio{told}": images / true,
                 f"state_ratio{told}": state / true,
             }
+            if reads_both:
+                intent = chunk_error(vla, observation, history, motion, foreseen_in=others)
+                sight = chunk_error(vla, others, history, motion, foreseen_in=observation)
+                row |= {
+                    f"error_intent_shuffled{told}": intent,
+                    f"error_sight_shuffled{told}": sight,
+                    f"intent_ratio{told}": intent / true,
+                    f"sight_ratio{told}": sight / true,
+                }
         rows.append(row)
     return rows
 
@@ -137,20 +150,29 @@ def held_out_packs(corpus: Corpus, trained_on: Scenes, directory: Path, *, num_w
     return packs
 
 
-def chunk_error(vla: Model, observation: ObservationBatch, history: HistoryBatch | None, motion: MotionBatch) -> float:
-    """Mean |sampled - recorded| in model units, the same noise whatever the inputs."""
+def chunk_error(
+    vla: Model,
+    observation: ObservationBatch,
+    history: HistoryBatch | None,
+    motion: MotionBatch,
+    foreseen_in: ObservationBatch | None = None,
+) -> float:
+    """Mean |sampled - recorded| in model units, the same noise whatever the inputs.
+
+    Intent is that of the observation `foreseen_in`, where one is given; this is for an IntentVLA alone.
+    """
     noise = torch.randn(motion.actions.shape, generator=torch.Generator().manual_seed(0)).to(motion.actions.device)
     total = count = 0.0
     for start in range(0, len(noise), _ROWS):
         rows = slice(start, start + _ROWS)
         with torch.inference_mode():
-            chunk = vla.sample(
-                _rows(observation, rows),
-                None if history is None else _rows(history, rows),
-                noise[rows],
-                motion.action_mask[rows],
-                [vla.config.num_inference_steps] * len(noise[rows]),
-            )
+            seen, past = _rows(observation, rows), None if history is None else _rows(history, rows)
+            asked = noise[rows], motion.action_mask[rows], [vla.config.num_inference_steps] * len(noise[rows])
+            if foreseen_in is None:
+                chunk = vla.sample(seen, past, *asked)
+            else:
+                assert isinstance(vla, IntentVLA)
+                chunk = vla.act(seen, vla.foresee(_rows(foreseen_in, rows), past), *asked)
         real = motion.step_mask[rows, :, None] & motion.action_mask[rows, None]
         error = torch.where(real, (chunk - motion.actions[rows]).abs(), 0)
         total, count = total + error.sum().item(), count + real.sum().item()
@@ -174,16 +196,26 @@ def format_inspection(rows: Sequence[Mapping[str, Any]]) -> str:
                 f"{row[f'error_state_shuffled{told}']:>15.4f} {row[f'images_ratio{told}']:>13.2f} "
                 f"{row[f'state_ratio{told}']:>12.2f}"
             )
-    ratios = [row["images_ratio" + (_WITH_HISTORY if history else "")] for row in rows]
+    judged = _WITH_HISTORY if history else ""
     lines.append(
-        f"with {'the true' if history else 'no'} history, shuffled images cost {min(ratios):.2f} to "
-        f"{max(ratios):.2f} times the true error, by task; 1 is blind"
+        f"with {'the true' if history else 'no'} history, shuffled images cost {_range(rows, f'images_ratio{judged}')} "
+        "times the true error, by task; 1 is blind"
     )
+    if f"intent_ratio{judged}" in rows[0]:
+        lines.append(
+            f"shuffled for intent alone {_range(rows, f'intent_ratio{judged}')} times, for sight alone "
+            f"{_range(rows, f'sight_ratio{judged}')}; 1 is not read"
+        )
     for kind, said in _FRAMES_ARE.items():
         if tasks := [row["task"] for row in rows if row["frames"] == kind]:
             of_whom = "all tasks" if len(tasks) == len(rows) else ", ".join(tasks)
             lines.append(f"frames of {of_whom}: {said}")
     return "\n".join(lines)
+
+
+def _range(rows: Sequence[Mapping[str, Any]], name: str) -> str:
+    ratios = [row[name] for row in rows]
+    return f"{min(ratios):.2f} to {max(ratios):.2f}"
 
 
 def _rows(batch: Any, rows: slice) -> Any:

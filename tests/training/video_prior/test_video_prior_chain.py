@@ -23,6 +23,7 @@ from policy.policy import Policy
 from training.corpus import Corpus, open_corpus
 from training.ego_video.pack import ClipPack
 from training.export import probe_request
+from training.inspection import format_inspection, inspect
 from training.latent_actions.label import UNLABELLED
 from training.loop import Schedule
 from training.recipe import BackboneRecipe, Recipe, RunDirectory, Stage1Recipe
@@ -376,6 +377,33 @@ def test_adaptation_is_flow_and_a_part_of_intent(corpus: Corpus) -> None:
     more = found(0.1, codes, num_draws=3, history_pass="sampled", max_inference_delay=2)
     more["loss"].backward()
     assert all(value.grad is not None for value in vla.decoder.trunk.parameters())
+
+
+def test_inspection_tells_whether_intent_or_sight_is_read(make_prior: MakePrior) -> None:
+    prior = make_prior()
+    vla, corpus = build_model(prior.corpus, prior.eyes), prior.corpus
+    nn.init.normal_(vla.decoder.velocity_out.weight)
+    mixture = corpus.mixture(corpus.packs, landmarks=False)
+
+    def ratios() -> tuple[float, float, float]:
+        (row,) = inspect(vla, mixture, num_frames=16)
+        line = format_inspection([{**row, "frames": "training", "trained_with_history": False}]).splitlines()[-2]
+        assert line == (
+            f"shuffled for intent alone {row['intent_ratio']:.2f} to {row['intent_ratio']:.2f} times, for sight alone "
+            f"{row['sight_ratio']:.2f} to {row['sight_ratio']:.2f}; 1 is not read"
+        )
+        assert row["sight_ratio_history"] != 1.0 or row["sight_ratio"] == 1.0
+        return row["images_ratio"], row["intent_ratio"], row["sight_ratio"]
+
+    with torch.no_grad():
+        assert vla.decoder.visual_in is not None
+        vla.head.tokens.weight.mul_(100.0)
+        assert 1.0 not in ratios()
+        vla.head.tokens.weight.zero_()  # all frames have one intent
+        images, intent, sight = ratios()
+        assert intent == 1.0 and images == sight != 1.0
+        vla.decoder.visual_in.weight.zero_()
+        assert ratios() == (1.0, 1.0, 1.0)
 
 
 def test_in_a_part_of_adaptation_the_decoder_does_without_its_eyes(
