@@ -1,7 +1,7 @@
 """Frozen eyes: frames to patch features that no training ever changes (paper B, arXiv 2606.18955, stages 1 and 3).
 
-Owns their settings and JSON form, the small vision transformer, and any vision model of Hugging Face's from a local
-directory: safetensors alone, no code that comes with a model. Trains nothing (training/latent_actions/ does).
+Owns their settings and JSON form, the small vision transformer, and any plain vision transformer of Hugging Face's from
+a local directory: safetensors alone, no code that comes with a model. Trains nothing (training/latent_actions/ does).
 """
 
 from __future__ import annotations
