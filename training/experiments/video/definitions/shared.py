@@ -41,8 +41,7 @@ LANDMARKS_NOTE = (
 SHIFT_NOTE = "Pictures are shifted by up to 4 pixels in pretraining and, in every arm, in stage 2 (image_shift)."
 RESOLUTION_NOTE = (
     "Clips have 64 pixels a side and are enlarged to the model's 96, robots' pictures are reduced to these from 128: "
-    "pretraining sees blurred pictures, adaptation sharp ones. Part of what freezing loses, or of why pretraining does "
-    "not help, may be resolution."
+    "pretraining sees blurred pictures, adaptation sharp ones."
 )
 SAMPLE_NOTE = (
     "All seeds of training share the demonstrations, the first 10 or 50 of each task, and the clips: intervals leave "
