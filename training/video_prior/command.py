@@ -33,6 +33,9 @@ def add_video_prior_verb(verbs: Any) -> None:
     verb.add_argument("--run", type=Path, metavar="DIR", help="the run's directory (default: build/runs/RECIPE)")
     verb.add_argument("--shared", type=Path, metavar="DIR", help="of parts that runs share (default: parts in --run)")
     verb.add_argument("--clips", nargs="+", metavar="DIR", help="clip packs in place of the recipe's")
+    verb.add_argument(
+        "--test-clips", nargs="+", metavar="DIR", help="of pretraining: how well it foresees the codes of these packs"
+    )
     verb.add_argument("--eyes", metavar="DIR", help="a vision model's directory in place of eyes that are trained here")
     verb.add_argument("--eyes-image-size", type=int, metavar="PIXELS", help="that it reads (default: its own)")
     verb.add_argument("--backbone", metavar="DIR", help="a pretrained vision-language model (default: the recipe's)")
@@ -52,11 +55,15 @@ def add_video_prior_verb(verbs: Any) -> None:
 
 
 def _perform(options: argparse.Namespace) -> int:
+    from training.ego_video.pack import ClipPack
     from training.locked import locked
+    from training.video_prior.foresight import format_foresight
     from training.video_prior.joint_pipeline import JointPrior, prior_of
     from training.video_prior.recipe import VideoPriorRecipe, VideoPriorRun
 
     recipe = _as_asked(VideoPriorRecipe.load(options.recipe), options)
+    if options.test_clips and not recipe.pretraining.schedule.num_steps:
+        raise ValueError(f"--test-clips are for what pretraining foresees, and recipe {recipe.name} has none")
     root = options.run or Path("build/runs") / recipe.name
     run = VideoPriorRun.of(recipe, root, options.shared)
     run.keep_recipe(recipe)
@@ -68,6 +75,8 @@ def _perform(options: argparse.Namespace) -> int:
             assert isinstance(prior, JointPrior)
             for name, value in prior.alignment_scores.items():
                 print(f"  {name}: {value:.4g}")
+        if options.test_clips:
+            print(format_foresight(prior.foresight([ClipPack.open(each) for each in options.test_clips])))
     return 0
 
 

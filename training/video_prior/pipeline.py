@@ -6,7 +6,7 @@ directory has made of the same things are read, not made again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +29,7 @@ from training.latent_actions.train import eyes_digest, model_digest, read_eyes, 
 from training.loop import seconds_spent
 from training.stage1 import train_stage1
 from training.video_prior.adaptation import Beginnings, adapt
+from training.video_prior.foresight import Foresight, foresee
 from training.video_prior.intent_pretraining import NEUTRAL, LabelledClips, pretrain_intent, pretraining_identity
 from training.video_prior.recipe import VideoPriorRecipe, VideoPriorRun, check_made_of
 
@@ -134,6 +135,13 @@ class VideoPrior:
             codes_made_by=self._codes_made_by,
             device=self.device,
         )
+
+    def foresight(self, packs: Sequence[ClipPack]) -> Mapping[str, Foresight]:
+        """How well the pretrained backbone, which the recipe must have, foresees the codes of clips, by body."""
+        assert self.intent is not None
+        gap_s = self.recipe.latent_actions.gap_s
+        codes = [label_pack(self.latent_actions, pack, gap_s=gap_s).codes for pack in packs]
+        return foresee(self.intent, LabelledClips(packs=packs, codes=codes), self.corpus.config, self.device)
 
     @cached_property
     def stage1_directory(self) -> Path | None:

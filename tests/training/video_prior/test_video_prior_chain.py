@@ -28,6 +28,7 @@ from training.latent_actions.label import UNLABELLED
 from training.loop import Schedule
 from training.recipe import BackboneRecipe, Recipe, RunDirectory, Stage1Recipe
 from training.video_prior.adaptation import Beginnings, adapt
+from training.video_prior.foresight import foresee
 from training.video_prior.intent_pretraining import (
     NEUTRAL,
     LabelledClips,
@@ -334,7 +335,7 @@ def test_intent_is_learned_from_frames_and_words(corpus: Corpus, clip_packs: tup
     assert NEUTRAL in clips.batch(clips.places[clips.places[:, 0] == 1][:1], corpus.config, None)[0].instructions
     schedule = Schedule(num_steps=40, warmup_steps=2, log_every=1)
     recipe = replace(corpus.recipe, seed=3)
-    pretrain_intent(
+    intent = pretrain_intent(
         replace(corpus, recipe=recipe),
         clips,
         PretrainingRecipe(schedule=schedule, batch_size=16),
@@ -343,6 +344,15 @@ def test_intent_is_learned_from_frames_and_words(corpus: Corpus, clip_packs: tup
     )
     found = losses(tmp_path, "intent")
     assert found[0] > 1.0 and np.mean(found[-5:]) < 0.5 * found[0]
+    foreseen, blank = (foresee(each, clips, corpus.config) for each in (intent, intent_path(build_model(corpus, None))))
+    assert list(foreseen) == ["hand"] and foreseen["hand"].num_frames == len(clips.places)
+    share = np.mean([codes[pack][frame][0] == 3 for pack, frame in clips.places])
+    entropy = -(share * np.log(share) + (1 - share) * np.log(1 - share))
+    for each in (foreseen["hand"], blank["hand"]):
+        assert each.guessed_cross_entropy == pytest.approx(entropy, rel=1e-4)
+        assert each.guessed_accuracy == pytest.approx(max(share, 1 - share))
+    assert foreseen["hand"].cross_entropy < 0.5 * entropy < entropy < blank["hand"].cross_entropy
+    assert foreseen["hand"].accuracy > 0.9
     with pytest.raises(ValueError, match="no frame of the clips has a code"):
         _ = LabelledClips(packs=packs, codes=[np.full_like(each, UNLABELLED) for each in codes]).places
 

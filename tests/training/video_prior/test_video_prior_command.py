@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,27 @@ def test_parts_are_made_one_by_one_and_leave_a_run_that_other_verbs_read(
     assert Policy.from_checkpoint(run_root / "checkpoint").manifest["variant"] == "video-prior"
     assert main(["stats", "--run", str(run_root)]) == 0
     assert "slide: 4 episodes" in capsys.readouterr().out
+
+
+def test_pretraining_says_what_it_foresees_of_other_clips(
+    arguments: list[str],
+    recipe_values: dict[str, Any],
+    clip_packs: tuple[str, str],
+    run_root: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = [*arguments, "--run", str(run_root), "--test-clips", *clip_packs]
+    assert main(["video-prior", "pretraining", *run]) == 0
+    where, line = capsys.readouterr().out.splitlines()
+    assert where.startswith(f"pretraining: {run_root}")
+    assert re.match(
+        r"  hand: cross-entropy \d\.\d+, by frequency alone [01]\.\d+; right \d+ %, by .*; \d+ frames$", line
+    )
+    path = tmp_path / "control.json"
+    path.write_text(json.dumps({**recipe_values, "pretraining": {"schedule": {"num_steps": 0}}}))
+    assert main(["video-prior", "pretraining", *run, "--recipe", str(path)]) == 1
+    assert "recipe toy-video has none" in capsys.readouterr().err
 
 
 def test_other_clips_in_a_run_that_is_done_are_refused(
