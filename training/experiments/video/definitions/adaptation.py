@@ -9,10 +9,12 @@ from training.experiments.video.definitions.shared import (
     CONTROL,
     DEMONSTRATIONS,
     FEW,
+    INTENT_NOTE,
     LANDMARKS_NOTE,
     RESOLUTION_NOTE,
     SAMPLE_NOTE,
     SHIFT_NOTE,
+    STEPS_NOTE,
     TASKS_NOTE,
     at,
 )
@@ -142,6 +144,8 @@ def adaptation() -> PolicyExperiment:
             "From hands alone, codes and pretraining see clips of hands and nothing else. The other arms' clips also "
             "show robots, of the tests' bodies at other tasks; here they are pictures for the eyes alone, which the "
             "control has as well.",
+            INTENT_NOTE,
+            STEPS_NOTE,
             SAMPLE_NOTE,
             SHIFT_NOTE,
             RESOLUTION_NOTE,

@@ -8,10 +8,12 @@ from training.experiments.video.definitions.shared import (
     CODES_NOTE,
     CONTROL,
     FEW,
+    INTENT_NOTE,
     LANDMARKS_NOTE,
     RESOLUTION_NOTE,
     SAMPLE_NOTE,
     SHIFT_NOTE,
+    STEPS_NOTE,
     TASKS_NOTE,
 )
 from training.experiments.video.experiment import PolicyArm, PolicyClaim, PolicyExperiment, PolicyTraining
@@ -92,13 +94,14 @@ def decoupling() -> PolicyExperiment:
             "VLM adapts the head alone, as the released code does. Paper B's 52.4 to 67.7 is frozen against full, with "
             "the loss on codes in between; a claim of its own is without that loss on either side.",
             "Half its sight hidden: in half of the samples of stage 2 the head is not shown what its eyes see, and "
-            "has to read intent; in the tests it is shown all. With all of its sight a head may not read intent "
-            "(docs/methods.md), and nothing that intent learned can then help it.",
+            "has to read intent; in the tests it is shown all.",
             "Visual encoder only reads no words: what it lacks is the instruction as well as intent.",
             "Intent only, no pretraining, learned nothing from clips, nor did no pretraining, untrained eyes, whose "
             "eyes stay as their seed made them. The other arms without pretraining have the eyes that were trained on "
             "the clips' single frames.",
             "No pretraining and full are the very runs of adaptation.",
+            INTENT_NOTE,
+            STEPS_NOTE,
             SAMPLE_NOTE,
             SHIFT_NOTE,
             RESOLUTION_NOTE,

@@ -43,6 +43,14 @@ RESOLUTION_NOTE = (
     "Clips have 64 pixels a side and are enlarged to the model's 96, robots' pictures are reduced to these from 128: "
     "pretraining sees blurred pictures, adaptation sharp ones."
 )
+STEPS_NOTE = (
+    "360 steps draw 5,760 frames of a task: all of 50 demonstrations once (assembly) or twice (lift), of 10 five or "
+    "eleven times. Policies here are short of steps before they are short of demonstrations."
+)
+INTENT_NOTE = (
+    "Where a head has eyes it hardly reads intent: with another frame's intent its chunks are as good, by the verb "
+    "inspect (docs/methods.md). What pretraining gives intent can then not show, whatever it is worth."
+)
 SAMPLE_NOTE = (
     "All seeds of training share the demonstrations, the first 10 or 50 of each task, and the clips: intervals leave "
     "out what other demonstrations or clips would change."
