@@ -94,6 +94,19 @@ def test_continuous_latents_have_no_codes_to_count() -> None:
 
 
 def test_the_same_seed_gives_the_same_interval() -> None:
-    sample = r2(np.random.default_rng(0).normal(0.5, 0.2, (3, 20)))
+    sample = r2(np.random.default_rng(0).normal(0.5, 0.2, (1, 20)))
     assert estimate(sample) == estimate(sample)
     assert estimate(sample) != estimate(sample, seed=1)
+
+
+def test_no_interval_reaches_further_than_its_figure_can() -> None:
+    # Two seeds of which one uses all codes and one half of them: Student's interval alone would reach from -2.4 to 3.9.
+    counts = np.stack([np.ones((4, 8)), np.tile([2.0, 0.0], (4, 4))])
+    found = estimate(Sample("usage", counts))
+    assert (found.value, found.low, found.high) == (0.75, 0.0, 1.0)
+    gap = estimate(Sample("usage", counts), Sample("usage", counts[::-1].copy()))
+    assert (gap.value, gap.low, gap.high) == (0.0, -1.0, 1.0)
+    even = estimate(Sample("perplexity", counts))
+    assert even.low == 1.0 and even.high > 8.0
+    varied = estimate(r2(np.array([[0.9, 0.9], [0.1, 0.1]])))
+    assert varied.high == 1.0 and varied.low < -1.0

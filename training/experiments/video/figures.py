@@ -7,17 +7,26 @@ and of matched clips of two bodies takes the draws that a probe made.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from training.experiments.statistics import NUM_DRAWS, Estimate
+from training.experiments.statistics import NUM_DRAWS, Estimate, at_least_students
 
 Array = npt.NDArray[np.float64]
 Kind = Literal["R2", "error", "usage", "perplexity", "CKA", "IoU"]
 OF_MATCHED_CLIPS: tuple[Kind, ...] = ("error", "CKA")  # of hands and robots, whose clips a probe draws
+# What a figure can be at all: no interval of one reaches further, and none of a difference further than these allow.
+RANGES: Mapping[Kind, tuple[float, float]] = {
+    "R2": (-np.inf, 1.0),
+    "error": (0.0, np.inf),
+    "usage": (0.0, 1.0),
+    "perplexity": (1.0, np.inf),
+    "CKA": (0.0, 1.0),
+    "IoU": (0.0, 1.0),
+}
 _DRAWS_AT_ONCE = 250
 _USED_ABOVE = 0.1  # of an equal share: what the quantizer revives below is no code in use
 
@@ -104,10 +113,21 @@ def sample_of(figure: str, probes: Sequence[Mapping[str, Any]]) -> Sample | None
 
 
 def estimate(first: Sample, second: Sample | None = None, *, seed: int = 0, num_draws: int = NUM_DRAWS) -> Estimate:
-    """The figure, or the difference of two, mean over seeds, with its 95 % bootstrap interval over seeds and clips.
+    """The figure, or the difference of two, mean over seeds, with its 95 % interval.
 
-    Raises ValueError for two that are not of the same seeds and clips.
+    That is the wider of a bootstrap over seeds and clips and Student's over seeds, for three seeds that are drawn from
+    three vary too little (statistics.py), and no wider than the figure can be. Raises ValueError for two that are not
+    of the same seeds and clips.
     """
+    bootstrapped = _bootstrap(first, second, seed, num_draws)
+    by_seed, (least, most) = first.by_seed, RANGES[first.kind]
+    if second is not None:
+        by_seed, least, most = by_seed - second.by_seed, least - most, most - least
+    found = at_least_students(bootstrapped, by_seed)
+    return replace(found, low=max(found.low, least), high=min(found.high, most))
+
+
+def _bootstrap(first: Sample, second: Sample | None, seed: int, num_draws: int) -> Estimate:
     if second is not None and first.values.shape[:2] != second.values.shape[:2]:
         raise ValueError(f"figures are of {first.values.shape[:2]} and {second.values.shape[:2]} seeds and clips")
     num_seeds, num_clips = first.values.shape[:2]

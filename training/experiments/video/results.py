@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ from training.experiments.results import file_name, results_name, testing, versi
 from training.experiments.statistics import (
     Estimate,
     Outcomes,
-    at_least_students,
     difference_of_differences,
     mean_success,
     paired_difference,
@@ -37,7 +35,7 @@ from training.experiments.video.experiment import (
     ProbeExperiment,
     VideoExperiment,
 )
-from training.experiments.video.figures import FIGURES, Sample, estimate, sample_of
+from training.experiments.video.figures import FIGURES, estimate, sample_of
 from training.experiments.video.finished_jobs import write_finished_jobs
 from training.experiments.video.plan import Job, ProbeJob, from_nothing, key_where_done, measured, plan
 from training.experiments.video.store import VideoStore
@@ -140,7 +138,7 @@ def _probed_arm(
     for name in shown:
         sample = sample_of(name, list(probes.values()))
         if sample is not None:
-            figures[name] = _estimate(sample).to_json()
+            figures[name] = estimate(sample).to_json()
             by_seed[name] = [float(f"{value:.4g}") for value in sample.by_seed]
     return {
         "name": arm.name,
@@ -159,7 +157,7 @@ def _figure_claim(
     found: Estimate | None = None
     first, *second = samples
     if first is not None and all(sample is not None for sample in second):
-        found = _estimate(first, second[0] if second else None)
+        found = estimate(first, second[0] if second else None)
     return {
         "claim": claim.claim,
         "first": {"arm": claim.first.arm, "figure": claim.first.figure},
@@ -171,14 +169,6 @@ def _figure_claim(
         "estimate": found.to_json() if found else None,
         "verdict": verdict(found, claim.expected, neutral=claim.than),
     }
-
-
-def _estimate(first: Sample, second: Sample | None = None) -> Estimate:
-    """Of a figure or a difference; three seeds that are drawn from three vary too little, as in statistics.py."""
-    by_seed = first.by_seed - (second.by_seed if second is not None else 0.0)
-    found = at_least_students(estimate(first, second), by_seed)
-    at_most_1 = second is None and first.kind in ("usage", "R2", "CKA", "IoU")
-    return replace(found, high=min(found.high, 1.0)) if at_most_1 else found
 
 
 def _tested(experiment: PolicyExperiment, store: VideoStore, seeds: Sequence[int]) -> dict[str, Any]:
