@@ -70,8 +70,7 @@ class LatentActionModel(nn.Module):
         nn.init.zeros_(self.features_out.bias)
         # Both are read in training alone. The first sees no frame: what it needs must be in the codes. The second says
         # of each patch how much of it moves in the first and in the last frame.
-        num_motions = NUM_MOTIONS if settings.motion_target == "moments" else patches
-        self.motion_out = nn.Linear(num_tokens * settings.latent_dim, num_motions)
+        self.motion_out = nn.Linear(num_tokens * settings.latent_dim, NUM_MOTIONS)
         self.masks_out = nn.Linear(width, 2) if settings.mask_weight else None
         self.register_buffer("feature_mean", torch.zeros(patches, eyes.width))
         self.register_buffer("feature_scale", torch.ones(()))

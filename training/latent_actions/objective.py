@@ -29,20 +29,17 @@ def latent_action_losses(
     motion: Float[Tensor, "batch motions"] | None = None,
     coverage: Float[Tensor, "batch patches 2"] | None = None,
     *,
-    read: tuple[Tensor, Tensor] | None = None,
     quantize: bool = True,
     revive_with: torch.Generator | None = None,
 ) -> Mapping[str, Float[Tensor, ""]]:
     """Of two frames as the model sees them. `foreground` None: both paths answer for all patches.
 
-    `motion` is what the model's motion_target names, NaN where that is not known, and `coverage` how much of each patch
+    `motion` is what moments.py makes of each pair, NaN where that is not known, and `coverage` how much of each patch
     moves in the first and in the last frame; their errors are fractions of what saying nothing, and the mean, costs.
-    With `read` the codes come from this view of the two frames and must explain the other, first and last: what holds
-    in both views is how things moved, and where they are is not.
     With `quantize` False latents stay as they are, as in a model without codebooks. With a generator dead codes of both
     codebooks revive.
     """
-    encoded = model.encode_all(*(read or (first, last)))
+    encoded = model.encode_all(first, last)
     latents = encoded.latents
     metrics: dict[str, Tensor] = {}
     action, background = latents.action, latents.background
@@ -106,13 +103,6 @@ def masked_error(
     """Mean squared error over what `mask` marks in the whole batch; 0 where it marks nothing."""
     error = (guess.float() - truth.float()).square().mean(-1)
     return (error * mask).sum() / mask.sum().clamp(min=1)
-
-
-def motion_map(
-    first_mask: Float[Tensor, "batch size size"], last_mask: Float[Tensor, "batch size size"], side: int
-) -> Float[Tensor, "batch patches"]:
-    """How much more of each patch is foreground in the last frame than in the first, from -1 to 1."""
-    return covered(last_mask - first_mask, side)
 
 
 def covered(mask: Float[Tensor, "batch size size"], side: int) -> Float[Tensor, "batch patches"]:

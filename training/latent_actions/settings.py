@@ -17,8 +17,6 @@ Masks = Literal["none", "flow", "truth"]
 MaskedFrames = Literal["last", "both"]
 # What the action path must show outside the foreground: whatever it likes, as in paper B, or the first frame's patch.
 Elsewhere = Literal["anything", "first"]
-# What a linear map of the action codes must give: a few moments of how masks and flow moved, or masks' change by patch.
-MotionTarget = Literal["moments", "map"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +53,6 @@ class EyesSettings:
 class LatentActionSettings:
     """Of train_latent_actions. `num_codes` 0 leaves the latents continuous. Paper B's code has 16 codes and 4 tokens.
 
-    With `view_shift` codes are read from a pair as it is and must explain it shifted by up to so many pixels each way.
     `motion_weight` is of the motion that action codes alone must give, `mask_weight` of both frames' masks that the
     encoder must know patch by patch (objective.py); paper B has neither, 0.
     In the first `continuous_part` of training latents are not quantised, so that codes start where latents say
@@ -72,9 +69,7 @@ class LatentActionSettings:
     masked_frames: MaskedFrames = "both"
     elsewhere: Elsewhere = "first"
     foreground_above: float = 0.47
-    view_shift: int = 0
     motion_weight: float = 2.0
-    motion_target: MotionTarget = "moments"
     mask_weight: float = 1.0
     continuous_part: float = 0.4
     vary: bool = True
@@ -98,15 +93,11 @@ class LatentActionSettings:
             raise ValueError(f"latent_actions.elsewhere is {self.elsewhere!r}, expected 'anything' or 'first'")
         if self.num_codes < 0 or self.num_codes == 1:
             raise ValueError(f"latent_actions.num_codes is {self.num_codes}, expected at least 2, or 0 for continuous")
-        if self.motion_target not in ("moments", "map"):
-            raise ValueError(f"latent_actions.motion_target is {self.motion_target!r}, expected 'moments' or 'map'")
         for name in ("motion_weight", "mask_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"latent_actions.{name} is {getattr(self, name)}, expected 0 or more")
         if not 0 <= self.continuous_part < 1:
             raise ValueError(f"latent_actions.continuous_part is {self.continuous_part}, expected 0 to below 1")
-        if self.view_shift < 0:
-            raise ValueError(f"latent_actions.view_shift is {self.view_shift}, expected 0 or more pixels")
         if not 0 <= self.foreground_above < 1:
             raise ValueError(f"latent_actions.foreground_above is {self.foreground_above}, expected 0 to below 1")
 

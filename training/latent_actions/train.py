@@ -34,15 +34,13 @@ from training.json_file import write_json
 from training.latent_actions.eyes import MaskedAutoencoder
 from training.latent_actions.model import LatentActionModel
 from training.latent_actions.moments import PairMotions, mirrored_motions, motion_scale
-from training.latent_actions.objective import covered, foreground_patches, latent_action_losses, motion_map
+from training.latent_actions.objective import covered, foreground_patches, latent_action_losses
 from training.latent_actions.settings import EyesSettings, LatentActionSettings
-from training.latent_actions.variation import Variation, shifted
+from training.latent_actions.variation import Variation
 from training.loop import run, step_seed
 
 EYES, LATENT_ACTIONS = "eyes", "latent_actions"
 _REVIVING = 0.8  # of training: in the rest codes settle, and so do their averages
-# What a file of settings meant that was written before these could be set.
-_BEFORE = {"motion_target": "map", "mask_weight": 0.0, "continuous_part": 0.1}
 _MEASURED_FRAMES = 1024
 _CODEBOOK_RATE = 5.0  # times the learning rate: codes keep up with the latents that they stand for
 
@@ -51,11 +49,9 @@ _CODEBOOK_RATE = 5.0  # times the learning rate: codes keep up with the latents 
 class _Rows:
     first: Tensor  # uint8 [batch, size, size, 3]
     last: Tensor
-    shown_first: Tensor  # the same pairs in the view that codes must explain; the same tensors where there is one view
-    shown_last: Tensor
-    foreground: Tensor | None  # bool [batch, patches], of that view
-    motion: Tensor | None  # [batch, what codes must say], of the pairs as they are
-    coverage: Tensor | None  # [batch, patches, 2], of the pairs as they are
+    foreground: Tensor | None  # bool [batch, patches]
+    motion: Tensor | None  # [batch, what codes must say]
+    coverage: Tensor | None  # [batch, patches, 2]
 
 
 def train_eyes(
@@ -137,7 +133,6 @@ def train_latent_actions(
         parts = [pairs[number].batch(index[source == number] - (ends[number] - len(pairs[number]))) for number in drawn]
         first, last = (torch.from_numpy(np.concatenate([getattr(part, name) for part in parts]))
                        for name in ("first", "last"))  # fmt: skip
-        shifts = _shifts(seed + 3, step, settings)
         variation = None
         if settings.vary:
             generator = torch.Generator().manual_seed(step_seed(seed + 4, step))
@@ -152,11 +147,9 @@ def train_latent_actions(
             if variation is not None:
                 first_mask, last_mask = variation.of_masks(first_mask), variation.of_masks(last_mask)
             moving = last_mask if settings.masked_frames == "last" else torch.maximum(first_mask, last_mask)
-            foreground = foreground_patches(shifted(moving, shifts), side, settings.foreground_above).to(device)
+            foreground = foreground_patches(moving, side, settings.foreground_above).to(device)
             coverage = torch.stack([covered(mask, side) for mask in (first_mask, last_mask)], -1).to(device)
-            if scale is None:
-                motion = motion_map(first_mask, last_mask, side).to(device)
-            else:
+            if scale is not None:
                 of_each = [motions[number].between(part.frame) for number, part in zip(drawn, parts, strict=True)]
                 motion = torch.from_numpy(np.concatenate(of_each) / scale)
                 if variation is not None:
@@ -165,8 +158,6 @@ def train_latent_actions(
         return _Rows(
             first.to(device),
             last.to(device),
-            shifted(first, shifts).to(device),
-            shifted(last, shifts).to(device),
             foreground,
             motion,
             coverage,
@@ -175,12 +166,11 @@ def train_latent_actions(
     def loss(step: int, rows: _Rows, generator: torch.Generator) -> Mapping[str, Tensor]:
         return latent_action_losses(
             model,
-            model.see(rows.shown_first, sight),
-            model.see(rows.shown_last, sight),
+            model.see(rows.first, sight),
+            model.see(rows.last, sight),
             rows.foreground,
             rows.motion,
             rows.coverage,
-            read=(model.see(rows.first, sight), model.see(rows.last, sight)) if settings.view_shift else None,
             quantize=step >= first_quantized,
             revive_with=generator if step < last_revival else None,
         )
@@ -223,7 +213,7 @@ def masked(pack: ClipPack, settings: LatentActionSettings) -> ClipPack:
 
 
 def _needs_moments(settings: LatentActionSettings) -> bool:
-    return settings.masks != "none" and settings.motion_weight > 0 and settings.motion_target == "moments"
+    return settings.masks != "none" and settings.motion_weight > 0
 
 
 def save_eyes(eyes: FrozenEyes, directory: Path) -> None:
@@ -272,7 +262,7 @@ def read_latent_actions(directory: Path | str) -> LatentActionModel:
     path = directory / f"{LATENT_ACTIONS}.json"
     if not path.is_file():
         raise OSError(f"{directory} holds no {path.name}; train it first: python -m training latent-actions")
-    settings = LatentActionSettings.from_json(_BEFORE | json.loads(path.read_text()), str(path))
+    settings = LatentActionSettings.from_json(json.loads(path.read_text()), str(path))
     eyes = read_eyes(directory / EYES)
     with torch.random.fork_rng(devices=[]):
         model = LatentActionModel(settings, eyes)
@@ -318,15 +308,6 @@ def _mask(pairs: PairBatch, name: str) -> npt.NDArray[np.float32]:
     mask = getattr(pairs, name)
     assert mask is not None
     return mask
-
-
-def _shifts(seed: int, step: int, settings: LatentActionSettings) -> Tensor | None:
-    """Right and down, [batch, 2] pixels."""
-    if not settings.view_shift:
-        return None
-    generator = torch.Generator().manual_seed(step_seed(seed, step))
-    most = settings.view_shift
-    return torch.randint(-most, most + 1, (settings.batch_size, 2), generator=generator)
 
 
 def _without_schedule(values: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The same motion in other pictures: mirrored, in other colours, shifted. Few clips are many pictures that way.
+"""The same motion in other pictures: mirrored, in other colours. Few clips are many pictures that way.
 
 Owns what is done to pixels, and that both frames and masks of a pair get the same.
 """
@@ -36,12 +36,3 @@ class Variation:
 
     def of_masks(self, masks: Float[Tensor, "batch size size"]) -> Float[Tensor, "batch size size"]:
         return torch.where(self.mirrored[:, None, None], masks.flip(2), masks)
-
-
-def shifted(pictures: Tensor, shifts: Int[Tensor, "batch 2"] | None) -> Tensor:
-    """Pictures [batch, size, size, ...], each moved right and down by its own pixels; edges go on where they end."""
-    if shifts is None:
-        return pictures
-    size = pictures.shape[1]
-    from_column, from_row = ((torch.arange(size) - shifts[:, [side]]).clamp(0, size - 1) for side in (0, 1))
-    return pictures[torch.arange(len(pictures))[:, None, None], from_row[:, :, None], from_column[:, None]]

@@ -13,10 +13,9 @@ from training.latent_actions.objective import (
     foreground_patches,
     latent_action_losses,
     masked_error,
-    motion_map,
     reconstructions,
 )
-from training.latent_actions.settings import EyesSettings, LatentActionSettings, MotionTarget
+from training.latent_actions.settings import EyesSettings, LatentActionSettings
 
 
 @pytest.fixture
@@ -124,29 +123,10 @@ def test_the_loss_is_the_sum_of_its_parts_and_both_codebooks_learn(model: Latent
     assert not any(parameter.grad is not None for parameter in model.eyes.parameters())
 
 
-def test_codes_of_one_view_are_held_to_what_the_other_shows(model: LatentActionModel) -> None:
-    first, last, read = features(2), features(2, 1), (features(2, 2), features(2, 3))
-    losses = latent_action_losses(model, first, last, None, read=read, quantize=False)
-    latents = model.encode(*read)
-    torch.testing.assert_close(
-        losses["full"], (model.decode(first, latents.action, latents.background) - last).square().mean()
-    )
-
-
-def test_a_motion_map_says_where_the_foreground_came_and_went() -> None:
-    first, last = torch.zeros(2, 1, 8, 8)
-    first[0, :4, :4] = 1
-    last[0, :4, 2:6] = 1
-    assert motion_map(first, last, 2)[0].tolist() == [-0.5, 0.5, 0, 0]
-
-
-@pytest.mark.parametrize(("target", "num_motions"), [("map", 16), ("moments", 8)])
-def test_motion_is_asked_of_the_action_codes_alone(
-    target: MotionTarget, num_motions: int, settings: LatentActionSettings, eyes: FrozenEyes
-) -> None:
+def test_motion_is_asked_of_the_action_codes_alone(settings: LatentActionSettings, eyes: FrozenEyes) -> None:
     torch.manual_seed(0)
-    model = LatentActionModel(replace(settings, motion_target=target), eyes)
-    motion = torch.randn(2, num_motions, generator=torch.Generator().manual_seed(5))
+    model = LatentActionModel(settings, eyes)
+    motion = torch.randn(2, 8, generator=torch.Generator().manual_seed(5))
     with torch.no_grad():
         model.motion_out.weight.zero_()
         model.motion_out.bias.zero_()
@@ -241,7 +221,6 @@ def test_a_model_sees_features_of_mean_zero_at_each_patch_and_variance_one(model
         ({"num_codes": 1}, "num_codes is 1"),
         ({"codes": 16}, "unknown keys"),
         ({"masked_frames": "first"}, "masked_frames"),
-        ({"motion_target": "flow"}, "motion_target is 'flow'"),
         ({"mask_weight": -1}, "mask_weight is -1"),
         ({"continuous_part": 1}, "continuous_part is 1"),
         ({"schedule": {"steps": 3}}, "latent_actions.schedule"),

@@ -4,17 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from training.latent_actions.variation import Variation, shifted
-
-
-def test_a_shifted_picture_goes_on_with_its_edge() -> None:
-    picture = torch.arange(9).view(1, 3, 3)
-    assert shifted(picture, torch.tensor([[1, 0]]))[0].tolist() == [[0, 0, 1], [3, 3, 4], [6, 6, 7]]
-    assert shifted(picture, torch.tensor([[0, -2]]))[0].tolist() == [[6, 7, 8]] * 3
-    frames = torch.randint(0, 256, (2, 4, 4, 3), dtype=torch.uint8)
-    moved = shifted(frames, torch.tensor([[0, 0], [-1, 2]]))
-    assert torch.equal(moved[0], frames[0])
-    assert torch.equal(moved[1, 2:, :3], frames[1, :2, 1:])
+from training.latent_actions.variation import Variation
 
 
 def test_frames_and_masks_are_mirrored_together_and_colours_change_alone() -> None:
