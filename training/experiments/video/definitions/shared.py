@@ -49,7 +49,8 @@ STEPS_NOTE = (
 )
 INTENT_NOTE = (
     "Where a head has eyes it hardly reads intent: with another frame's intent its chunks are as good, by the verb "
-    "inspect (docs/methods.md). What pretraining gives intent can then not show, whatever it is worth."
+    "inspect (docs/methods.md). What pretraining gives intent can then not show, whatever it is worth. Nor do the two "
+    "tasks need words: each is another body's, which alone says what is to be done."
 )
 SAMPLE_NOTE = (
     "All seeds of training share the demonstrations, the first 10 or 50 of each task, and the clips: intervals leave "
