@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from training.ego_video.pack import ClipPack, FramePairs, PairBatch
 from training.json_file import write_json
 from training.latent_actions.eyes import MaskedAutoencoder
 from training.latent_actions.model import LatentActionModel
-from training.latent_actions.moments import PairMotions, mirrored_motions, motion_scale
+from training.latent_actions.moments import Motions, PairMotions, mirrored_motions, motion_scale
 from training.latent_actions.objective import covered, foreground_patches, latent_action_losses
 from training.latent_actions.settings import EyesSettings, LatentActionSettings
 from training.latent_actions.variation import Variation
@@ -113,8 +114,6 @@ def train_latent_actions(
         torch.manual_seed(seed)
         model = LatentActionModel(settings, eyes).to(device)
     pairs = [FramePairs(masked(pack, settings), settings.gap_s, settings.max_gap_s) for pack in packs]
-    motions = [PairMotions(each.pack) for each in pairs] if _needs_moments(settings) else []
-    scale = motion_scale(motions, pairs) if motions else None
     ends = np.cumsum([len(each) for each in pairs])
     side = round(eyes.num_tokens**0.5)
     frames = _Frames(packs)
@@ -125,6 +124,11 @@ def train_latent_actions(
     first_quantized, last_revival = (
         part * settings.schedule.num_steps for part in (settings.continuous_part, _REVIVING)
     )
+
+    @cache  # what has ended is opened without them, and they take seconds
+    def told() -> tuple[Sequence[PairMotions], Motions]:
+        motions = [PairMotions(each.pack) for each in pairs]
+        return motions, motion_scale(motions, pairs)
 
     def batch(step: int) -> _Rows:
         index = _drawn(seed + 1, step, int(ends[-1]), settings.batch_size)
@@ -149,7 +153,8 @@ def train_latent_actions(
             moving = last_mask if settings.masked_frames == "last" else torch.maximum(first_mask, last_mask)
             foreground = foreground_patches(moving, side, settings.foreground_above).to(device)
             coverage = torch.stack([covered(mask, side) for mask in (first_mask, last_mask)], -1).to(device)
-            if scale is not None:
+            if settings.motion_weight:
+                motions, scale = told()
                 of_each = [motions[number].between(part.frame) for number, part in zip(drawn, parts, strict=True)]
                 motion = torch.from_numpy(np.concatenate(of_each) / scale)
                 if variation is not None:
@@ -210,10 +215,6 @@ def masked(pack: ClipPack, settings: LatentActionSettings) -> ClipPack:
             "pack it again with them, or train with masks 'none'"
         )
     return own
-
-
-def _needs_moments(settings: LatentActionSettings) -> bool:
-    return settings.masks != "none" and settings.motion_weight > 0
 
 
 def save_eyes(eyes: FrozenEyes, directory: Path) -> None:

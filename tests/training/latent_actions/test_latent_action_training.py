@@ -65,6 +65,21 @@ def test_what_is_read_back_is_what_was_trained(trained: tuple[LatentActionModel,
     assert not any(parameter.requires_grad for parameter in read.parameters())
 
 
+def test_what_has_ended_is_opened_without_measuring_how_everything_moved(
+    clips: ClipPack,
+    eyes: FrozenEyes,
+    settings: LatentActionSettings,
+    trained: tuple[LatentActionModel, Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def never(pack: ClipPack) -> None:
+        raise AssertionError("it was measured")
+
+    monkeypatch.setattr("training.latent_actions.train.PairMotions", never)
+    again = train_latent_actions([clips], eyes, settings, trained[1], seed=0)
+    assert model_digest(again) == model_digest(trained[0])
+
+
 def test_codes_begin_after_the_part_of_training_that_is_continuous(
     clips: ClipPack, eyes: FrozenEyes, settings: LatentActionSettings, tmp_path: Path
 ) -> None:
